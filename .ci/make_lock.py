@@ -1,0 +1,197 @@
+"""Make requirements.lock from pyproject.toml, or check that it still is what pyproject.toml means.
+
+    python .ci/make_lock.py            # keep what is pinned, add and drop what pyproject asks for
+    python .ci/make_lock.py --upgrade  # newest versions of everything
+    python .ci/make_lock.py --check    # change nothing; exit 1 where the lock is not up to date
+
+One universal lock serves Linux, macOS and Windows, Python 3.10 to 3.13. It keeps the hashes of
+wheels only, so that an installer which demands hashes cannot take a source distribution: building
+is impossible, not merely switched off. It holds no address, so that any mirror will do.
+
+Exit codes: 0 made, or up to date; 1 the lock differs or cannot be made; 3 no package index was
+reached, so nothing could be compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from packaging.markers import Marker
+from packaging.tags import compatible_tags, cpython_tags
+from packaging.utils import parse_wheel_filename
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PROJECT = Path(__file__).resolve().parent.parent
+PYPROJECT = PROJECT / "pyproject.toml"
+LOCK = PROJECT / "requirements.lock"
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+# Each system the lock must serve: values of its markers, and the platform tags it can install.
+SYSTEMS = {
+    "Linux x86_64": ("linux", "Linux", "x86_64", "manylinux_2_{}_x86_64", range(28, 4, -1)),
+    "Linux aarch64": ("linux", "Linux", "aarch64", "manylinux_2_{}_aarch64", range(28, 16, -1)),
+    "macOS arm64": ("darwin", "Darwin", "arm64", "macosx_{}_0_arm64", range(14, 10, -1)),
+    "Windows x86_64": ("win32", "Windows", "AMD64", "win_amd64", range(1)),
+}
+# glibc versions that have an older second name.
+ALIASES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+NO_NETWORK = re.compile(
+    r"error sending request|dns error|connect|timed? ?out|Failed to fetch|offline", re.IGNORECASE
+)
+
+
+class NoNetwork(Exception):
+    """No package index answered."""
+
+
+def dependencies_digest(pyproject: Path = PYPROJECT) -> str:
+    """sha256 of what the lock is made from: requires-python, dependencies, dependency groups."""
+    table = tomllib.loads(pyproject.read_text(encoding="utf-8"))
+    inputs = [
+        table["project"]["requires-python"],
+        table["project"]["dependencies"],
+        table["dependency-groups"],
+    ]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def uv(*arguments: str | Path) -> None:
+    """Run the uv of this environment; its error, or NoNetwork, where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "uv", "--quiet", *map(str, arguments)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 0:
+        return
+    # 1 is uv's "these requirements have no solution"; everything else may be the network.
+    if done.returncode != 1 and NO_NETWORK.search(done.stderr):
+        raise NoNetwork(done.stderr.strip())
+    sys.exit(f"error: uv could not compile pyproject.toml:\n{done.stderr.strip()}")
+
+
+def compile_lock(upgrade: bool) -> str:
+    """The text that requirements.lock should hold."""
+    compiling = ["pip", "compile", "--universal", "--generate-hashes", "--python-version"]
+    compiling += [PYTHONS[0], "--group", "dev", "--group", "installer"]
+    compiling += ["--no-annotate", "--no-header"]
+    with tempfile.TemporaryDirectory() as folder:
+        requirements, pylock = Path(folder, "requirements.txt"), Path(folder, "pylock.toml")
+        if LOCK.exists() and not upgrade:
+            # uv prefers the versions (and the hashes) of the file it is about to overwrite.
+            requirements.write_bytes(LOCK.read_bytes())
+        uv(*compiling, "-o", requirements, PYPROJECT)
+        # The same resolution once more, in the format that tells wheels from source archives.
+        uv(*compiling, "--constraint", requirements, "--format", "pylock.toml", "-o", pylock,
+           PYPROJECT)  # fmt: skip
+        wheels = wheels_of(tomllib.loads(pylock.read_text(encoding="utf-8")))
+        body, problems = keep_wheels(requirements.read_text(encoding="utf-8"), wheels)
+    if problems:
+        sys.exit("error: no lock, because\n  " + "\n  ".join(problems))
+    return (
+        "# Made by `python .ci/make_lock.py` from pyproject.toml; do not edit by hand.\n"
+        "# Hashes of wheels only: nothing can be built from source.\n"
+        f"# dependencies sha256: {dependencies_digest()}\n{body}"
+    )
+
+
+def wheels_of(pylock: dict[str, Any]) -> dict[tuple[str, str], dict[str, str]]:
+    """(name, version) -> {"sha256:...": file name} of its wheels."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for package in pylock["packages"]:
+        files = found.setdefault((package["name"], package["version"]), {})
+        for wheel in package.get("wheels", []):
+            name = wheel.get("name") or wheel["url"].rsplit("/", 1)[1]
+            files["sha256:" + wheel["hashes"]["sha256"]] = name.replace("%2B", "+")
+    return found
+
+
+def keep_wheels(
+    text: str, wheels: dict[tuple[str, str], dict[str, str]]
+) -> tuple[str, list[str]]:
+    """The requirements without the hashes of source archives, and what is wrong with them."""
+    lines, problems = [], []
+    for entry in text.replace(" \\\n    ", " ").splitlines():
+        requirement, *hashes = entry.split(" --hash=")
+        name, version = re.split("==| ;|$", requirement, maxsplit=2)[:2]
+        known = wheels.get((name, version.strip()), {})
+        kept = [value for value in map(str.strip, hashes) if value in known]
+        lines.append(" \\\n    ".join([requirement, *(f"--hash={value}" for value in kept)]))
+        problems += uncovered(requirement, [known[value] for value in kept])
+    return "\n".join(lines) + "\n", problems
+
+
+def uncovered(requirement: str, files: list[str]) -> list[str]:
+    """The systems and Pythons that need this requirement and find no wheel of it."""
+    marker = requirement.partition(" ; ")[2]
+    tags = {tag for file in files for tag in parse_wheel_filename(file)[3]}
+    missing = []
+    for system, (sys_platform, platform_system, machine, pattern, versions) in SYSTEMS.items():
+        platforms = [pattern.format(version) for version in versions]
+        if sys_platform == "linux":
+            platforms += [f"{ALIASES[v]}_{machine}" for v in versions if v in ALIASES]
+        for python in PYTHONS:
+            environment = {
+                "sys_platform": sys_platform,
+                "platform_system": platform_system,
+                "platform_machine": machine,
+                "os_name": "nt" if sys_platform == "win32" else "posix",
+                "python_version": python,
+                "python_full_version": python + ".0",
+                "platform_python_implementation": "CPython",
+                "implementation_name": "cpython",
+            }
+            if marker and not Marker(marker).evaluate(environment):
+                continue
+            version = tuple(map(int, python.split(".")))
+            interpreter = "cp" + python.replace(".", "")
+            usable = {
+                *cpython_tags(version, platforms=platforms),
+                *compatible_tags(version, interpreter, platforms),
+            }
+            if not tags & usable:
+                missing.append(f"{requirement}: no wheel for {system}, Python {python}")
+    return missing
+
+
+def main() -> int:
+    description = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(description=description)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="change nothing; exit 1 if outdated")
+    what.add_argument("--upgrade", action="store_true", help="newest versions of everything")
+    arguments = parser.parse_args()
+    try:
+        text = compile_lock(arguments.upgrade)
+    except NoNetwork as reason:
+        print(f"not compiled: no package index was reached\n{reason}", file=sys.stderr)
+        return 3
+    if not arguments.check:
+        scratch = LOCK.with_name(f"{LOCK.name}.{os.getpid()}")
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(LOCK)
+        print(f"{LOCK.name}: {text.count('--hash=')} wheels")
+        return 0
+    if not LOCK.exists() or LOCK.read_text(encoding="utf-8") != text:
+        print("requirements.lock is not what pyproject.toml compiles to;", file=sys.stderr)
+        print("make it anew: python .ci/make_lock.py", file=sys.stderr)
+        return 1
+    print("requirements.lock is what pyproject.toml compiles to, and holds wheels only")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

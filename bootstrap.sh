@@ -1,0 +1,935 @@
+#!/usr/bin/env bash
+# From a bare machine to a verified environment and a trained model. ./bootstrap.sh --help
+#
+# Needs bash 4 and a Python 3.10 to 3.13, compiles nothing. In this order below: help, talking,
+# running commands, settings, Python, machine facts, the lock, installers, the environment,
+# the stages, arguments.
+{ # bash reads a script while running it: the braces make it read all of it first
+set -Eeuo pipefail
+if ((BASH_VERSINFO[0] < 4)); then
+  echo "bootstrap.sh needs bash 4 or newer; this is $BASH_VERSION (macOS: brew install bash)" >&2
+  exit 10
+fi
+PROJECT=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+LOCKFILE=$PROJECT/requirements.lock
+STATE=$PROJECT/.bootstrap # the installer, the logs and the lock of this script
+STAGES=(check env checkpoint doctor train)
+SELF=./bootstrap.sh
+[[ $PWD -ef $PROJECT ]] || printf -v SELF %q "$PROJECT/bootstrap.sh"
+readonly PROJECT LOCKFILE STATE STAGES SELF
+
+help() {
+  cat <<'HELP'
+./bootstrap.sh [STAGE] [OPTIONS] [-- TRAIN ARGUMENTS]
+
+Without a STAGE, all of them in this order; with one, that one (and env first, where it needs it):
+  check        is this machine fit? all problems at once; changes nothing
+  env          the Python environment, exactly as requirements.lock says; nothing is compiled
+  checkpoint   VGG-19, verified (checkpoints_setup.py)
+  doctor       does the environment compute correctly, on each GPU?
+  train        python -m vqa_repro.train --resume TRAIN ARGUMENTS
+Also:
+  test [PYTEST ARGUMENTS]   the tests, in that environment
+
+Options                    or variable
+  --skip STAGE             VQA_SKIP         leave a stage out; may be repeated ("a b" in VQA_SKIP)
+  --dry-run                VQA_DRY_RUN=1    say what would be done; touch nothing
+  --python PATH|3.X        VQA_PYTHON       this Python; otherwise the newest that is fit
+  --venv DIR               VQA_VENV         the environment's folder; otherwise .venv beside this
+  --installer uv|pip|auto  VQA_INSTALLER    auto takes uv where it can be had, and pip otherwise
+  --offline                VQA_OFFLINE=1    try no network
+  --lock-wait SECONDS      VQA_LOCK_WAIT    wait so long for another bootstrap (default 1800)
+  --help
+The index, proxies and certificates set for pip or uv (variables, pip.conf, uv.toml) are used, also
+by the other of the two. PYTHONPATH and whatever else would change the result is set aside.
+
+Exit codes
+  0    done
+  1    an error in bootstrap.sh itself
+  2    bad arguments, or a folder that cannot serve as the environment
+  3-6  stage checkpoint, run alone: see python checkpoints_setup.py --help
+  10   operating system, processor or C library not supported
+  11   no usable Python
+  12   no room on the disk
+  13   no permission to write
+  14   the packages could not be installed (most often the network)
+  15   a package is not the one that requirements.lock names (hash mismatch)
+  16   another bootstrap held the lock for too long
+  17   the doctor found something broken
+  129, 130, 143  hung up, Ctrl-C, terminated; the same command continues
+Stages train and test end with the exit codes of train and pytest.
+HELP
+}
+
+# ---------------------------------------------------------------- talking
+
+RED='' GREEN='' YELLOW='' PLAIN=''
+if [[ -t 1 && -t 2 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then
+  RED=$'\e[31m' GREEN=$'\e[32m' YELLOW=$'\e[33m' PLAIN=$'\e[0m'
+fi
+LOG='' LOG_FROM=0 # the log file, once there is one; where the last command's part begins
+
+redact() { LC_ALL=C sed -E 's#(://)[^/@[:space:]]+@#\1***@#g'; }
+say() { printf '%s\n' "$*" | redact; }
+row() { # NAME STATE TEXT: one line of the table; STATE is ok, note or problem
+  local colour=$GREEN
+  [[ $2 == ok ]] || colour=$YELLOW
+  [[ $2 != problem ]] || colour=$RED
+  say "$(printf '  %-9s %s%-8s%s %s' "$1" "$colour" "$2" "$PLAIN" "$3")"
+}
+fail() { # CODE WHAT WHY NEXT
+  {
+    echo "${RED}failed${PLAIN}: $2"
+    echo "  why:  $3"
+    if [[ -n $LOG ]]; then
+      tail -c "+$((LOG_FROM + 1))" "$LOG" | tail -n 8 | sed 's/^/      | /'
+      echo "  log:  $LOG"
+    fi
+    echo "  next: $4"
+  } | redact >&2
+  exit "$1"
+}
+open_log() {
+  if [[ -z $LOG ]]; then
+    local old path
+    mkdir -p "$STATE/log"
+    printf -v path '%s/log/%(%Y%m%d-%H%M%S)T-%s.log' "$STATE" -1 $$
+    old=("$STATE"/log/*.log) # by name, so by time
+    ((${#old[@]} < 10)) || rm -f -- "${old[@]:0:${#old[@]}-9}"
+    LOG=$path
+  fi
+  touch "$LOG"
+  LOG_FROM=$(wc -c <"$LOG")
+}
+
+# ---------------------------------------------------------------- running commands
+
+CHILD='' # the command that runs at the moment
+RC=0     # how the last one ended
+
+limited() { # SECONDS COMMAND...
+  if command -v timeout >/dev/null; then timeout -k 1 "$@"; else "${@:2}"; fi
+}
+started() { # PID: when it began, which tells it from a later one of its number; '' if it is gone
+  local fields
+  if [[ -d /proc/self ]]; then
+    fields=$(cat "/proc/$1/stat" 2>/dev/null) || return 0
+    read -ra fields <<<"${fields##*) }"
+    [[ ${fields[0]} == Z ]] || echo "${fields[19]}"
+  else
+    ps -o lstart= -p "$1" | tr ' ' _ || true
+  fi
+}
+alive() { [[ -n $2 && $(started "$1") == "$2" ]]; } # PID STARTED
+
+# A command runs in the background, since bash obeys a signal only while it waits; and in a process
+# group of its own (set -m), so that it can be ended with all that it has started.
+attached() { # COMMAND...: let it talk to the user
+  set -m
+  "$@" </dev/null &
+  set +m
+  CHILD=$! RC=0
+  wait "$CHILD" || RC=$?
+  CHILD=''
+}
+logged() { # WHAT COMMAND...: one of the installer's, under the lock; output to the log
+  local what=$1
+  shift
+  open_log
+  mkdir -p "$STATE/tmp"
+  set -m
+  (
+    trap - ERR
+    # Noted, so that a later run can end it should this one be killed.
+    echo "$BASHPID $(started "$BASHPID")" >"$STATE/child"
+    package_settings
+    "$@" </dev/null 2>&1 | redact >>"$LOG"
+  ) >/dev/null 2>&1 &
+  set +m
+  CHILD=$! RC=0
+  signs_of_life "$what" "$CHILD" &
+  wait "$CHILD" || RC=$?
+  CHILD=''
+  rm -f "$STATE/child"
+  wait
+}
+signs_of_life() { # WHAT PID: until PID ends or bootstrap is killed
+  trap - EXIT ERR INT TERM HUP
+  local begin=$SECONDS free line shown=0
+  free=$(free_mb "$STATE")
+  while sleep 0.5 >/dev/null 2>&1 && kill -0 "$2" 2>/dev/null && kill -0 $$ 2>/dev/null; do
+    line="  $1: $((SECONDS - begin)) s, about $((free - $(free_mb "$STATE"))) MB written"
+    if [[ -t 1 ]]; then
+      printf '\r%s\e[K' "$line"
+    elif ((SECONDS - begin >= shown + 30)); then
+      shown=$((SECONDS - begin))
+      echo "$line"
+    fi
+  done
+  [[ ! -t 1 ]] || printf '\r\e[K'
+}
+end_group() { # PID: the command and all that it has started
+  local tries=50
+  kill -- "-$1" 2>/dev/null || return 0
+  while kill -0 -- "-$1" 2>/dev/null && ((tries-- > 0)); do sleep 0.1; done
+  kill -9 -- "-$1" 2>/dev/null || true
+}
+
+# shellcheck disable=SC2329 # called by a trap
+on_error() { # LINE COMMAND
+  fail 1 "bootstrap.sh, line $1" "this command failed: $2" "please report it, with these lines"
+}
+# shellcheck disable=SC2329 # called by a trap
+on_signal() { # CODE
+  trap '' INT TERM HUP
+  [[ -z $CHILD ]] || end_group "$CHILD"
+  echo "interrupted; the same command continues" >&2
+  exit "$1"
+}
+trap 'on_error "$LINENO" "$BASH_COMMAND"' ERR
+trap 'on_signal 129' HUP
+trap 'on_signal 130' INT
+trap 'on_signal 143' TERM
+trap 'release_lock' EXIT
+
+# ---------------------------------------------------------------- settings of pip, uv and Python
+
+SET_ASIDE='' USED='' # names of variables
+CONF=''              # what pip.conf says, as NAME=value lines
+SYSTEM_CERTS=0       # 1: trust what the system trusts, not only what uv does
+
+# Whatever would change what is installed or imported goes; the way to the packages stays.
+clean_environment() {
+  local name
+  for name in PYTHONHOME PYTHONPATH PYTHONSTARTUP VIRTUAL_ENV __PYVENV_LAUNCHER__ \
+    "${!PIP_@}" "${!UV_@}"; do
+    [[ -n ${!name:-} ]] || continue
+    case $name in
+      PIP_CONFIG_FILE | PIP_DISABLE_PIP_VERSION_CHECK) ;;
+      PIP_*INDEX* | PIP_FIND_LINKS | PIP_TRUSTED_HOST | PIP_*CERT | PIP_PROXY | PIP_CACHE_DIR | \
+        PIP_*TIMEOUT | PIP_RETRIES | PIP_KEYRING_PROVIDER | UV_*INDEX* | UV_FIND_LINKS | \
+        UV_INSECURE_HOST | UV_*CERTS | UV_NATIVE_TLS | UV_CACHE_DIR | UV_HTTP_* | UV_OFFLINE | \
+        UV_KEYRING_PROVIDER | UV_CONFIG_FILE | UV_CONCURRENT_* | UV_LINK_MODE) USED+=" $name" ;;
+      *)
+        SET_ASIDE+=" $name"
+        unset "$name"
+        ;;
+    esac
+  done
+}
+
+# pip.conf's way to the packages as PIP_NAME=value, one a line, where no variable says otherwise.
+readonly READ_PIP_CONF='
+import configparser, os, sys
+get, home = os.environ.get, os.path.expanduser
+files = [d + "/pip/pip.conf" for d in (get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")]
+files += ["/etc/pip.conf", home("~/.pip/pip.conf")]
+files += [home("~/Library/Application Support/pip/pip.conf")]
+files += [(get("XDG_CONFIG_HOME") or home("~/.config")) + "/pip/pip.conf"]
+files += [sys.prefix + "/pip.conf", get("PIP_CONFIG_FILE") or ""]
+conf = configparser.RawConfigParser(strict=False)
+for file in files if get("PIP_CONFIG_FILE") != os.devnull else []:
+    try:
+        conf.read(file, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):
+        pass
+names = """index_url extra_index_url no_index find_links trusted_host cert client_cert proxy
+    cache_dir timeout retries keyring_provider""".split()
+found = {}
+for section in ("global", "download", "install"):
+    for key, value in conf.items(section) if conf.has_section(section) else []:
+        found[key.replace("-", "_")] = " ".join(value.split())
+for name in names:
+    if found.get(name) and "PIP_" + name.upper() not in os.environ:
+        print("PIP_%s=%s" % (name.upper(), found[name]))
+'
+read_settings() { # needs BASE
+  CONF=$("$BASE" -I -c "$READ_PIP_CONF")
+  [[ -z $CONF ]] || USED+=" pip.conf: $(cut -d = -f 1 <<<"$CONF" | xargs)"
+}
+cache_dir() { # uv's; beside this script where the usual place is closed to us
+  local folder=${UV_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-$STATE}/.cache}/uv}
+  if writable "$folder"; then echo "$folder"; else echo "$STATE/cache"; fi
+}
+package_settings() { # for a subshell: variables say all, and uv is told what pip is told
+  local line link links=''
+  while IFS= read -r line; do
+    [[ -z $line ]] || export "${line?}"
+  done <<<"$CONF"
+  export PIP_CONFIG_FILE=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+  for link in ${PIP_FIND_LINKS:-}; do # uv stops at a folder that is not there
+    [[ $link != *://* && ! -d $link ]] || links+=${links:+,}$link
+  done
+  [[ -n ${UV_INDEX_URL:-} ]] || offer UV_DEFAULT_INDEX "${PIP_INDEX_URL:-}"
+  offer UV_NO_INDEX "${PIP_NO_INDEX:-}"
+  offer UV_FIND_LINKS "$links"
+  offer UV_INSECURE_HOST "${PIP_TRUSTED_HOST:-}"
+  offer SSL_CERT_FILE "${PIP_CERT:-}"
+  [[ -n ${https_proxy:-} ]] || offer HTTPS_PROXY "${PIP_PROXY:-}"
+  offer UV_HTTP_TIMEOUT 300
+  offer UV_HTTP_RETRIES 10
+  UV_CACHE_DIR=$(cache_dir)
+  export UV_CACHE_DIR UV_NO_BUILD=1 UV_NO_PROGRESS=1 UV_PYTHON_DOWNLOADS=never
+  same_disk "$UV_CACHE_DIR" "$VENV" || offer UV_LINK_MODE copy
+  if ((SYSTEM_CERTS)); then export UV_SYSTEM_CERTS=1; fi
+  if ((OFFLINE)); then export UV_OFFLINE=1 PIP_NO_INDEX=1; fi
+  # /tmp is often too small for what pip puts there.
+  export TMPDIR=$STATE/tmp
+}
+offer() { # NAME VALUE: set it unless it is set, or there is nothing to set
+  if [[ -z ${!1:-} && -n $2 ]]; then export "$1=$2"; fi
+}
+
+# ---------------------------------------------------------------- Python
+
+BASE='' BASE_VERSION='' # the Python that the environment is made of
+REJECTED=()             # "path: why not"
+
+readonly PROBE='
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]
+def answer(*words):
+    print("|".join(words))
+    sys.exit(0)
+version = "%d.%d.%d" % sys.version_info[:3]
+if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+    answer("no", version + ", and 3.10 to 3.13 is needed")
+import importlib.util, platform, sysconfig
+if sys.implementation.name != "cpython":
+    answer("no", "not CPython but " + sys.implementation.name)
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    answer("no", version + " without the GIL, for which there are too few packages")
+if sys.maxsize < 2**32 or platform.machine() != sys.argv[1]:
+    answer("no", version + " for another processor: " + platform.platform())
+for name in ("bz2", "ctypes", "lzma", "ssl", "zlib"):
+    try:
+        __import__(name)
+    except ImportError:
+        answer("no", version + ", built without " + name)
+tools = [name for name in ("pip", "ensurepip") if importlib.util.find_spec(name)]
+answer("ok", version, getattr(sys, "_base_executable", None) or sys.executable, " ".join(tools))
+'
+probe() { # PYTHON: "ok|version|path|tools" or "no|why"; a name on PATH proves nothing, so run it
+  local answer rc=0
+  answer=$(limited 5 "$1" -E -c "$PROBE" "$(uname -m)" 2>&1 </dev/null) || rc=$?
+  case $rc:$answer in
+    0:ok\|* | 0:no\|*) echo "$answer" ;;
+    124:* | 137:*) echo "no|no answer within 5 s" ;;
+    *) echo "no|exit code $rc: ${answer%%$'\n'*}" ;;
+  esac
+}
+candidates() { # VERSION: files that may be that Python, most likely first
+  local folder seen found=() folders
+  IFS=: read -ra folders <<<"$PATH"
+  folders+=("${CONDA_PREFIX:-}/bin" /usr/local/bin /usr/bin /opt/*/bin)
+  folders+=("${HOME:-}"/.pyenv/versions/*/bin "${HOME:-}"/.local/share/uv/python/*/bin)
+  folders+=("${HOME:-}"/*conda3/bin "${HOME:-}"/miniforge3/bin "${HOME:-}"/.local/bin)
+  for folder in "${folders[@]}"; do
+    [[ -x $folder/python$1 && ! -d $folder/python$1 ]] || continue
+    for seen in ${found[@]+"${found[@]}"}; do
+      [[ ! $folder/python$1 -ef $seen ]] || continue 2
+    done
+    found+=("$folder/python$1")
+    echo "$folder/python$1"
+  done
+}
+choose_python() { # sets BASE, or leaves it empty
+  local version stamped tries=(3.13 3.12 3.11 3.10 3 '')
+  if [[ $PYTHON =~ ^3\.[0-9]+$ ]]; then
+    tries=("$PYTHON")
+  elif [[ -n $PYTHON ]]; then
+    consider "$PYTHON" || true
+    return 0
+  elif stamped=$(stamp_of base) && [[ -x $stamped ]] && consider "$stamped"; then
+    return 0 # an environment is not remade because a newer Python has appeared
+  fi
+  for version in "${tries[@]}"; do
+    local found=()
+    mapfile -t found < <(candidates "$version")
+    ((${#found[@]} == 0)) || ! consider "${found[@]}" || return 0
+  done
+}
+consider() { # PYTHON...: probe all at the same time, take the first that is fit
+  local i answers=() verdict first second tools
+  mapfile -t answers < <(
+    i=0
+    for python in "$@"; do
+      echo "$i|$(probe "$python")" &
+      ((++i))
+    done
+    wait
+  )
+  mapfile -t answers < <(printf '%s\n' "${answers[@]}" | sort -n)
+  for ((i = 0; i < $#; i++)); do
+    IFS='|' read -r _ verdict first second tools <<<"${answers[i]}"
+    if [[ $verdict == ok && -z $tools ]] && ! uv_at_hand; then
+      verdict=no first="$first, with neither pip nor ensurepip (Debian: apt install python3-venv)"
+    fi
+    if [[ $verdict == ok ]]; then
+      BASE_VERSION=$first BASE=$second
+      return 0
+    fi
+    REJECTED+=("${*:i+1:1}: $first")
+  done
+  return 1
+}
+
+# ---------------------------------------------------------------- facts about the machine
+
+existing() { # PATH: it, or its nearest folder that exists
+  local path=$1
+  while [[ ! -e $path ]]; do path=$(dirname -- "$path"); done
+  printf '%s\n' "$path"
+}
+writable() { [[ -w $(existing "$1") ]]; }
+disk() { # PATH: "free-kB mount-point" of its file system
+  limited 3 df -Pk "$(existing "$1")" | { read -r _ && read -r _ _ _ free _ mount && echo "$free $mount"; }
+}
+free_mb() {
+  local free
+  read -r free _ < <(disk "$1")
+  echo $((free / 1024))
+}
+same_disk() { [[ $(mount_of "$1") == "$(mount_of "$2")" ]]; }
+mount_of() { disk "$1" | cut -d ' ' -f 2-; }
+
+CODE=0      # of the first problem found by the check
+NETWORK='' # why there is none, for train to record
+
+problem() { # CODE NAME TEXT
+  row "$2" problem "$3"
+  ((CODE)) || CODE=$1
+}
+check_system() {
+  local system glibc name
+  system="$(uname -s) $(uname -m)"
+  case $system in
+    "Linux x86_64" | "Linux aarch64") ;;
+    "Darwin arm64") row system ok "macOS arm64" && return ;;
+    MINGW* | MSYS* | CYGWIN*) problem 10 system "Windows: run this inside WSL 2" && return ;;
+    *) problem 10 system "$system: no PyTorch wheels; Linux x86_64/aarch64 and macOS arm64 have" && return ;;
+  esac
+  name=$(getconf GNU_LIBC_VERSION 2>/dev/null) || name='no glibc (musl?)'
+  glibc=${name##*.}
+  if [[ $name == "glibc 2."* ]] && ((${glibc%%[!0-9]*} >= 28)); then
+    row system ok "$system, $name"
+  else
+    problem 10 system "$system, $name: PyTorch needs glibc 2.28 or newer (CentOS 7 has 2.17 and can" \
+      && say "                     never do; Ubuntu 20.04, Debian 10, RHEL 8 and newer, or a container, can)"
+  fi
+}
+check_python() {
+  local why
+  if [[ -n $BASE ]]; then
+    row python ok "$BASE_VERSION, $BASE"
+    return
+  fi
+  problem 11 python "none that is fit; install Python 3.10 to 3.13, or name one: --python PATH"
+  for why in ${REJECTED[@]+"${REJECTED[@]}"}; do say "                     $why"; done
+}
+# Measured: 6 GB of packages in the cache; linked into the environment where both lie on one disk,
+# copied (6 GB again) where not. pip unpacks what it downloads, so holds all of it twice.
+check_disk() {
+  local cache need=7 where
+  cache=$(cache_dir)
+  if env_ready; then need=0; fi
+  if [[ $INSTALLER == pip ]]; then need=12 cache=$VENV; fi
+  if ! same_disk "$cache" "$VENV"; then check_room 6 "$cache" "the installer's cache"; fi
+  check_room "$need" "$VENV" "the environment"
+  for where in "$VENV" "$STATE"; do
+    writable "$where" || problem 13 write "$where: no permission to write there; try --venv DIR or another copy"
+  done
+}
+check_room() { # GB PATH WHAT
+  local free mount text
+  read -r free mount < <(disk "$2")
+  text="$((free >> 20)) GB free on $mount, $3 needs about $1 GB"
+  if env_ready; then
+    row disk ok "$((free >> 20)) GB free on $mount; the environment is there"
+  elif ((free >> 20 >= $1)); then
+    row disk ok "$text"
+  elif [[ -e $VENV/.incomplete ]]; then # part of it is there already
+    row disk note "$text, less what an earlier run has left there"
+  else
+    problem 12 disk "$text (move it with --venv DIR, UV_CACHE_DIR=DIR)"
+  fi
+}
+# By field, never from the banner; read with a limit, as a driver in trouble answers never.
+ask_nvidia_smi() {
+  local query=name,driver_version,memory.total rc=0
+  limited 4 nvidia-smi "--query-gpu=$query,compute_cap" --format=csv,noheader 2>&1 || rc=$?
+  if ((rc != 0 && rc != 124 && rc != 137)); then # an older driver does not know compute_cap
+    limited 4 nvidia-smi "--query-gpu=$query" --format=csv,noheader 2>&1 || rc=$?
+  fi
+  echo "end $rc"
+}
+check_gpu() { # file descriptor 3: ask_nvidia_smi's answer
+  local line lines=() name driver memory capability end='end 124'
+  while IFS= read -r -t 5 -u 3 line; do
+    if [[ $line == "end "* ]]; then end=$line; else lines+=("$line"); fi
+  done
+  for line in ${lines[@]+"${lines[@]}"}; do
+    IFS=, read -r name driver memory capability <<<"$line"
+    [[ $driver =~ ^\ ?[0-9]+\. ]] || continue
+    if ((${driver%%.*} < 580)); then
+      row gpu note "$name: driver$driver is older than the 580 this PyTorch needs, so it goes unused"
+    else
+      row gpu ok "$name,$memory, compute capability${capability:- ?}, driver$driver"
+    fi
+    end=found
+  done
+  exec 3<&-
+  case $end in
+    found) ;;
+    "end 124" | "end 137") row gpu note "nvidia-smi gives no answer: the driver hangs; a restart of the machine mends that" ;;
+    "end 127") row gpu ok "none (no nvidia-smi): the CPU will do" ;;
+    *) row gpu note "nvidia-smi fails: ${lines[0]:-$end}" ;;
+  esac
+}
+readonly CONNECT='
+import os, socket, sys, urllib.parse, urllib.request
+url = os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("UV_INDEX_URL") or sys.argv[1]
+parts = urllib.parse.urlsplit(url)
+if "https" in urllib.request.getproxies() or parts.scheme not in ("http", "https"):
+    print("yes, through a proxy" if parts.scheme[:4] == "http" else "not needed: " + url)
+    sys.exit()
+try:
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    socket.create_connection((parts.hostname, port), 1).close()
+    print("yes (%s answers)" % parts.hostname)
+except OSError as error:
+    print("no (%s: %s)" % (parts.hostname, error.strerror or error))
+'
+check_network() {
+  local answer
+  if ((OFFLINE)); then
+    answer="not used (--offline)"
+  else
+    answer=$(package_settings && limited 1.5 "$BASE" -I -c "$CONNECT" https://download.pytorch.org/) \
+      || answer="no (no answer)"
+  fi
+  if [[ $answer == yes* || $answer == "not needed"* ]]; then
+    row network ok "$answer"
+  else
+    row network note "$answer"
+    NETWORK=$answer
+  fi
+}
+
+# ---------------------------------------------------------------- the lock
+
+OWN_LOCK='' # what the lock says while it is ours
+
+# A symbolic link whose target names the owner: made at one stroke with its contents, everywhere.
+take_lock() {
+  local me owner pid began host since end=$((SECONDS + LOCK_WAIT)) waiting='' odd=0
+  printf -v me '%s %s %s %(%F %T)T' $$ "$(started $$)" "${HOSTNAME:-?}" -1
+  mkdir -p "$STATE" 2>/dev/null \
+    || fail 13 "cannot write into $PROJECT" "no permission" "copy the project to a folder of yours"
+  until ln -s "$me" "$STATE/lock" 2>/dev/null; do
+    if ! owner=$(readlink "$STATE/lock"); then # released this moment, or no lock can be made
+      ((++odd < 20)) || fail 13 "cannot make a lock in $STATE" "$(ln -s "$me" "$STATE/lock" 2>&1)" \
+        "mend that, or copy the project to another disk"
+      sleep 0.1
+      continue
+    fi
+    read -r pid began host since <<<"$owner"
+    if [[ $host == "${HOSTNAME:-?}" ]] && ! alive "$pid" "$began"; then
+      take_over "$owner" && say "  process $pid was killed before it was done: continuing its work"
+      continue
+    fi
+    ((SECONDS < end)) || fail 16 "another bootstrap is at work here" \
+      "process $pid on $host, since $since" "wait for it; if it is no more: rm '$STATE/lock'"
+    [[ -n $waiting ]] || say "  waiting for process $pid on $host, at work here since $since"
+    waiting=yes
+    sleep 0.5
+  done
+  OWN_LOCK=$me
+  # Of a run that was killed, the installer may still be at work.
+  if { read -r pid began <"$STATE/child"; } 2>/dev/null && alive "$pid" "$began"; then
+    end_group "$pid"
+  fi
+  rm -f "$STATE/child"
+}
+take_over() { # OWNER: two may try this at once, so look at what was really taken
+  mv "$STATE/lock" "$STATE/lock.$$" 2>/dev/null || return 1
+  local taken
+  taken=$(readlink "$STATE/lock.$$")
+  rm "$STATE/lock.$$"
+  [[ $taken == "$1" ]] || { ln -s "$taken" "$STATE/lock" 2>/dev/null && return 1; }
+}
+release_lock() {
+  if [[ -n $OWN_LOCK && $(readlink "$STATE/lock") == "$OWN_LOCK" ]]; then rm -f "$STATE/lock"; fi
+  OWN_LOCK=''
+}
+
+# ---------------------------------------------------------------- the installer
+
+UV='' # empty: pip
+
+pinned_uv() { sed -n 's/^uv==\([^ ]*\).*/\1/p' "$LOCKFILE"; }
+uv_at_hand() { [[ $INSTALLER != pip ]] && { [[ -x $STATE/uv-$(pinned_uv)/uv ]] || command -v uv >/dev/null; }; }
+
+# pip of the base Python, or the wheel of it that its ensurepip carries.
+readonly BASE_PIP='
+import glob, os, runpy, sys
+sys.path[:] = [folder for folder in sys.path if folder]
+try:
+    import pip
+except ImportError:
+    import ensurepip
+    folder = getattr(ensurepip, "_WHEEL_PKG_DIR", None) or os.path.dirname(ensurepip.__file__)
+    wheels = glob.glob(os.path.join(folder, "**", "pip-*.whl"), recursive=True)
+    sys.path.insert(0, wheels[0])
+sys.argv[0] = "pip"
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+'
+choose_installer() { # sets UV, and says why
+  local version own why
+  version=$(pinned_uv)
+  own=$STATE/uv-$version
+  if [[ $INSTALLER == pip ]]; then
+    say "  installer: pip, as asked"
+  elif [[ -x $own/uv ]]; then
+    UV=$own/uv
+    say "  installer: uv $version, as requirements.lock names it, kept from before"
+  elif ((DRY_RUN)); then
+    say "  installer: uv $version would be fetched, or else what is at hand be used"
+  elif [[ -z $version ]]; then
+    why="requirements.lock names no uv"
+  elif fetch_uv "$version" "$own"; then
+    UV=$own/uv
+    say "  installer: uv $version, as requirements.lock names it, fetched just now"
+  else
+    why="uv $version could not be fetched: $(tail -n 1 "$LOG")"
+  fi
+  [[ -n ${why:-} ]] || return 0
+  if UV=$(command -v uv) && version=$("$UV" --version 2>/dev/null); then
+    say "  installer: $version found at $UV, as $why"
+  elif [[ $INSTALLER == uv ]]; then
+    fail 14 "no uv" "$why" "$SELF env --installer pip"
+  else
+    UV=''
+    say "  installer: pip, as $why"
+  fi
+}
+fetch_uv() { # VERSION FOLDER
+  local scratch=$STATE/fetch # under the lock, so ours
+  rm -rf "$scratch"
+  mkdir -p "$scratch"
+  sed -n '/^uv==/,/[^\\]$/p' "$LOCKFILE" >"$scratch/uv.txt"
+  logged "fetching uv" "$BASE" -E -c "$BASE_PIP" download --quiet --no-deps --require-hashes \
+    --only-binary :all: --retries 2 --dest "$scratch" -r "$scratch/uv.txt"
+  if ((RC)); then return 1; fi
+  "$BASE" -I -m zipfile -e "$scratch"/uv-*.whl "$scratch" || return 1
+  mv "$scratch/uv-$1.data/scripts" "$scratch/bin" && chmod +x "$scratch/bin/uv" || return 1
+  "$scratch/bin/uv" --version >>"$LOG" 2>&1 || return 1
+  rm -rf "$2" && mv "$scratch/bin" "$2" && rm -rf "$scratch"
+}
+
+# ---------------------------------------------------------------- the environment
+
+# VENV/.incomplete: being made or changed. VENV/.finished: done, and from what ("key value" lines).
+digest() { { sha256sum || shasum -a 256; } <"$1" 2>/dev/null | cut -d ' ' -f 1; }
+stamp_of() { # KEY
+  sed -n "s/^$1 //p" "$VENV/.finished" 2>/dev/null
+}
+READY='' # remembered: yes or no
+env_ready() {
+  if [[ -z $READY ]]; then
+    READY=no
+    if [[ ! -e $VENV/.incomplete && -e $VENV/.finished ]] && same_place \
+      && [[ $(stamp_of lock) == "$(digest "$LOCKFILE")" ]] \
+      && [[ $INSTALLER == auto || $INSTALLER == "$(stamp_of installer)" ]]; then
+      READY=yes
+    fi
+  fi
+  [[ $READY == yes ]]
+}
+same_place() { # the stamp's environment was made here, of this Python, and runs
+  [[ $(stamp_of venv) == "$VENV" && $(stamp_of project) == "$PROJECT" ]] || return 1
+  [[ -z $PYTHON || $BASE -ef $(stamp_of base) ]] || return 1
+  [[ $("$VENV/bin/python" -I -c 'import platform as p; print(p.python_version())' 2>/dev/null) \
+    == "$(stamp_of python)" ]]
+}
+make_venv() {
+  if [[ -e $VENV && ! -e $VENV/.incomplete && ! -e $VENV/.finished ]] \
+    && [[ ! -d $VENV || -n $(ls -A "$VENV") ]]; then
+    fail 2 "$VENV is in the way" "it was not made by bootstrap.sh, so it is left alone" \
+      "$SELF env --venv OTHER_FOLDER, or remove it yourself"
+  fi
+  mkdir -p "$VENV" 2>/dev/null || fail 13 "cannot make $VENV" "no permission" "$SELF env --venv DIR"
+  # A package that an earlier run had half linked counts as installed, so begin anew; what was
+  # downloaded is in the cache.
+  if [[ -e $VENV/.incomplete ]] || ! same_place; then
+    : >"$VENV/.incomplete"
+    (cd -- "$VENV" && find . -mindepth 1 ! -path ./.incomplete -delete)
+  fi
+  : >"$VENV/.incomplete"
+  rm -f "$VENV/.finished"
+  [[ ! -x $VENV/bin/python ]] || return 0
+  if [[ -n $UV ]]; then
+    logged "making the environment" "$UV" venv --quiet --no-project --allow-existing --python "$BASE" "$VENV"
+  else
+    logged "making the environment" "$BASE" -I -m venv "$VENV"
+  fi
+  ((RC == 0)) || explain_failure "the environment could not be made"
+}
+install_packages() {
+  local try command
+  if [[ -n $UV ]]; then
+    command=("$UV" pip sync --python "$VENV/bin/python" --require-hashes --only-binary :all: "$LOCKFILE")
+  else
+    command=("$VENV/bin/python" -I -m pip install --require-hashes --only-binary :all: --no-deps -r "$LOCKFILE")
+  fi
+  for try in 1 2 3; do
+    logged "installing the packages" "${command[@]}"
+    if ((RC == 0)); then break; fi
+    if ((try == 3 || OFFLINE)) || ! log_says 'connect|connection|timed? ?out|request|network|resolve|certificate|HTTP|reset'; then
+      explain_failure "the packages could not be installed"
+    fi
+    say "  the network failed; what has arrived is kept; trying again in $((try * 5)) s"
+    # Some networks sign with a certificate that only the system knows.
+    if log_says certificate; then SYSTEM_CERTS=1; fi
+    attached sleep $((try * 5))
+  done
+  [[ -n $UV ]] || remove_extras
+  rm -rf "$STATE/tmp"
+}
+remove_extras() { # as uv pip sync does
+  local extras
+  mapfile -t extras < <("$VENV/bin/python" -I - "$LOCKFILE" <<'PYTHON'
+import importlib.metadata as metadata, re, sys
+def canonical(name):
+    return re.sub("[-_.]+", "-", name).lower()
+locked = {canonical(line.split("==")[0]) for line in open(sys.argv[1]) if "==" in line}
+for name in {canonical(each.metadata["Name"]) for each in metadata.distributions()}:
+    if name not in locked | {"pip"}:
+        print(name)
+PYTHON
+  )
+  ((${#extras[@]} == 0)) || logged "removing ${extras[*]}" "$VENV/bin/python" -I -m pip uninstall -y "${extras[@]}"
+}
+log_says() { tail -c "+$((LOG_FROM + 1))" "$LOG" | grep -qiE "$1"; }
+explain_failure() { # WHAT
+  if log_says 'hash mismatch|do not match the hashes'; then
+    fail 15 "$1" "what arrived is not what requirements.lock names" \
+      "try another index or mirror; if it stays: python .ci/make_lock.py and read the difference"
+  elif log_says 'no space left|quota exceeded' || (($(free_mb "$VENV") < 100)); then
+    fail 12 "$1" "no room on the disk" "make room, then $SELF env; or --venv DIR, UV_CACHE_DIR=DIR"
+  elif log_says 'permission denied|read-only file system'; then
+    fail 13 "$1" "no permission to write" "$SELF env --venv DIR, UV_CACHE_DIR=DIR"
+  fi
+  fail 14 "$1" "the last lines of the log say it" "$SELF env (what has arrived is kept)"
+}
+# The packages' folder learns where the project is, so that python -m vqa_repro.X works from
+# anywhere. As an escaped import line: a path file is otherwise read in the locale's encoding.
+readonly ADD_PROJECT='
+import os, sys, sysconfig
+path = os.path.join(sysconfig.get_path("purelib"), "vqa_repro_project.pth")
+with open(path, "w", encoding="ascii") as file:
+    file.write("import sys; sys.path.append(%s)\n" % ascii(sys.argv[1]))
+print(sys.version.split()[0])
+'
+finish_env() {
+  local version
+  version=$("$VENV/bin/python" -I -c "$ADD_PROJECT" "$PROJECT")
+  printf '%s\n' "lock $(digest "$LOCKFILE")" "python $version" "base $BASE" "venv $VENV" \
+    "project $PROJECT" "installer $([[ -n $UV ]] && echo uv || echo pip)" >"$VENV/.finished.new"
+  mv "$VENV/.finished.new" "$VENV/.finished"
+  rm "$VENV/.incomplete"
+}
+
+# ---------------------------------------------------------------- the stages
+
+CHECKED='' FRESH='' WITHOUT=''
+
+stage_check() {
+  exec 3< <(ask_nvidia_smi)
+  need_python
+  say "check: is this machine fit?"
+  check_system
+  check_python
+  check_disk
+  check_gpu
+  [[ -z $BASE ]] || check_network
+  [[ -z $USED ]] || row settings ok "used:$USED"
+  [[ -z $SET_ASIDE ]] || row settings note "set aside:$SET_ASIDE"
+  CHECKED=yes
+  ((CODE == 0)) || fail "$CODE" "this machine is not fit yet" "see each problem above" \
+    "mend them, then $SELF (or $SELF --skip check, if you know better)"
+}
+need_python() { # once
+  [[ -z $BASE && ${#REJECTED[@]} == 0 ]] || return 0
+  choose_python
+  [[ -z $BASE ]] || read_settings
+}
+stage_env() {
+  [[ -z $PYTHON ]] || need_python
+  if env_ready; then
+    say "env: up to date ($VENV)"
+    return
+  fi
+  [[ -n $CHECKED || " $SKIP " == *" check "* ]] || stage_check
+  need_python
+  [[ -n $BASE ]] || fail 11 "no usable Python" "${REJECTED[*]-none found}" "$SELF check"
+  say "env: $VENV, Python $BASE_VERSION"
+  if ((DRY_RUN)); then
+    choose_installer
+    say "  would install what requirements.lock names, wheels only, hashes required"
+    return
+  fi
+  take_lock
+  READY=''
+  if env_ready; then
+    say "  the other process has made it"
+  else
+    choose_installer
+    make_venv
+    install_packages
+    finish_env
+    FRESH=yes
+    say "  done in $SECONDS s"
+  fi
+  release_lock
+}
+stage_checkpoint() {
+  local command=(checkpoints_setup.py vgg19) python=$VENV/bin/python
+  ((OFFLINE == 0)) || command+=(--offline)
+  say "checkpoint: VGG-19"
+  if ((DRY_RUN)); then
+    say "  would run: python ${command[*]}"
+    return
+  fi
+  if ! env_ready; then
+    need_python
+    [[ -n $BASE ]] || fail 11 "no usable Python" "${REJECTED[*]-none found}" "$SELF check"
+    python=$BASE
+  fi
+  attached "$python" "$PROJECT/${command[0]}" "${command[@]:1}"
+  case $VERB:$RC in
+    *:0) ;;
+    all:[3-6])
+      WITHOUT+="checkpoint: VGG-19 could not be had"$'\n'
+      say "  ${YELLOW}going on without it${PLAIN}; later: $SELF checkpoint, or python checkpoints_setup.py vgg19 --from FILE"
+      ;;
+    *) fail "$RC" "no checkpoint" "see above" "python checkpoints_setup.py vgg19 --from FILE|DIR|URL" ;;
+  esac
+}
+stage_doctor() {
+  say "doctor: does it compute correctly?"
+  if ((DRY_RUN)); then
+    say "  would run: python -m vqa_repro.doctor"
+    return
+  fi
+  need_env
+  [[ -z $FRESH ]] || say "  (the first import after an installation takes long on slow or network disks)"
+  attached "$VENV/bin/python" -m vqa_repro.doctor
+  ((RC == 0)) || fail 17 "the doctor found something broken" "see above" "its advice, then $SELF doctor"
+}
+stage_train() {
+  say "train: python -m vqa_repro.train --resume${REST[*]:+ ${REST[*]}}"
+  if ((DRY_RUN)); then return; fi
+  need_env
+  [[ -z $NETWORK ]] || WITHOUT+="internet: $NETWORK"$'\n'
+  export VQA_REPRO_WITHOUT=$WITHOUT
+  exec "$VENV/bin/python" -m vqa_repro.train --resume ${REST[@]+"${REST[@]}"}
+}
+stage_test() {
+  if ((DRY_RUN)); then
+    say "test: would run python -m pytest ${REST[*]:-}"
+    return
+  fi
+  need_env
+  cd -- "$PROJECT"
+  exec "$VENV/bin/python" -m pytest ${REST[@]+"${REST[@]}"}
+}
+need_env() {
+  [[ -x $VENV/bin/python ]] || fail 2 "no environment in $VENV" "stage env was left out" "$SELF env"
+}
+
+# ---------------------------------------------------------------- arguments
+
+bad_usage() {
+  echo "error: $1; see $SELF --help" >&2
+  exit 2
+}
+read_arguments() {
+  VERB=all REST=()
+  SKIP=${VQA_SKIP:-} DRY_RUN=${VQA_DRY_RUN:-0} PYTHON=${VQA_PYTHON:-} OFFLINE=${VQA_OFFLINE:-0}
+  VENV=${VQA_VENV:-$PROJECT/.venv} INSTALLER=${VQA_INSTALLER:-auto} LOCK_WAIT=${VQA_LOCK_WAIT:-1800}
+  local stage
+  while (($#)); do
+    case $1 in
+      --skip=* | --python=* | --venv=* | --installer=* | --lock-wait=*)
+        set -- "${1%%=*}" "${1#*=}" "${@:2}"
+        continue
+        ;;
+      --skip | --python | --venv | --installer | --lock-wait)
+        [[ -n ${2:-} ]] || bad_usage "$1 needs a value"
+        ;;&
+      --skip) SKIP+=" $2" && shift ;;
+      --python) PYTHON=$2 && shift ;;
+      --venv) VENV=$2 && shift ;;
+      --installer) INSTALLER=$2 && shift ;;
+      --lock-wait) LOCK_WAIT=$2 && shift ;;
+      --dry-run) DRY_RUN=1 ;;
+      --offline) OFFLINE=1 ;;
+      -h | --help) help && exit 0 ;;
+      --) REST=("${@:2}") && break ;;
+      check | env | checkpoint | doctor | train)
+        [[ $VERB == all ]] || bad_usage "one stage at a time: '$VERB' or '$1'"
+        VERB=$1
+        ;;
+      test)
+        [[ $VERB == all ]] || bad_usage "one stage at a time: '$VERB' or '$1'"
+        VERB=test REST=("${@:2}") && break
+        ;;
+      *) bad_usage "unknown argument '$1' (arguments for train go after --)" ;;
+    esac
+    shift
+  done
+  for stage in $SKIP; do
+    [[ " ${STAGES[*]} " == *" $stage "* ]] || bad_usage "--skip: no stage '$stage' (there are ${STAGES[*]})"
+  done
+  [[ $DRY_RUN$OFFLINE =~ ^[01][01]$ ]] || bad_usage "VQA_DRY_RUN and VQA_OFFLINE are 0 or 1"
+  [[ $INSTALLER =~ ^(auto|uv|pip)$ ]] || bad_usage "--installer is uv, pip or auto, not '$INSTALLER'"
+  [[ $LOCK_WAIT =~ ^[0-9]{1,9}$ ]] || bad_usage "--lock-wait is a number of seconds, not '$LOCK_WAIT'"
+  if [[ -n $PYTHON && ! $PYTHON =~ ^3\.[0-9]+$ ]]; then
+    PYTHON=$(command -v -- "$PYTHON") || bad_usage "--python: no such program"
+    [[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON
+  fi
+  if [[ ${#REST[@]} != 0 && ! $VERB =~ ^(all|train|test)$ ]]; then
+    bad_usage "stage $VERB takes no arguments after --"
+  fi
+  [[ $VENV == /* ]] || VENV=$PWD/$VENV
+  VENV=${VENV%/}
+  [[ -f $LOCKFILE ]] || bad_usage "no $LOCKFILE: this is not a whole copy of the project"
+}
+
+main() {
+  local stage stages
+  read_arguments "$@"
+  clean_environment
+  case $VERB in
+    all) stages=("${STAGES[@]}") ;;
+    check | env | checkpoint) stages=("$VERB") ;;
+    *) stages=(env "$VERB") ;;
+  esac
+  for stage in "${stages[@]}"; do
+    [[ " $SKIP " != *" $stage "* ]] || continue
+    case $stage in
+      check) stage_check ;;
+      env) stage_env ;;
+      checkpoint) stage_checkpoint ;;
+      doctor) stage_doctor ;;
+      train) stage_train ;;
+      test) stage_test ;;
+    esac
+  done
+  if [[ $VERB == env ]]; then say "next: $SELF doctor, or $SELF train"; fi
+}
+
+main "$@"
+exit
+}

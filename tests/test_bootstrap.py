@@ -1,0 +1,643 @@
+"""bootstrap.sh as it is run: real processes, a copy in an awkward folder, no network.
+
+The lock of the copy names a few tiny packages that are made here, so that an environment is built
+in a second; the whole of it, with the real lock, is what .ci/run does.
+"""
+
+import base64
+import hashlib
+import http.server
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import uv
+
+ROOT = Path(__file__).resolve().parent.parent
+UV = Path(uv.find_uv_bin())
+UV_VERSION = subprocess.check_output([UV, "--version"], text=True).split()[1]
+STAGES = ("check", "env", "checkpoint", "doctor", "train")
+Files = dict[str, tuple[int, int, int]]
+
+TRAIN = """
+import os, sys
+without = os.environ["VQA_REPRO_WITHOUT"]
+print("train in", os.getcwd(), "with", sys.argv[1:], "without", repr(without))
+sys.exit(7)
+"""
+
+
+def make_wheel(folder: Path, name: str, version: str, files: dict[str, bytes]) -> Path:
+    info = f"{name}-{version}.dist-info"
+    files = {
+        **files,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = ""
+    for path, content in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+        record += f"{path},sha256={digest},{len(content)}\n"
+    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, content in files.items():
+            archive.writestr(path, content)
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheelhouse")
+    for name, version in (("alpha", "1.0"), ("alpha", "2.0"), ("beta", "1.0")):
+        make_wheel(folder, name, version, {f"{name}.py": f"version = {version!r}\n".encode()})
+    make_wheel(folder, "uv", UV_VERSION, {f"uv-{UV_VERSION}.data/scripts/uv": UV.read_bytes()})
+    return folder
+
+
+def lock_text(wheelhouse: Path, *requirements: str) -> str:
+    """A requirements.lock; ``name==version ; marker`` is looked up in the wheelhouse."""
+    text = "# a lock\n"
+    for requirement in requirements:
+        name, version = requirement.split(" ")[0].split("==")
+        wheel = wheelhouse / f"{name}-{version}-py3-none-any.whl"
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        text += f"{requirement} \\\n    --hash=sha256:{digest}\n"
+    return text
+
+
+@dataclass
+class Copy:
+    """A copy of the project, and the way bootstrap.sh is called in it."""
+
+    root: Path
+    home: Path
+    wheelhouse: Path
+    environ: dict[str, str]
+
+    @property
+    def venv(self) -> Path:
+        return self.root / ".venv"
+
+    def lock(self, *requirements: str) -> None:
+        # The tiny environment needs no uv; the lock names it as the installer to use.
+        requirements += (f"uv=={UV_VERSION} ; python_full_version < '3'",)
+        (self.root / "requirements.lock").write_text(lock_text(self.wheelhouse, *requirements))
+
+    def start(self, *arguments: str, **environ: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(self.root / "bootstrap.sh"), *arguments],
+            env=self.environ | environ,
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # no terminal, and signals reach this process only
+        )
+
+    def run(
+        self, *arguments: str, exits: int = 0, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, **environ)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == exits, f"{out}\n{err}"
+        assert exits or not err, err
+        return subprocess.CompletedProcess(arguments, exits, out, err)
+
+    def python(self, code: str) -> str:
+        """What ``code`` prints, in the environment, from a folder that is not the project."""
+        command = [self.venv / "bin/python", "-c", code]
+        return subprocess.check_output(command, cwd=self.home, text=True).strip()
+
+    def slow_uv(self, first: str) -> None:
+        """A uv that does ``first`` (sh) before it installs."""
+        own = self.root / f".bootstrap/uv-{UV_VERSION}/uv"
+        own.unlink()
+        program(own, f'[ "$1 $2" != "pip sync" ] || {{ {first}; }}\nexec {str(UV)!r} "$@"')
+
+    def quick_uv(self) -> None:
+        own = self.root / f".bootstrap/uv-{UV_VERSION}/uv"
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.unlink(missing_ok=True)
+        own.symlink_to(UV)
+
+
+@pytest.fixture
+def copy(tmp_path: Path, wheelhouse: Path) -> Copy:
+    root, home = tmp_path / 'it\'s a "copy" [ü]', tmp_path / "home"
+    package = root / "vqa_repro"
+    package.mkdir(parents=True)
+    home.mkdir()
+    for name in ("bootstrap.sh", "checkpoints_setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, root)
+    (package / "__init__.py").touch()
+    (package / "train.py").write_text(TRAIN)
+    (package / "doctor.py").write_text("print('healthy')\n")
+    environ = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": str(home),
+        "TORCH_HOME": str(home),
+        "LC_ALL": "C",
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(wheelhouse),
+        "VQA_PYTHON": sys.executable,
+        "VQA_OFFLINE": "1",
+    }
+    made = Copy(root, home, wheelhouse, environ)
+    made.quick_uv()
+    made.lock("alpha==1.0", "beta==1.0")
+    return made
+
+
+def program(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def files_below(*folders: Path) -> Files:
+    """Every file and folder: size, time of change, inode."""
+    found: Files = {}
+    for folder in folders:
+        for path in (folder, *folder.rglob("*")):
+            stat = path.lstat()
+            found[str(path)] = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return found
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+# --- what it says of itself --------------------------------------------------------------------
+
+
+def test_help_names_every_option_and_exit_code(copy: Copy) -> None:
+    before = files_below(copy.root, copy.home)
+    text = copy.run("--help").stdout
+    script = (ROOT / "bootstrap.sh").read_text(encoding="utf-8")
+    codes = set(re.findall(r"\b(?:fail|problem|on_signal) (\d+)", script))
+    assert {"10", "11", "12", "13", "14", "15", "16", "17", "143"} <= codes
+    explained = text.partition("Exit codes")[2]
+    assert all(re.search(rf"\b{code}\b", explained) for code in codes)
+    for name in set(re.findall(r"VQA_[A-Z_]*[A-Z]", script)) - {"VQA_REPRO_WITHOUT"}:
+        assert f"--{name[4:].lower().replace('_', '-')}" in text
+    assert all(f"\n  {stage} " in text for stage in STAGES)
+    assert files_below(copy.root, copy.home) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--fast"], "--fast"),
+        (["chekc"], "chekc"),
+        (["env", "doctor"], "one stage"),
+        (["--skip"], "--skip needs a value"),
+        (["--skip", "nothing"], "nothing"),
+        (["--installer", "conda"], "conda"),
+        (["--lock-wait=soon"], "soon"),
+        (["--python", "/no/such/python"], "--python"),
+        (["check", "--", "--epochs", "3"], "takes no arguments"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_2(copy: Copy, arguments: list[str], said: str) -> None:
+    before = files_below(copy.root, copy.home)
+    result = copy.run(*arguments, exits=2)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert said in result.stderr
+    assert files_below(copy.root, copy.home) == before
+
+
+def test_dry_run_names_all_stages_and_touches_nothing(copy: Copy) -> None:
+    before = files_below(copy.root, copy.home)
+    out = copy.run("--dry-run", "--", "--model", "san").stdout
+    assert [line.split(":")[0] for line in out.splitlines() if line[0] != " "] == list(STAGES)
+    assert "--model san" in out
+    assert files_below(copy.root, copy.home) == before
+
+
+# --- the machine -------------------------------------------------------------------------------
+
+
+def shims(copy: Copy, **scripts: str) -> dict[str, str]:
+    """PATH with these programs before the usual ones."""
+    folder = copy.home / "shims"
+    for name, script in scripts.items():
+        program(folder / name, script)
+    return {"PATH": f"{folder}:{copy.environ['PATH']}"}
+
+
+def rare_version() -> str:
+    """A supported Python version of which this machine has none in the folders all users share."""
+    for version in ("3.10", "3.12", "3.13", "3.11"):
+        folders = [Path("/usr/local/bin"), Path("/usr/bin"), *Path("/opt").glob("*/bin")]
+        if not any((folder / f"python{version}").exists() for folder in folders):
+            return version
+    pytest.skip("this machine has every supported Python for all users")
+
+
+def pretending(version: str) -> str:
+    """sh: this Python, which runs -c programs as if it were of another version."""
+    patch = f"import sys; sys.version_info = {version}; exec(sys.argv.pop(1))"
+    return f'exec {sys.executable!r} -c "{patch}" "$3" "$4"'
+
+
+def test_pythons_that_will_not_do_are_listed_with_the_reason(copy: Copy) -> None:
+    version = rare_version()
+    path = shims(copy, **{f"python{version}": "echo 'pyenv: not found' >&2; exit 127"})
+    old, hung = (copy.home / f".pyenv/versions/{name}/bin/python{version}" for name in "ab")
+    program(old, pretending("(3, 9, 18, 'final', 0)"))
+    program(hung, "sleep 100")
+    out = copy.run("check", "--python", version, exits=11, **path).stdout
+    assert re.search(rf"shims/python{version}: exit code 127: pyenv: not found", out)
+    assert f"{old}: 3.9.18, and 3.10 to 3.13 is needed" in out
+    assert f"{hung}: no answer within 5 s" in out
+
+
+def test_a_python_that_runs_is_found_behind_a_shim_that_does_not(copy: Copy) -> None:
+    version = rare_version()
+    path = shims(copy, **{f"python{version}": "exit 127"})
+    good = program(
+        copy.home / f".pyenv/versions/{version}.9/bin/python{version}",
+        pretending(f"({version.replace('.', ', ')}, 9, 'final', 0)"),
+    )
+    out = copy.run("check", "--python", version, **path).stdout
+    assert re.search(rf"python +ok +{version}\.9, ", out)
+    assert "127" not in out
+    good.unlink()
+    assert "exit code 127" in copy.run("check", "--python", version, exits=11, **path).stdout
+
+
+def test_all_problems_are_reported_at_once(copy: Copy) -> None:
+    old = program(copy.home / "old", pretending("(3, 8, 18, 'final', 0)"))
+    path = shims(
+        copy,
+        getconf="echo glibc 2.17",
+        df="echo header; echo /dev/sda 9999999 9000000 900000 90% /",
+    )
+    before = files_below(copy.root, copy.home)
+    result = copy.run("env", "--python", str(old), exits=10, **path)
+    problems = re.findall(r"^  (\w+) +problem", result.stdout, re.MULTILINE)
+    assert problems == ["system", "python", "disk"]
+    assert "CentOS 7" in result.stdout
+    assert "3.8.18" in result.stdout
+    assert files_below(copy.root, copy.home) == before
+
+
+@pytest.mark.parametrize("system", ["Linux riscv64", "MINGW64_NT-10.0 x86_64", "Darwin x86_64"])
+def test_systems_without_wheels_are_refused(copy: Copy, system: str) -> None:
+    name, machine = system.split()
+    path = shims(copy, uname=f"case $1 in -s) echo {name};; -m) echo {machine};; esac")
+    out = copy.run("check", exits=10, **path).stdout
+    assert re.search(r"system +problem", out)
+    assert ("WSL" in out) == name.startswith("MINGW")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 2 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_no_room_is_found_before_anything_is_done(copy: Copy, small_disk: Path) -> None:
+    out = copy.run("env", "--venv", str(small_disk / "venv"), exits=12).stdout
+    assert f"0 GB free on {small_disk}" in out
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_named(copy: Copy, small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(bytes(2_080_000))
+    venv = str(small_disk / "venv")
+    result = copy.run("env", "--venv", venv, "--skip", "check", exits=12)
+    assert "no room" in result.stderr
+    (small_disk / "ballast").unlink()
+    copy.run("env", "--venv", venv, "--skip", "check")
+
+
+def test_two_cards_are_two_lines(copy: Copy) -> None:
+    answer = "echo 'NVIDIA H200, 580.65, 143771 MiB, 9.0'; echo 'Tesla T4, 580.65, 15360 MiB, 7.5'"
+    out = copy.run("check", **shims(copy, **{"nvidia-smi": answer})).stdout
+    assert re.findall(r"gpu +ok +(.*)", out) == [
+        "NVIDIA H200, 143771 MiB, compute capability 9.0, driver 580.65",
+        "Tesla T4, 15360 MiB, compute capability 7.5, driver 580.65",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("sleep 100", "the driver hangs"),
+        ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "mismatch"),
+        ("echo 'Tesla V100, 535.104, 16160 MiB, 7.0'", "older than the 580"),
+        (
+            "case $1 in *compute_cap) echo 'not a valid field: compute_cap'; exit 2;; esac; "
+            "echo 'Tesla K80, 440.33, 11441 MiB'",
+            "Tesla K80: driver 440.33 is older",
+        ),
+    ],
+)
+def test_a_driver_in_trouble_is_a_note(copy: Copy, script: str, said: str) -> None:
+    out = copy.run("check", **shims(copy, **{"nvidia-smi": script})).stdout
+    (line,) = re.findall(r"gpu +note +(.*)", out)
+    assert said in line
+
+
+# --- the environment ---------------------------------------------------------------------------
+
+
+def test_env_is_made_once_and_then_left_alone(copy: Copy) -> None:
+    first = copy.run("env")
+    assert f"uv {UV_VERSION}, as requirements.lock names it, kept" in first.stdout
+    assert copy.python("import alpha, beta; print(alpha.version)") == "1.0"
+    assert copy.python("import vqa_repro; print(vqa_repro.__file__)").startswith(str(copy.root))
+    before = files_below(copy.root, copy.home)
+    assert copy.run("env").stdout.startswith("env: up to date")
+    assert files_below(copy.root, copy.home) == before
+
+
+def test_a_changed_lock_updates(copy: Copy) -> None:
+    copy.run("env")
+    copy.lock("alpha==2.0")
+    copy.run("env")
+    assert copy.python("import alpha; print(alpha.version)") == "2.0"
+    assert copy.python("import importlib.util as u; print(u.find_spec('beta'))") == "None"
+
+
+def test_surroundings_that_would_change_the_result_are_set_aside(copy: Copy) -> None:
+    poison = copy.home / "poison"
+    program(poison / "zipfile.py", "raise SystemExit('poisoned')")
+    program(poison / "sitecustomize.py", "raise SystemExit('poisoned')")
+    out = copy.run(
+        "env",
+        PYTHONPATH=str(poison),
+        PYTHONHOME=str(poison),
+        PIP_USER="1",
+        PIP_TARGET=str(poison),
+        PIP_REQUIRE_VIRTUALENV="1",
+        UV_PYTHON="3.8",
+        UV_NO_BINARY="1",
+        VIRTUAL_ENV=str(poison),
+        CONDA_PREFIX=str(poison),
+    ).stdout
+    (line,) = re.findall(r"settings +note +set aside: (.*)", out)
+    assert {"PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET", "UV_NO_BINARY"} <= set(
+        line.split()
+    )
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+    assert {path.name for path in poison.iterdir()} == {"zipfile.py", "sitecustomize.py"}
+
+
+def test_uv_is_told_what_pip_conf_says(copy: Copy) -> None:
+    conf = copy.home / ".config/pip/pip.conf"
+    conf.parent.mkdir(parents=True)
+    conf.write_text(
+        f"[global]\nuser = true\nno-index = true\nfind-links =\n    {copy.wheelhouse}\n"
+    )
+    for name in ("PIP_CONFIG_FILE", "PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        del copy.environ[name]
+    out = copy.run("env").stdout
+    assert "PIP_FIND_LINKS" in re.findall(r"used:.*pip.conf: (.*)", out)[0].split()
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_the_pinned_uv_is_fetched(copy: Copy) -> None:
+    shutil.rmtree(copy.root / ".bootstrap")
+    out = copy.run("env").stdout
+    assert f"uv {UV_VERSION}, as requirements.lock names it, fetched just now" in out
+    assert [path.name for path in copy.root.glob(".bootstrap/*")] != []
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+    assert (copy.root / f".bootstrap/uv-{UV_VERSION}/uv").read_bytes() == UV.read_bytes()
+
+
+def test_a_uv_with_another_hash_is_not_used(copy: Copy) -> None:
+    shutil.rmtree(copy.root / ".bootstrap")
+    lock = copy.root / "requirements.lock"
+    text = lock.read_text()
+    lock.write_text(text[:-5] + ("0000\n" if text[-5:-1] != "0000" else "1111\n"))
+    result = copy.run("env", "--installer", "uv", exits=14)
+    assert "could not be fetched" in result.stderr
+    assert not copy.venv.exists()
+
+
+def test_pip_makes_the_same_environment(copy: Copy) -> None:
+    assert "pip, as asked" in copy.run("env", "--installer", "pip").stdout
+    assert copy.python("import alpha, beta; print(alpha.version)") == "1.0"
+    copy.lock("alpha==2.0")
+    copy.run("env", "--installer", "pip")
+    names = "import importlib.metadata as m; print(*sorted({d.name for d in m.distributions()}))"
+    assert copy.python(names) == "alpha pip"
+    assert copy.run("env").stdout.startswith("env: up to date")  # auto keeps what is there
+
+
+@pytest.mark.parametrize("installer", ["uv", pytest.param("pip", marks=pytest.mark.slow)])
+def test_another_hash_than_the_locks_is_refused(copy: Copy, installer: str) -> None:
+    lock = copy.root / "requirements.lock"
+    good = lock.read_text()
+    lock.write_text(re.sub("sha256:....", "sha256:0000", good, count=1))
+    result = copy.run("env", "--installer", installer, exits=15)
+    (log,) = re.findall(r"log: +(.*)", result.stderr)
+    assert "alpha" in Path(log).read_text()
+    assert not (copy.venv / ".finished").exists()
+    assert "bootstrap.sh env" not in result.stderr  # the same again would end the same way
+    lock.write_text(good)
+    copy.run("env", "--installer", installer)
+
+
+def test_a_failure_says_why_and_what_to_do_and_keeps_passwords(copy: Copy) -> None:
+    class Empty(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Empty)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        del copy.environ[name]
+    index = f"http://someone:hush-hush@127.0.0.1:{server.server_port}/simple"
+    result = copy.run("env", exits=14, PIP_INDEX_URL=index, VQA_OFFLINE="0")
+    server.shutdown()
+    (log,) = re.findall(r"log: +(.*)", result.stderr)
+    assert "alpha" in result.stderr
+    assert re.search(r"why: .*\n(.*\n)*  log: .*\n  next: .*bootstrap.sh", result.stderr)
+    assert "127.0.0.1 answers" in result.stdout
+    assert "hush-hush" not in result.stdout + result.stderr + Path(log).read_text()
+
+
+def test_a_vanished_python_is_replaced(copy: Copy) -> None:
+    copy.run("env")
+    (copy.venv / "bin/python").unlink()
+    (copy.venv / "bin/python").symlink_to("/gone/python")
+    copy.run("env")
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_a_folder_of_someone_elses_is_left_alone(copy: Copy) -> None:
+    copy.venv.mkdir()
+    (copy.venv / "thesis.tex").write_text("years of work")
+    assert "left alone" in copy.run("env", exits=2).stderr
+    assert (copy.venv / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_moved_project_is_made_anew(copy: Copy) -> None:
+    copy.run("env")
+    copy.root = copy.root.rename(copy.root.with_name("elsewhere"))
+    copy.run("env")
+    assert copy.python("import vqa_repro; print(vqa_repro.__file__)").startswith(str(copy.root))
+
+
+# --- interruptions and company -----------------------------------------------------------------
+
+
+def test_killed_at_any_moment_it_recovers(copy: Copy) -> None:
+    for delay in (0.0, 0.05, 0.1, 0.2, 0.4):
+        shutil.rmtree(copy.venv, ignore_errors=True)
+        process = copy.start("env")
+        wait_for(lambda: copy.venv.exists())
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+        copy.run("env")
+        assert copy.python("import alpha, beta; print(alpha.version)") == "1.0"
+        assert not (copy.venv / ".incomplete").exists()
+
+
+def test_the_installer_of_a_killed_run_is_ended(copy: Copy) -> None:
+    copy.slow_uv("echo $$ >orphan; sleep 1000")
+    process = copy.start("env")
+    orphan = copy.home / "orphan"
+    wait_for(lambda: orphan.exists() and orphan.read_text() != "")
+    process.kill()
+    process.communicate()
+    assert is_alive(int(orphan.read_text()))
+    copy.quick_uv()
+    assert f"process {process.pid} was killed" in copy.run("env").stdout
+    assert not is_alive(int(orphan.read_text()))
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
+def test_a_signal_ends_it_with_all_it_has_started(copy: Copy, number: int, code: int) -> None:
+    copy.slow_uv("echo $$ >installer; sleep 1000")
+    process = copy.start("env")
+    installer = copy.home / "installer"
+    wait_for(lambda: installer.exists() and installer.read_text() != "")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert err == "interrupted; the same command continues\n"
+    assert not is_alive(int(installer.read_text()))
+    assert not (copy.root / ".bootstrap/lock").is_symlink()
+    copy.quick_uv()
+    copy.run("env")
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_two_at_once_make_one_environment(copy: Copy) -> None:
+    copy.slow_uv("sleep 2")
+    processes = [copy.start("env"), copy.start("env")]
+    outs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outs
+    assert sorted("done in" in out for out in outs) == [False, True]
+    (other,) = (out for out in outs if "done in" not in out)
+    assert f"waiting for process {processes[outs.index(other) - 1].pid} on" in other
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_a_lock_of_another_machine_is_waited_for_and_respected(copy: Copy) -> None:
+    lock = copy.root / ".bootstrap/lock"
+    lock.symlink_to("4711 1 far-away 2026-01-01 12:00:00")
+    result = copy.run("env", "--lock-wait", "1", exits=16)
+    assert "waiting for process 4711 on far-away" in result.stdout
+    assert "process 4711 on far-away, since 2026-01-01 12:00:00" in result.stderr
+    assert lock.is_symlink()
+    assert not copy.venv.exists()
+
+
+def test_a_lock_with_a_reused_process_number_is_stale(copy: Copy) -> None:
+    host = subprocess.check_output(["bash", "-c", "echo $HOSTNAME"], text=True).strip()
+    lock = copy.root / ".bootstrap/lock"
+    lock.symlink_to(f"{os.getpid()} 1 {host} 2026-01-01 12:00:00")  # this process began later
+    copy.run("env")
+    assert not lock.is_symlink()
+
+
+# --- the other stages --------------------------------------------------------------------------
+
+
+def test_all_stages_go_on_without_the_checkpoint_and_hand_over_to_train(copy: Copy) -> None:
+    process = copy.start("--", "--epochs", "3", "--out", "a b")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 7, err  # train's own
+    assert "going on without it" in out
+    assert "healthy" in out
+    last = out.splitlines()[-1]
+    assert f"train in {copy.home} with ['--resume', '--epochs', '3', '--out', 'a b']" in last
+    assert "checkpoint: " in last
+    assert "internet: not used (--offline)" in last
+
+
+def test_the_checkpoint_alone_fails_with_its_own_code(copy: Copy) -> None:
+    assert "--from" in copy.run("checkpoint", exits=3).stderr
+    assert not copy.venv.exists()  # it needs none
+
+
+def test_a_sick_environment_stops_before_training(copy: Copy) -> None:
+    (copy.root / "vqa_repro/doctor.py").write_text("raise SystemExit(1)\n")
+    result = copy.run("--skip", "checkpoint", exits=17)
+    assert "train in" not in result.stdout
+
+
+def test_tests_run_in_the_environment(copy: Copy) -> None:
+    make_wheel(
+        copy.home, "pytest", "9", {"pytest.py": b"import os, sys\nprint(os.getcwd(), sys.argv)"}
+    )
+    copy.environ["PIP_FIND_LINKS"] = str(copy.home)
+    text = lock_text(copy.home, "pytest==9")
+    (copy.root / "requirements.lock").write_text(
+        text + f"uv=={UV_VERSION} ; python_version < '3' \\\n    --hash=sha256:{'0' * 64}\n"
+    )
+    out = copy.run("test", "-m", "smoke", "--offline").stdout
+    assert f"{copy.root} [" in out.splitlines()[-1]
+    assert out.splitlines()[-1].endswith("'-m', 'smoke', '--offline']")
+
+
+def test_stages_left_out_are_left_out(copy: Copy) -> None:
+    out = copy.run("--skip", "check", "--skip", "train", VQA_SKIP="checkpoint doctor").stdout
+    assert [line.split(":")[0] for line in out.splitlines() if line[0] != " "] == ["env"]
+    assert "no environment" in copy.run("doctor", "--skip", "env", "--venv", "x", exits=2).stderr

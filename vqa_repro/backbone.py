@@ -1,0 +1,148 @@
+"""Frozen networks, pre-trained on ImageNet: pictures -> a grid of region vectors.
+
+(B, 448, 448, 3) uint8 -> (B, 196, channels): the last pooling layer of VGG (SAN section 3.1) or
+the last convolution of a ResNet, 14x14 regions of 32x32 pixels each.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import checkpoints_setup
+from vqa_repro.errors import UserError
+
+# Per-channel statistics of the training pictures, in the order and scale each network was fed.
+_CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR, 0..255 (Simonyan & Zisserman's release)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, 0..1
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network of torchvision, known there and in checkpoints_setup.py by one name."""
+
+    channels: int
+    size: int = 448  # pixels a side
+    regions: int = 196
+
+
+BACKBONES = {
+    "vgg16": Backbone(512),
+    "vgg19": Backbone(512),
+    "resnet50": Backbone(2048),
+    "resnet101": Backbone(2048),
+    "resnet152": Backbone(2048),
+}
+Preprocess = Literal["torchvision", "caffe"]
+
+
+class FrozenNetwork:
+    """A backbone with its weights, on a device; ``made_by`` is what its features record."""
+
+    def __init__(
+        self, name: str, weights: Path, preprocess: Preprocess, device: torch.device
+    ) -> None:
+        if name not in BACKBONES:
+            raise UserError(f"backbone {name!r}: there are {', '.join(BACKBONES)}")
+        self.backbone = BACKBONES[name]
+        self._network = load_backbone(name, weights).to(device)
+        self._preprocess = preprocess
+        self.made_by: dict[str, Any] = {
+            "backbone": name,
+            "weights": weights.name,
+            "weights_sha256": weights_digest(weights),
+            "preprocess": preprocess,
+            "size": self.backbone.size,
+            "resize": "squash, bilinear with anti-aliasing (Pillow)",
+        }
+
+    @classmethod
+    def like(
+        cls, made_by: dict[str, Any], weights: Path | None, device: torch.device
+    ) -> "FrozenNetwork":
+        """The network that made features with the record ``made_by``.
+
+        weights: its file; by default the seeded checkpoint of that name. Raises UserError if it
+        is not there or is another one.
+        """
+        path = weights or checkpoints_setup.checkpoint_dir() / made_by["weights"]
+        if not path.is_file():
+            raise UserError(
+                f"{path}: missing; the features were made with {made_by['weights']}: name it "
+                "with --weights FILE"
+            )
+        network = cls(made_by["backbone"], path, made_by["preprocess"], device)
+        if network.made_by["weights_sha256"] != made_by["weights_sha256"]:
+            raise UserError(f"{path}: not the weights that made the run's features")
+        return network
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """(B, S, S, 3) uint8 RGB -> (B, regions, channels) float32."""
+        x = preprocess(pictures, self._preprocess).contiguous(memory_format=torch.channels_last)
+        maps: Tensor = self._network(x)
+        # (B, C, H, W) -> regions row by row from the upper left corner.
+        return maps.flatten(2).transpose(1, 2)
+
+
+def load_backbone(name: str, weights: Path) -> nn.Module:
+    """The frozen, truncated network ``name`` with the weights of the state dict at ``weights``.
+
+    Classifier weights may be missing from the file (they are not used); every other key must be
+    there with its shape. Raises UserError otherwise.
+    """
+    import torchvision  # takes seconds, and what is trained along does without it
+
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{weights}: no such checkpoint; see checkpoints_setup.py") from None
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(
+            f"{weights}: not a loadable checkpoint ({reason}); fetch it again"
+        ) from None
+    if not isinstance(state, dict):
+        raise UserError(f"{weights}: holds no state dict; is it another model's file?")
+    with torch.device("meta"):
+        model: nn.Module = getattr(torchvision.models, name)()
+    # Batch counters are used in training only, and older checkpoints lack them.
+    unused = ("classifier.", "fc.", "num_batches_tracked")
+    expected = {
+        key for key in model.state_dict() if not key.startswith(unused) and not key.endswith(unused)
+    }
+    missing = sorted(expected - state.keys())
+    if missing:
+        raise UserError(f"{weights}: not {name}: {len(missing)} keys missing, e.g. {missing[0]}")
+    used = {key: state[key].float() for key in expected}
+    try:
+        model.load_state_dict(used, strict=False, assign=True)
+    except RuntimeError as error:
+        raise UserError(f"{weights}: not {name}: {str(error).splitlines()[-1].strip()}") from None
+    # The convolutions, up to VGG's last pooling: without the average pooling and the classes.
+    parts = list(model.children())
+    kept = parts[0] if name.startswith("vgg") else nn.Sequential(*parts[:-2])
+    return kept.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def preprocess(pictures: Tensor, style: Preprocess) -> Tensor:
+    """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32 as the network was fed in its training.
+
+    ``style`` "caffe": BGR, 0..255, minus the mean; "torchvision": RGB, 0..1, standardised.
+    """
+    x = pictures.permute(0, 3, 1, 2).float()
+    if style == "caffe":
+        return x.flip(1) - torch.tensor(_CAFFE_MEAN, device=x.device).view(1, 3, 1, 1)
+    mean = torch.tensor(_IMAGENET_MEAN, device=x.device).view(1, 3, 1, 1)
+    return (x / 255 - mean) / torch.tensor(_IMAGENET_STD, device=x.device).view(1, 3, 1, 1)
+
+
+def weights_digest(path: Path) -> str:
+    """sha256 of a weights file, which features carry to tell what made them."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

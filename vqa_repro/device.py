@@ -1,0 +1,43 @@
+"""Which processor computes: asked for, or the best one there; said aloud, never silently less."""
+
+import argparse
+import platform
+
+import torch
+
+from vqa_repro.errors import UserError
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda|cuda:N",
+        help="where to compute; auto takes the first GPU, and the CPU where there is none",
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``name``. Raises UserError for a GPU asked for by name and not there."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: only cpu and cuda are supported")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs; "
+            "`python -m vqa_repro.doctor` says why"
+        )
+    return device
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for the log: name, memory, number of threads."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"

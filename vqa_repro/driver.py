@@ -1,0 +1,152 @@
+"""The NVIDIA driver and its cards, as they show without torch; and why torch may not see them."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vqa_repro.limited import run_limited
+
+REINSTALL = "delete .venv, then ./bootstrap.sh env"
+REBOOT = "reboot; if it stays, the driver's own words: sudo dmesg | grep -i -e nvrm -e xid"
+CPU_IS_WANTED = "if the CPU is wanted, say so: export CUDA_VISIBLE_DEVICES=''"
+
+
+class Finding(NamedTuple):
+    """A problem, or something worth a note: what there is, and what to do about it."""
+
+    what: str
+    mend: str
+
+
+def driver_facts(seconds: float) -> dict[str, Any]:
+    """What the driver says of itself and its cards; memory in MiB, None where it will not say.
+
+    ``nvidia_smi`` is "answers", "not installed" or "failed: why"; it is given ``seconds``.
+    """
+    proc, module = Path("/proc/driver/nvidia/version"), Path("/sys/module/nvidia/version")
+    facts: dict[str, Any] = {
+        "nvidia_smi": "not installed",
+        "version": None,
+        "gpus": [],
+        "kernel_driver": proc.exists() or module.exists(),
+        # /dev/dxg is how Windows lends its GPU to Linux.
+        "device_files": any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists(),
+        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return facts
+    fields = ["driver_version", "name", "memory.total", "memory.free"]
+    newer = ["compute_cap", "mig.mode.current"]  # for these an older driver refuses it all
+    for asked in ([*fields, *newer], fields):
+        query = [program, f"--query-gpu={','.join(asked)}", "--format=csv,noheader,nounits"]
+        answer = run_limited(query, seconds, dict(os.environ))
+        if "not a valid field" not in answer.stdout:
+            break
+    if answer.failure:
+        said = "; ".join(answer.stdout.splitlines()[:2])  # it explains itself on standard output
+        return facts | {"nvidia_smi": f"failed: {said or answer.failure}"}
+    facts["nvidia_smi"] = "answers"
+    for line in answer.stdout.strip().splitlines():
+        card = dict(zip(asked, re.split(r"\s*,\s*", line.strip()), strict=False))
+        facts["version"] = card["driver_version"]
+        facts["gpus"].append(
+            {
+                "name": card.get("name", "?"),
+                "memory_total_mib": _number(card.get("memory.total")),
+                "memory_free_mib": _number(card.get("memory.free")),
+                "compute_capability": _number(card.get("compute_cap")),
+                "mig": card.get("mig.mode.current") == "Enabled",
+            }
+        )
+    return facts
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:  # "[N/A]", "[Unknown Error]"
+        return None
+
+
+def _release(driver: str | None) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", driver or ""))
+
+
+def right_build(driver: str | None, capabilities: list[float]) -> str:
+    """The mend for a torch that does not suit the driver or the cards' compute capabilities.
+
+    From NVIDIA's compatibility table: CUDA 13 needs driver 580, CUDA 12 needs 525.60.13. torch's
+    CUDA 13 builds hold kernels for compute capability 7.5 and newer; its CUDA 12.6 builds, last
+    made for torch 2.14, for 5.0 to 9.0.
+    """
+    cu126 = "install torch 2.14 in its CUDA 12.6 build (cu126) from PyTorch's own download site"
+    low, high = min(capabilities, default=7.5), max(capabilities, default=7.5)
+    if low < 5:
+        return f"no build of torch serves compute capability {low}; train with --device cpu"
+    if _release(driver) < (525, 60, 13):
+        return "update the NVIDIA driver to 580 or newer; until then train with --device cpu"
+    if _release(driver) < (580,) and low >= 7.5:
+        return f"update the NVIDIA driver to 580 or newer{f', or {cu126}' if high <= 9 else ''}"
+    if low >= 7.5:
+        return f"install the locked torch again: {REINSTALL}"
+    if high <= 9:
+        return cu126
+    return "no build serves all these cards; name those of 7.5 and newer in CUDA_VISIBLE_DEVICES"
+
+
+def diagnose(driver: dict[str, Any], torch: dict[str, Any]) -> tuple[list[Finding], list[Finding]]:
+    """(problems, notes) about cards that the driver has and torch cannot use.
+
+    ``driver`` as of ``driver_facts``, ``torch`` as of ``kernels_check.torch_facts``.
+    """
+    smi, gpus = driver["nvidia_smi"], driver["gpus"]
+    visible: str | None = driver["cuda_visible_devices"]
+    smi_note = [Finding(f"nvidia-smi {smi}", REBOOT)] if smi.startswith("failed") else []
+    if torch["gpus"]:
+        if torch["gpus"] < len(gpus):
+            what = f"torch sees {torch['gpus']} of {len(gpus)} GPUs; CUDA_VISIBLE_DEVICES={visible}"
+            smi_note.append(Finding(what, "unset CUDA_VISIBLE_DEVICES to use all"))
+        return [], smi_note
+    if visible is not None and (not visible.strip() or visible.strip().startswith("-1")):
+        what = f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU"
+        return [], [Finding(what, "unset CUDA_VISIBLE_DEVICES to use them")]
+    if not gpus and not driver["kernel_driver"]:
+        return [], smi_note
+
+    names = f" ({', '.join(gpu['name'] for gpu in gpus)})" if gpus else ""
+    capabilities = [gpu["compute_capability"] for gpu in gpus if gpu["compute_capability"]]
+    mend = right_build(driver["version"], capabilities)
+    needed = (580,) if (torch["cuda"] or "").startswith("13") else (525, 60, 13)
+    if gpus and torch["cuda"] is None:
+        why = f"torch {torch['version']} is a build without CUDA"
+    elif gpus and _release(driver["version"]) < needed:
+        why = f"driver {driver['version']} is too old for CUDA {torch['cuda']}"
+    elif not driver["device_files"]:
+        why = "a driver is there, but no /dev/nvidia* is visible from here"
+        mend = f"start the container with its GPUs (docker run --gpus all); {CPU_IS_WANTED}"
+    elif not gpus:
+        why, mend = f"a driver is loaded, but nvidia-smi {smi}", f"{REBOOT}; {CPU_IS_WANTED}"
+    elif visible is not None:
+        why, mend = f"CUDA_VISIBLE_DEVICES={visible} names none", "unset CUDA_VISIBLE_DEVICES"
+    elif all(gpu["mig"] for gpu in gpus):
+        why = "MIG is on, and no MIG instance is there for us"
+        mend = "make instances (sudo nvidia-smi mig -cgi ... -C), or sudo nvidia-smi -mig 0"
+    else:
+        why, mend = torch["warning"] or "it gives no reason", REBOOT
+    return [Finding(f"torch cannot use the GPU{names}: {why}", mend)], []
+
+
+def kernel_mend(failure: str, driver: dict[str, Any], capabilities: list[float]) -> str:
+    """What to do about kernels that ended with ``failure`` on cards of these capabilities."""
+    if "no kernel image" in failure:
+        return right_build(driver["version"], capabilities)
+    if "out of memory" in failure:
+        return "free the GPU: nvidia-smi lists the processes that hold its memory"
+    if "busy or unavailable" in failure:
+        return "another process holds the GPU for itself: wait, or sudo nvidia-smi -c DEFAULT"
+    if "no answer" in failure:
+        return f"again with --timeout 600; if it hangs still, {REBOOT}"
+    return f"{REINSTALL}; then {REBOOT}" if driver["gpus"] else REINSTALL

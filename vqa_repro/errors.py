@@ -1,0 +1,33 @@
+"""What goes wrong through no fault of the program, and how it is said: one line, exit code 2."""
+
+import sys
+from collections.abc import Callable
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """Bad input. Its text is one line: what is wrong, where, and the mend."""
+
+
+def main_guard(main: Callable[[], int]) -> None:
+    """Run a verb's ``main`` and leave the process with its exit code.
+
+    ``UserError`` becomes one line on standard error and exit code 2; a broken pipe (``| head``)
+    and Ctrl-C end quietly, as a shell expects. Anything else is a bug and keeps its traceback.
+    """
+    try:
+        code = main()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; a closed pipe would then print a second error.
+        sys.stdout = None
+        code = 0
+    sys.exit(code)

@@ -1,0 +1,65 @@
+"""Run a program that may fail, crash or hang, and say in one line how it ended."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from typing import NamedTuple
+
+
+class Outcome(NamedTuple):
+    """What a program printed; ``failure`` is "" or one line saying why it did not end well."""
+
+    stdout: str
+    failure: str
+
+
+def run_limited(command: list[str], seconds: float, environ: dict[str, str]) -> Outcome:
+    """Run ``command`` for at most ``seconds``. Returns in time even if it cannot be killed."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=environ,
+            start_new_session=True,  # a group of its own: its children can be killed with it
+        )
+    except OSError as error:
+        return Outcome("", f"cannot be run: {error.strerror}")
+    try:
+        stdout, stderr = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return Outcome(_kill(process), f"no answer within {seconds:g} s")
+    except KeyboardInterrupt:
+        _kill(process)
+        raise
+    if process.returncode < 0:
+        number = -process.returncode
+        return Outcome(stdout, f"killed by signal {number} ({signal.strsignal(number)})")
+    if process.returncode > 0:
+        return Outcome(stdout, _last_error(stderr) or f"exit code {process.returncode}")
+    return Outcome(stdout, "")
+
+
+def _kill(process: subprocess.Popen[str]) -> str:
+    """Kill ``process`` and what it started; return what it had printed."""
+    with contextlib.suppress(ProcessLookupError):
+        if sys.platform != "win32":
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    try:
+        return process.communicate(timeout=5)[0]
+    except subprocess.TimeoutExpired:  # a process stuck in a driver outlives even SIGKILL
+        return ""
+
+
+def _last_error(stderr: str) -> str:
+    """The last line that names an exception, or else the last line: some messages are longer."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (named or lines or [""])[-1]

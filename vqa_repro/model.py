@@ -1,0 +1,102 @@
+"""From a recipe to a network: the model it names, on the features it names."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from vqa_repro.atomic import write_atomic
+from vqa_repro.attention import Answer
+from vqa_repro.baselines import BagOfWords, DeeperLSTMNormI, QuestionOnly, ShowAskAttendAnswer
+from vqa_repro.cnn import SmallCNN
+from vqa_repro.errors import UserError
+from vqa_repro.hiecoatt import HieCoAtt
+from vqa_repro.recipe import Recipe
+from vqa_repro.run import Run
+from vqa_repro.san import SAN
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "san": SAN,
+    "hiecoatt": HieCoAtt,
+    "question-only": QuestionOnly,
+    "bag-of-words": BagOfWords,
+    "deeper-lstm": DeeperLSTMNormI,
+    "show-ask-attend": ShowAskAttendAnswer,
+}
+
+
+class Network(nn.Module):
+    """Rows of a feature store and questions -> Answer.
+
+    ``cnn`` turns pictures (I, S, S, 3) uint8 into a grid (I, R, C); None where the rows are such a
+    grid already.
+    """
+
+    def __init__(self, cnn: nn.Module | None, answerer: nn.Module) -> None:
+        super().__init__()
+        self.cnn = cnn
+        self.answerer = answerer
+
+    def forward(
+        self, rows: Tensor, tokens: Tensor, lengths: Tensor, image_of: Tensor | None = None
+    ) -> Answer:
+        grid = rows.float() if self.cnn is None else self.cnn(rows)
+        answer: Answer = self.answerer(grid, tokens, lengths, image_of)
+        return answer
+
+
+def build(recipe: Recipe, vocab_size: int, num_answers: int, channels: int) -> Network:
+    """The untrained network of ``recipe``; ``channels`` is the width of the stored regions.
+
+    Raises UserError for a model or option that does not exist.
+    """
+    options = dict(recipe.model)
+    name = options.pop("name")
+    if name not in MODELS:
+        raise UserError(f"[model] name = {name!r}: there are {', '.join(MODELS)}")
+    known = [
+        p.name
+        for p in inspect.signature(MODELS[name]).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
+    for key in options:
+        if key not in known:
+            raise UserError(f"[model] {name} has no option {key!r}; there are {', '.join(known)}")
+    cnn = SmallCNN() if recipe.data.features == "cnn" else None
+    image_dim = cnn.channels if cnn else channels
+    try:
+        return Network(cnn, MODELS[name](vocab_size, num_answers, image_dim, **options))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"[model] {name}: {error}") from None
+
+
+def save_weights(network: Network, path: Path) -> None:
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    data = save(weights)
+    write_atomic(path, lambda file: file.write(data))
+
+
+def load_network(run: Run, device: torch.device) -> Network:
+    """The trained network of ``run``, ready to answer. Raises UserError if it is damaged."""
+    path = run.folder / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path}: missing; the run has not got that far: go on with --resume")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged ({error}); train again, or copy the run anew") from None
+    vocabulary = run.vocabulary
+    with torch.device("meta"):
+        network = build(
+            run.recipe, len(vocabulary.words), len(vocabulary.answers), run.features["channels"]
+        )
+    try:
+        network.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path}: does not fit recipe.json: {reason}") from None
+    return network.to(device).eval()

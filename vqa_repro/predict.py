@@ -1,0 +1,120 @@
+"""Ask a trained run one question about one picture.
+
+python -m vqa_repro.predict --run runs/easy-vqa --image cat.jpg --question "what is it?"
+python -m vqa_repro.predict --run R --image I --question Q --attention look.png --json
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vqa_repro import plots
+from vqa_repro.backbone import FrozenNetwork
+from vqa_repro.device import add_device_option, choose_device
+from vqa_repro.errors import UserError, main_guard
+from vqa_repro.model import load_network
+from vqa_repro.pictures import read_picture
+from vqa_repro.run import Run, open_run
+
+TOP = 5
+SHOWN_SIZE = 320  # pixels a side of the picture under the attention
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """``answers``: the likeliest (text, probability), falling. ``attention``: name -> weights."""
+
+    question: str
+    answers: list[tuple[str, float]]
+    attention: dict[str, npt.NDArray[np.float32]]  # (regions,) or (words,), summing to 1
+    unknown_words: list[str]  # words that no training question held
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "question": self.question,
+            "answers": [{"answer": text, "probability": p} for text, p in self.answers],
+            "attention": {name: weights.tolist() for name, weights in self.attention.items()},
+            "unknown_words": self.unknown_words,
+        }
+
+
+class Predictor:
+    """A trained run, loaded once, to be asked many questions."""
+
+    def __init__(self, run: Run, device: torch.device, weights: Path | None = None) -> None:
+        self.run = run
+        self.device = device
+        self._network = load_network(run, device)
+        self._made_by = run.features["made_by"]
+        self._frozen: FrozenNetwork | None = None
+        if self._made_by["backbone"] != "none":
+            self._frozen = FrozenNetwork.like(self._made_by, weights, device)
+
+    def predict(self, picture: Path | bytes, question: str) -> Prediction:
+        """Answer ``question`` about the picture in a file, or in the bytes of one."""
+        if not question.strip():
+            raise UserError("the question is empty; ask something, for example 'what is it?'")
+        pixels = read_picture(picture, self._made_by["size"])
+        rows = torch.from_numpy(pixels)[None].to(self.device)
+        vocabulary = self.run.vocabulary
+        tokens = torch.tensor([vocabulary.encode(question)], device=self.device)
+        lengths = torch.tensor([tokens.shape[1]], device=self.device)
+        with torch.inference_mode():
+            if self._frozen:
+                rows = self._frozen(rows)
+            logits, attention = self._network(rows, tokens, lengths)
+            values, classes = logits[0].float().softmax(0).topk(min(TOP, logits.shape[1]))
+        answers = [
+            (vocabulary.answers[c], p)
+            for c, p in zip(classes.tolist(), values.tolist(), strict=True)
+        ]
+        maps = {name: weights[0].float().cpu().numpy() for name, weights in attention.items()}
+        return Prediction(question, answers, maps, vocabulary.unknown_words(question))
+
+
+def draw(prediction: Prediction, picture: Path | bytes, path: Path, note: str = "") -> None:
+    """Write the picture with the prediction's attention over it as PNG."""
+    shown = read_picture(picture, SHOWN_SIZE)
+    plots.attention(
+        shown, prediction.question, prediction.answers, prediction.attention, path, note
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m vqa_repro.predict", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--run", type=Path, required=True, help="a run folder")
+    parser.add_argument("--image", type=Path, required=True, help="a picture file")
+    parser.add_argument("--question", required=True)
+    parser.add_argument("--attention", type=Path, metavar="OUT.png", help="draw where it looked")
+    parser.add_argument("--weights", type=Path, help="the backbone's checkpoint, if not seeded")
+    add_device_option(parser)
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    args = parser.parse_args()
+    predictor = Predictor(open_run(args.run), choose_device(args.device), args.weights)
+    prediction = predictor.predict(args.image, args.question)
+    if args.attention:
+        draw(prediction, args.image, args.attention)
+    if prediction.unknown_words:
+        words = ", ".join(prediction.unknown_words)
+        print(f"note: no training question held these words: {words}", file=sys.stderr)
+    if args.json:
+        print(json.dumps(prediction.to_json()))
+        return 0
+    for text, probability in prediction.answers:
+        print(f"{probability:7.2%}  {text}")
+    if args.attention:
+        print(f"attention: {args.attention}")
+    return 0
+
+
+if __name__ == "__main__":
+    main_guard(main)

@@ -1,0 +1,153 @@
+"""A recipe is one row of a table: data, model, training, and the published number beside it.
+
+Recipes are TOML files in ``vqa_repro/recipes/``; ``--recipe`` takes a name from there or a path.
+"""
+
+import dataclasses
+import sys
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vqa_repro.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Data:
+    name: str  # a data set, or a folder of VQA-format JSON and pictures
+    train: str = "train"
+    test: str = "test"
+    validation: float = 0.05  # share of the training pictures held out of training
+    features: str = "cnn"  # "cnn": trained along; else a frozen backbone or a store's path
+    picture_size: int = 64  # pixels a side, where the network is trained along
+    num_answers: int = 1000
+
+
+@dataclass(frozen=True)
+class Training:
+    epochs: int
+    learning_rate: float
+    optimizer: Literal["adamw"] = "adamw"
+    weight_decay: float = 0.0
+    batch_size: int = 100  # questions
+    order: Literal["grouped", "iid"] = "iid"  # whole pictures, or questions drawn singly
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Published:
+    accuracy: float  # percent, on the recipe's test split
+    source: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    title: str
+    data: Data
+    model: dict[str, Any]  # "name" and the model's constructor arguments
+    training: Training
+    published: Published | None = None
+    name: str = ""
+    changed: list[str] = field(default_factory=list)  # options set away from the named recipe's
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+_SECTIONS = {"data": Data, "training": Training, "published": Published}
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
+    """The recipe called ``name`` (or the TOML file of that path) with ``changes`` made to it.
+
+    ``changes`` maps "section.key" to a value. Raises UserError for an unknown recipe, section or
+    key and for a value of the wrong kind.
+    """
+    path = FOLDER / f"{name}.toml"
+    if not path.is_file():
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(
+                f"--recipe {name}: no such recipe; there are {', '.join(recipe_names())}"
+            )
+    try:
+        with path.open("rb") as file:
+            raw: dict[str, Any] = tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from None
+    for key, value in changes.items():
+        section, _, option = key.partition(".")
+        if not option:
+            raise UserError(f"{key}: name an option as section.key, for example training.epochs")
+        values = raw.setdefault(section, {})
+        if values.get(option) != value and key != "training.seed":
+            raw["changed"] = sorted({*raw.get("changed", []), key})
+        values[option] = value
+    return from_json({"name": path.stem, **raw}, str(path))
+
+
+def parse_value(text: str) -> Any:
+    """A value as written in TOML: 3, 0.5, true, [1, 2]; anything else is the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def from_json(raw: dict[str, Any], where: str) -> Recipe:
+    """A checked Recipe from plain values. Raises UserError, naming ``where`` and the key."""
+    raw = dict(raw)
+    sections: dict[str, Any] = {}
+    for section, cls in _SECTIONS.items():
+        values = raw.pop(section, None)
+        if values is not None:  # a recipe without a published number has none
+            sections[section] = _checked(cls, values, f"{where}: [{section}]")
+    model = raw.pop("model", None)
+    if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+        raise UserError(f"{where}: [model] needs a name")
+    return typing.cast(Recipe, _checked(Recipe, {**raw, **sections, "model": model}, where))
+
+
+def _checked(cls: type[Any], values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is not a table of options")
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}
+    for key, value in values.items():
+        if key not in names:
+            raise UserError(f"{where} has no option {key!r}; there are {', '.join(sorted(names))}")
+        if not _fits(value, hints[key]):
+            raise UserError(f"{where} {key} = {value!r}: expected {_in_words(hints[key])}")
+    for f in dataclasses.fields(cls):
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and f.name not in values:
+            raise UserError(f"{where} needs the option {f.name!r}")
+    return cls(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if hint in (str, int):
+        return type(value) is hint
+    if hint is float:
+        return type(value) in (int, float)
+    return True  # a section, already checked
+
+
+def _in_words(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(repr(choice) for choice in typing.get_args(hint))
+    return {str: "text", int: "a whole number", float: "a number"}[hint]

@@ -1,0 +1,137 @@
+"""A run folder: everything about one training, complete in itself.
+
+recipe.json         what was asked for
+environment.json    versions, hardware, what was done without
+vocabulary.json     words and answers
+features.json       what made the features, and their shape
+log.jsonl           one JSON object per line: loss, accuracy, questions/s
+model.safetensors   the weights to use
+checkpoint.pt       weights, optimiser, random numbers, position: what --resume needs;
+                    checkpoint.previous.pt is the one before
+results.json        answers to the test questions, in the submission format
+metrics.json        written last: its presence says that the run is finished
+curves.png, attention/
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqa_repro import recipe as recipes
+from vqa_repro.atomic import write_atomic
+from vqa_repro.errors import UserError
+from vqa_repro.recipe import Recipe
+from vqa_repro.vocab import Vocabulary
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError, naming the file, where there is no JSON to read."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, and what it was made from."""
+
+    folder: Path
+    recipe: Recipe
+    vocabulary: Vocabulary
+    features: dict[str, Any]  # "made_by" as in the store, "channels" of a region, "fingerprint"
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "metrics.json").exists()
+
+    def log(self) -> list[dict[str, Any]]:
+        """The log's records. A last line cut off by a kill is left out."""
+        path = self.folder / "log.jsonl"
+        if not path.exists():
+            return []
+        return list(_whole_lines(path.read_bytes()))
+
+    def keep_log_until(self, step: int) -> None:
+        """Drop the records after ``step``: what is trained again is logged again."""
+        kept = [record for record in self.log() if record["step"] <= step]
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        write_atomic(self.folder / "log.jsonl", lambda file: file.write(text.encode()))
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Keep ``state`` as the newest checkpoint, and the one before it."""
+        newest, previous = self._checkpoints()
+        fresh = self.folder / "checkpoint.new.pt"
+        write_atomic(fresh, lambda file: torch.save(state, file))
+        if newest.exists():
+            os.replace(newest, previous)
+        os.replace(fresh, newest)
+
+    def load_checkpoint(self, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """The newest checkpoint that is whole; None if none was written yet.
+
+        A damaged one is named through ``say`` and the one before is taken. Raises UserError if
+        there are checkpoints but none is whole.
+        """
+        present = [path for path in self._checkpoints() if path.exists()]
+        for path in present:
+            try:
+                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                return state
+            except Exception as error:  # torch.load raises many kinds for a damaged file
+                say(f"{path} is damaged ({str(error).splitlines()[0][:80]}); trying the one before")
+        if present:
+            raise UserError(f"{self.folder}: no checkpoint is whole; train anew with another --out")
+        return None
+
+    def _checkpoints(self) -> tuple[Path, Path]:
+        return self.folder / "checkpoint.pt", self.folder / "checkpoint.previous.pt"
+
+
+def create_run(run: Run, environment: dict[str, Any]) -> None:
+    """Write the folder of a new run. Raises UserError if it cannot be written."""
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {run.folder}: cannot be made: {error.strerror}") from None
+    write_json(run.folder / "environment.json", environment)
+    write_json(run.folder / "vocabulary.json", run.vocabulary.to_json())
+    write_json(run.folder / "features.json", run.features)
+    write_json(run.folder / "recipe.json", run.recipe.to_json())
+
+
+def open_run(folder: Path) -> Run:
+    """Open a run folder. Raises UserError, naming the file, if it is missing or damaged."""
+    path = folder / "recipe.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: not a run folder (it has no recipe.json)")
+    recipe = recipes.from_json(read_json(path), str(path))
+    path = folder / "vocabulary.json"
+    vocabulary = Vocabulary.from_json(read_json(path), str(path))
+    path = folder / "features.json"
+    features = read_json(path)
+    if not isinstance(features, dict) or type(features.get("channels")) is not int:
+        raise UserError(f"{path}: does not say how many channels a region has")
+    return Run(folder, recipe, vocabulary, features)
+
+
+def _whole_lines(data: bytes) -> Iterator[dict[str, Any]]:
+    for line in data.split(b"\n"):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            yield record
