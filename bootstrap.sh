@@ -18,7 +18,7 @@ SELF=./bootstrap.sh
 [[ $PWD -ef $PROJECT ]] || printf -v SELF %q "$PROJECT/bootstrap.sh"
 readonly PROJECT LOCKFILE STATE STAGES SELF
 
-help() {
+usage() {
   cat <<'HELP'
 ./bootstrap.sh [STAGE] [OPTIONS] [-- TRAIN ARGUMENTS]
 
@@ -77,6 +77,7 @@ row() { # NAME STATE TEXT: one line of the table; STATE is ok, note or problem
   [[ $2 != problem ]] || colour=$RED
   say "$(printf '  %-9s %s%-8s%s %s' "$1" "$colour" "$2" "$PLAIN" "$3")"
 }
+more() { say "                     $1"; } # a further line of that row
 fail() { # CODE WHAT WHY NEXT
   {
     echo "${RED}failed${PLAIN}: $2"
@@ -133,7 +134,7 @@ attached() { # COMMAND...: let it talk to the user
   CHILD=''
 }
 logged() { # WHAT COMMAND...: one of the installer's, under the lock; output to the log
-  local what=$1
+  local what=$1 signs
   shift
   open_log
   mkdir -p "$STATE/tmp"
@@ -143,30 +144,32 @@ logged() { # WHAT COMMAND...: one of the installer's, under the lock; output to 
     # Noted, so that a later run can end it should this one be killed.
     echo "$BASHPID $(started "$BASHPID")" >"$STATE/child"
     package_settings
+    cd -- "$PROJECT" # the folder we are called from may have settings for uv
     "$@" </dev/null 2>&1 | redact >>"$LOG"
   ) >/dev/null 2>&1 &
   set +m
   CHILD=$! RC=0
-  signs_of_life "$what" "$CHILD" &
+  signs_of_life "$what" &
+  signs=$!
   wait "$CHILD" || RC=$?
   CHILD=''
   rm -f "$STATE/child"
-  wait
-}
-signs_of_life() { # WHAT PID: until PID ends or bootstrap is killed
-  trap - EXIT ERR INT TERM HUP
-  local begin=$SECONDS free line shown=0
-  free=$(free_mb "$STATE")
-  while sleep 0.5 >/dev/null 2>&1 && kill -0 "$2" 2>/dev/null && kill -0 $$ 2>/dev/null; do
-    line="  $1: $((SECONDS - begin)) s, about $((free - $(free_mb "$STATE"))) MB written"
-    if [[ -t 1 ]]; then
-      printf '\r%s\e[K' "$line"
-    elif ((SECONDS - begin >= shown + 30)); then
-      shown=$((SECONDS - begin))
-      echo "$line"
-    fi
-  done
+  kill "$signs" && wait "$signs" 2>/dev/null || true
   [[ ! -t 1 ]] || printf '\r\e[K'
+}
+signs_of_life() { # WHAT: until it is ended, or bootstrap is gone
+  trap - EXIT ERR INT TERM HUP
+  local begin=$SECONDS every=30 bootstrap free seconds
+  [[ ! -t 1 ]] || every=1
+  bootstrap=$(started $$)
+  free=$(free_mb "$STATE")
+  while sleep 1 >/dev/null 2>&1 && alive $$ "$bootstrap"; do
+    seconds=$((SECONDS - begin))
+    ((seconds % every == 0)) || continue
+    [[ ! -t 1 ]] || printf '\r\e[K'
+    printf '  %s: %d s, about %d MB written' "$1" "$seconds" $((free - $(free_mb "$STATE")))
+    [[ -t 1 ]] || echo
+  done
 }
 end_group() { # PID: the command and all that it has started
   local tries=50
@@ -183,6 +186,7 @@ on_error() { # LINE COMMAND
 on_signal() { # CODE
   trap '' INT TERM HUP
   [[ -z $CHILD ]] || end_group "$CHILD"
+  [[ ! -t 1 ]] || echo
   echo "interrupted; the same command continues" >&2
   exit "$1"
 }
@@ -249,6 +253,7 @@ read_settings() { # needs BASE
 }
 cache_dir() { # uv's; beside this script where the usual place is closed to us
   local folder=${UV_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-$STATE}/.cache}/uv}
+  [[ $folder == /* ]] || folder=$PWD/$folder
   if writable "$folder"; then echo "$folder"; else echo "$STATE/cache"; fi
 }
 package_settings() { # for a subshell: variables say all, and uv is told what pip is told
@@ -257,8 +262,10 @@ package_settings() { # for a subshell: variables say all, and uv is told what pi
     [[ -z $line ]] || export "${line?}"
   done <<<"$CONF"
   export PIP_CONFIG_FILE=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
-  for link in ${PIP_FIND_LINKS:-}; do # uv stops at a folder that is not there
-    [[ $link != *://* && ! -d $link ]] || links+=${links:+,}$link
+  for link in ${PIP_FIND_LINKS:-}; do
+    [[ $link == /* || $link == *://* ]] || link=$PWD/$link
+    [[ $link != /* || -d $link ]] || continue # uv stops at a folder that is not there
+    links+=${links:+,}$link
   done
   [[ -n ${UV_INDEX_URL:-} ]] || offer UV_DEFAULT_INDEX "${PIP_INDEX_URL:-}"
   offer UV_NO_INDEX "${PIP_NO_INDEX:-}"
@@ -273,8 +280,8 @@ package_settings() { # for a subshell: variables say all, and uv is told what pi
   same_disk "$UV_CACHE_DIR" "$VENV" || offer UV_LINK_MODE copy
   if ((SYSTEM_CERTS)); then export UV_SYSTEM_CERTS=1; fi
   if ((OFFLINE)); then export UV_OFFLINE=1 PIP_NO_INDEX=1; fi
-  # /tmp is often too small for what pip puts there.
-  export TMPDIR=$STATE/tmp
+  [[ -z $links ]] || export PIP_FIND_LINKS=${links//,/ }
+  export TMPDIR=$STATE/tmp # /tmp is often too small for what pip puts there
 }
 offer() { # NAME VALUE: set it unless it is set, or there is nothing to set
   if [[ -z ${!1:-} && -n $2 ]]; then export "$1=$2"; fi
@@ -312,8 +319,8 @@ answer("ok", version, getattr(sys, "_base_executable", None) or sys.executable, 
 probe() { # PYTHON: "ok|version|path|tools" or "no|why"; a name on PATH proves nothing, so run it
   local answer rc=0
   answer=$(limited 5 "$1" -E -c "$PROBE" "$(uname -m)" 2>&1 </dev/null) || rc=$?
-  case $rc:$answer in
-    0:ok\|* | 0:no\|*) echo "$answer" ;;
+  case $rc:${answer##*$'\n'} in
+    0:ok\|* | 0:no\|*) echo "${answer##*$'\n'}" ;;
     124:* | 137:*) echo "no|no answer within 5 s" ;;
     *) echo "no|exit code $rc: ${answer%%$'\n'*}" ;;
   esac
@@ -382,13 +389,15 @@ existing() { # PATH: it, or its nearest folder that exists
   printf '%s\n' "$path"
 }
 writable() { [[ -w $(existing "$1") ]]; }
-disk() { # PATH: "free-kB mount-point" of its file system
-  limited 3 df -Pk "$(existing "$1")" | { read -r _ && read -r _ _ _ free _ mount && echo "$free $mount"; }
+disk() { # PATH: "free-kB mount-point" of its file system; nothing where df gives no answer
+  local free mount
+  limited 3 df -Pk "$(existing "$1")" 2>/dev/null \
+    | { read -r _ && read -r _ _ _ free _ mount && echo "$free $mount"; } || true
 }
 free_mb() {
   local free
-  read -r free _ < <(disk "$1")
-  echo $((free / 1024))
+  read -r free _ < <(disk "$1") || free=0
+  echo $((free >> 10))
 }
 same_disk() { [[ $(mount_of "$1") == "$(mount_of "$2")" ]]; }
 mount_of() { disk "$1" | cut -d ' ' -f 2-; }
@@ -407,15 +416,18 @@ check_system() {
     "Linux x86_64" | "Linux aarch64") ;;
     "Darwin arm64") row system ok "macOS arm64" && return ;;
     MINGW* | MSYS* | CYGWIN*) problem 10 system "Windows: run this inside WSL 2" && return ;;
-    *) problem 10 system "$system: no PyTorch wheels; Linux x86_64/aarch64 and macOS arm64 have" && return ;;
+    *)
+      problem 10 system "$system: PyTorch is made for Linux x86_64/aarch64 and macOS arm64"
+      return
+      ;;
   esac
   name=$(getconf GNU_LIBC_VERSION 2>/dev/null) || name='no glibc (musl?)'
   glibc=${name##*.}
   if [[ $name == "glibc 2."* ]] && ((${glibc%%[!0-9]*} >= 28)); then
     row system ok "$system, $name"
   else
-    problem 10 system "$system, $name: PyTorch needs glibc 2.28 or newer (CentOS 7 has 2.17 and can" \
-      && say "                     never do; Ubuntu 20.04, Debian 10, RHEL 8 and newer, or a container, can)"
+    problem 10 system "$system, $name: PyTorch needs glibc 2.28 or newer"
+    more "Ubuntu 20.04, Debian 10, RHEL 8 and newer have it; CentOS 7 never will: use a container"
   fi
 }
 check_python() {
@@ -425,7 +437,7 @@ check_python() {
     return
   fi
   problem 11 python "none that is fit; install Python 3.10 to 3.13, or name one: --python PATH"
-  for why in ${REJECTED[@]+"${REJECTED[@]}"}; do say "                     $why"; done
+  for why in ${REJECTED[@]+"${REJECTED[@]}"}; do more "$why"; done
 }
 # Measured: 6 GB of packages in the cache; linked into the environment where both lie on one disk,
 # copied (6 GB again) where not. pip unpacks what it downloads, so holds all of it twice.
@@ -437,12 +449,15 @@ check_disk() {
   if ! same_disk "$cache" "$VENV"; then check_room 6 "$cache" "the installer's cache"; fi
   check_room "$need" "$VENV" "the environment"
   for where in "$VENV" "$STATE"; do
-    writable "$where" || problem 13 write "$where: no permission to write there; try --venv DIR or another copy"
+    writable "$where" || problem 13 write "not allowed in $where; try --venv DIR, or another copy"
   done
 }
 check_room() { # GB PATH WHAT
   local free mount text
-  read -r free mount < <(disk "$2")
+  if ! read -r free mount < <(disk "$2"); then
+    row disk note "df gives no answer for $2; $3 needs about $1 GB"
+    return
+  fi
   text="$((free >> 20)) GB free on $mount, $3 needs about $1 GB"
   if env_ready; then
     row disk ok "$((free >> 20)) GB free on $mount; the environment is there"
@@ -472,7 +487,7 @@ check_gpu() { # file descriptor 3: ask_nvidia_smi's answer
     IFS=, read -r name driver memory capability <<<"$line"
     [[ $driver =~ ^\ ?[0-9]+\. ]] || continue
     if ((${driver%%.*} < 580)); then
-      row gpu note "$name: driver$driver is older than the 580 this PyTorch needs, so it goes unused"
+      row gpu note "$name: goes unused: driver$driver is older than the 580 this PyTorch needs"
     else
       row gpu ok "$name,$memory, compute capability${capability:- ?}, driver$driver"
     fi
@@ -481,7 +496,7 @@ check_gpu() { # file descriptor 3: ask_nvidia_smi's answer
   exec 3<&-
   case $end in
     found) ;;
-    "end 124" | "end 137") row gpu note "nvidia-smi gives no answer: the driver hangs; a restart of the machine mends that" ;;
+    "end 124" | "end 137") row gpu note "nvidia-smi gives no answer: the driver hangs; restart it" ;;
     "end 127") row gpu ok "none (no nvidia-smi): the CPU will do" ;;
     *) row gpu note "nvidia-smi fails: ${lines[0]:-$end}" ;;
   esac
@@ -505,8 +520,10 @@ check_network() {
   if ((OFFLINE)); then
     answer="not used (--offline)"
   else
-    answer=$(package_settings && limited 1.5 "$BASE" -I -c "$CONNECT" https://download.pytorch.org/) \
-      || answer="no (no answer)"
+    answer=$(
+      package_settings
+      limited 1.5 "$BASE" -I -c "$CONNECT" https://download.pytorch.org/
+    ) || answer="no (no answer)"
   fi
   if [[ $answer == yes* || $answer == "not needed"* ]]; then
     row network ok "$answer"
@@ -528,8 +545,8 @@ take_lock() {
     || fail 13 "cannot write into $PROJECT" "no permission" "copy the project to a folder of yours"
   until ln -s "$me" "$STATE/lock" 2>/dev/null; do
     if ! owner=$(readlink "$STATE/lock"); then # released this moment, or no lock can be made
-      ((++odd < 20)) || fail 13 "cannot make a lock in $STATE" "$(ln -s "$me" "$STATE/lock" 2>&1)" \
-        "mend that, or copy the project to another disk"
+      ((++odd < 20)) || fail 13 "cannot make a lock in $STATE" \
+        "$(ln -s "$me" "$STATE/lock" 2>&1 || true)" "mend that, or copy the project to another disk"
       sleep 0.1
       continue
     fi
@@ -568,7 +585,10 @@ release_lock() {
 UV='' # empty: pip
 
 pinned_uv() { sed -n 's/^uv==\([^ ]*\).*/\1/p' "$LOCKFILE"; }
-uv_at_hand() { [[ $INSTALLER != pip ]] && { [[ -x $STATE/uv-$(pinned_uv)/uv ]] || command -v uv >/dev/null; }; }
+uv_at_hand() {
+  [[ $INSTALLER != pip ]] || return 1
+  [[ -x $STATE/uv-$(pinned_uv)/uv ]] || command -v uv >/dev/null
+}
 
 # pip of the base Python, or the wheel of it that its ensurepip carries.
 readonly BASE_PIP='
@@ -621,7 +641,7 @@ fetch_uv() { # VERSION FOLDER
   logged "fetching uv" "$BASE" -E -c "$BASE_PIP" download --quiet --no-deps --require-hashes \
     --only-binary :all: --retries 2 --dest "$scratch" -r "$scratch/uv.txt"
   if ((RC)); then return 1; fi
-  "$BASE" -I -m zipfile -e "$scratch"/uv-*.whl "$scratch" || return 1
+  "$BASE" -I -m zipfile -e "$scratch"/uv-*.whl "$scratch" >>"$LOG" 2>&1 || return 1
   mv "$scratch/uv-$1.data/scripts" "$scratch/bin" && chmod +x "$scratch/bin/uv" || return 1
   "$scratch/bin/uv" --version >>"$LOG" 2>&1 || return 1
   rm -rf "$2" && mv "$scratch/bin" "$2" && rm -rf "$scratch"
@@ -653,12 +673,13 @@ same_place() { # the stamp's environment was made here, of this Python, and runs
     == "$(stamp_of python)" ]]
 }
 make_venv() {
+  local why command
   if [[ -e $VENV && ! -e $VENV/.incomplete && ! -e $VENV/.finished ]] \
     && [[ ! -d $VENV || -n $(ls -A "$VENV") ]]; then
     fail 2 "$VENV is in the way" "it was not made by bootstrap.sh, so it is left alone" \
       "$SELF env --venv OTHER_FOLDER, or remove it yourself"
   fi
-  mkdir -p "$VENV" 2>/dev/null || fail 13 "cannot make $VENV" "no permission" "$SELF env --venv DIR"
+  why=$(mkdir -p -- "$VENV" 2>&1) || fail 13 "cannot make $VENV" "$why" "$SELF env --venv DIR"
   # A package that an earlier run had half linked counts as installed, so begin anew; what was
   # downloaded is in the cache.
   if [[ -e $VENV/.incomplete ]] || ! same_place; then
@@ -668,24 +689,19 @@ make_venv() {
   : >"$VENV/.incomplete"
   rm -f "$VENV/.finished"
   [[ ! -x $VENV/bin/python ]] || return 0
-  if [[ -n $UV ]]; then
-    logged "making the environment" "$UV" venv --quiet --no-project --allow-existing --python "$BASE" "$VENV"
-  else
-    logged "making the environment" "$BASE" -I -m venv "$VENV"
-  fi
+  command=("$BASE" -I -m venv)
+  [[ -z $UV ]] || command=("$UV" venv --quiet --no-project --allow-existing --python "$BASE")
+  logged "making the environment" "${command[@]}" "$VENV"
   ((RC == 0)) || explain_failure "the environment could not be made"
 }
 install_packages() {
-  local try command
-  if [[ -n $UV ]]; then
-    command=("$UV" pip sync --python "$VENV/bin/python" --require-hashes --only-binary :all: "$LOCKFILE")
-  else
-    command=("$VENV/bin/python" -I -m pip install --require-hashes --only-binary :all: --no-deps -r "$LOCKFILE")
-  fi
+  local try command network='connect|timed? ?out|request|network|resolve|certificate|http|reset'
+  command=("$VENV/bin/python" -I -m pip install --no-deps -r)
+  [[ -z $UV ]] || command=("$UV" pip sync --python "$VENV/bin/python")
   for try in 1 2 3; do
-    logged "installing the packages" "${command[@]}"
+    logged "installing the packages" "${command[@]}" "$LOCKFILE" --require-hashes --only-binary :all:
     if ((RC == 0)); then break; fi
-    if ((try == 3 || OFFLINE)) || ! log_says 'connect|connection|timed? ?out|request|network|resolve|certificate|HTTP|reset'; then
+    if ((try == 3 || OFFLINE)) || ! log_says "$network"; then
       explain_failure "the packages could not be installed"
     fi
     say "  the network failed; what has arrived is kept; trying again in $((try * 5)) s"
@@ -697,7 +713,7 @@ install_packages() {
   rm -rf "$STATE/tmp"
 }
 remove_extras() { # as uv pip sync does
-  local extras
+  local extras uninstall=("$VENV/bin/python" -I -m pip uninstall -y)
   mapfile -t extras < <("$VENV/bin/python" -I - "$LOCKFILE" <<'PYTHON'
 import importlib.metadata as metadata, re, sys
 def canonical(name):
@@ -708,7 +724,9 @@ for name in {canonical(each.metadata["Name"]) for each in metadata.distributions
         print(name)
 PYTHON
   )
-  ((${#extras[@]} == 0)) || logged "removing ${extras[*]}" "$VENV/bin/python" -I -m pip uninstall -y "${extras[@]}"
+  if ((${#extras[@]} == 0)); then return; fi
+  logged "removing ${extras[*]}" "${uninstall[@]}" "${extras[@]}"
+  ((RC == 0)) || explain_failure "superfluous packages could not be removed"
 }
 log_says() { tail -c "+$((LOG_FROM + 1))" "$LOG" | grep -qiE "$1"; }
 explain_failure() { # WHAT
@@ -738,6 +756,7 @@ finish_env() {
     "project $PROJECT" "installer $([[ -n $UV ]] && echo uv || echo pip)" >"$VENV/.finished.new"
   mv "$VENV/.finished.new" "$VENV/.finished"
   rm "$VENV/.incomplete"
+  READY=yes
 }
 
 # ---------------------------------------------------------------- the stages
@@ -795,6 +814,8 @@ stage_env() {
 }
 stage_checkpoint() {
   local command=(checkpoints_setup.py vgg19) python=$VENV/bin/python
+  local mend="python checkpoints_setup.py vgg19 [--from FILE|DIR|URL]"
+  local why=([3]="no source had it" [4]="only wrong bytes" [5]="busy" [6]="no room for it")
   ((OFFLINE == 0)) || command+=(--offline)
   say "checkpoint: VGG-19"
   if ((DRY_RUN)); then
@@ -810,10 +831,10 @@ stage_checkpoint() {
   case $VERB:$RC in
     *:0) ;;
     all:[3-6])
-      WITHOUT+="checkpoint: VGG-19 could not be had"$'\n'
-      say "  ${YELLOW}going on without it${PLAIN}; later: $SELF checkpoint, or python checkpoints_setup.py vgg19 --from FILE"
+      WITHOUT+="checkpoint: no VGG-19, ${why[RC]}"$'\n'
+      say "  ${YELLOW}going on without it${PLAIN}; later: $mend"
       ;;
-    *) fail "$RC" "no checkpoint" "see above" "python checkpoints_setup.py vgg19 --from FILE|DIR|URL" ;;
+    *) fail "$RC" "no checkpoint" "see above" "$mend" ;;
   esac
 }
 stage_doctor() {
@@ -823,9 +844,9 @@ stage_doctor() {
     return
   fi
   need_env
-  [[ -z $FRESH ]] || say "  (the first import after an installation takes long on slow or network disks)"
+  [[ -z $FRESH ]] || say "  (first imports take long, on slow or network disks some minutes)"
   attached "$VENV/bin/python" -m vqa_repro.doctor
-  ((RC == 0)) || fail 17 "the doctor found something broken" "see above" "its advice, then $SELF doctor"
+  ((RC == 0)) || fail 17 "something is broken" "see above" "do as told there, then $SELF doctor"
 }
 stage_train() {
   say "train: python -m vqa_repro.train --resume${REST[*]:+ ${REST[*]}}"
@@ -857,7 +878,8 @@ bad_usage() {
 read_arguments() {
   VERB=all REST=()
   SKIP=${VQA_SKIP:-} DRY_RUN=${VQA_DRY_RUN:-0} PYTHON=${VQA_PYTHON:-} OFFLINE=${VQA_OFFLINE:-0}
-  VENV=${VQA_VENV:-$PROJECT/.venv} INSTALLER=${VQA_INSTALLER:-auto} LOCK_WAIT=${VQA_LOCK_WAIT:-1800}
+  VENV=${VQA_VENV:-$PROJECT/.venv} INSTALLER=${VQA_INSTALLER:-auto}
+  LOCK_WAIT=${VQA_LOCK_WAIT:-1800}
   local stage
   while (($#)); do
     case $1 in
@@ -875,7 +897,7 @@ read_arguments() {
       --lock-wait) LOCK_WAIT=$2 && shift ;;
       --dry-run) DRY_RUN=1 ;;
       --offline) OFFLINE=1 ;;
-      -h | --help) help && exit 0 ;;
+      -h | --help) usage && exit 0 ;;
       --) REST=("${@:2}") && break ;;
       check | env | checkpoint | doctor | train)
         [[ $VERB == all ]] || bad_usage "one stage at a time: '$VERB' or '$1'"
@@ -890,13 +912,13 @@ read_arguments() {
     shift
   done
   for stage in $SKIP; do
-    [[ " ${STAGES[*]} " == *" $stage "* ]] || bad_usage "--skip: no stage '$stage' (there are ${STAGES[*]})"
+    [[ " ${STAGES[*]} " == *" $stage "* ]] || bad_usage "--skip: no stage '$stage'"
   done
   [[ $DRY_RUN$OFFLINE =~ ^[01][01]$ ]] || bad_usage "VQA_DRY_RUN and VQA_OFFLINE are 0 or 1"
-  [[ $INSTALLER =~ ^(auto|uv|pip)$ ]] || bad_usage "--installer is uv, pip or auto, not '$INSTALLER'"
-  [[ $LOCK_WAIT =~ ^[0-9]{1,9}$ ]] || bad_usage "--lock-wait is a number of seconds, not '$LOCK_WAIT'"
+  [[ $INSTALLER =~ ^(auto|uv|pip)$ ]] || bad_usage "no installer '$INSTALLER'; uv, pip or auto"
+  [[ $LOCK_WAIT =~ ^[0-9]{1,9}$ ]] || bad_usage "--lock-wait is in seconds, not '$LOCK_WAIT'"
   if [[ -n $PYTHON && ! $PYTHON =~ ^3\.[0-9]+$ ]]; then
-    PYTHON=$(command -v -- "$PYTHON") || bad_usage "--python: no such program"
+    PYTHON=$(command -v -- "$PYTHON") || bad_usage "--python: no such program as named"
     [[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON
   fi
   if [[ ${#REST[@]} != 0 && ! $VERB =~ ^(all|train|test)$ ]]; then
@@ -927,7 +949,7 @@ main() {
       test) stage_test ;;
     esac
   done
-  if [[ $VERB == env ]]; then say "next: $SELF doctor, or $SELF train"; fi
+  if [[ $VERB == env || " $SKIP " == *" train "* ]]; then say "next: $SELF train"; fi
 }
 
 main "$@"

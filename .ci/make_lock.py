@@ -119,9 +119,7 @@ def wheels_of(pylock: dict[str, Any]) -> dict[tuple[str, str], dict[str, str]]:
     return found
 
 
-def keep_wheels(
-    text: str, wheels: dict[tuple[str, str], dict[str, str]]
-) -> tuple[str, list[str]]:
+def keep_wheels(text: str, wheels: dict[tuple[str, str], dict[str, str]]) -> tuple[str, list[str]]:
     """The requirements without the hashes of source archives, and what is wrong with them."""
     lines, problems = [], []
     for entry in text.replace(" \\\n    ", " ").splitlines():

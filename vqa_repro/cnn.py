@@ -4,22 +4,21 @@ from torch import Tensor, nn
 
 
 class SmallCNN(nn.Module):
-    """Four 3x3 convolutions, each with batch normalisation and ReLU; three of them halve the grid.
+    """Three convolutions that each halve the grid, and one that mixes channels.
 
-    (B, S, S, 3) uint8 -> (B, (S/8)^2, channels).
+    (B, S, S, 3) uint8 -> (B, (S/8)^2, channels). A region sees 22x22 pixels around its own 8x8.
     """
 
     def __init__(self, channels: int = 128) -> None:
         super().__init__()
-        widths = (3, channels // 4, channels // 2, channels, channels)
-        layers: list[nn.Module] = []
-        for before, after, stride in zip(widths, widths[1:], (2, 2, 2, 1), strict=False):
-            layers += [
-                nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(inplace=True),
-            ]
-        self.layers = nn.Sequential(*layers)
+        # A 4x4 window halves the grid evenly. A 3x3 one would be centred on its upper left pixel,
+        # and after three of them attention would be drawn half a region away from what it saw.
+        self.layers = nn.Sequential(
+            *_step(3, channels // 4, 4, stride=2),
+            *_step(channels // 4, channels // 2, 4, stride=2),
+            *_step(channels // 2, channels, 4, stride=2),
+            *_step(channels, channels, 1, stride=1),
+        )
         self.channels = channels
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -27,3 +26,12 @@ class SmallCNN(nn.Module):
         x = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0
         maps: Tensor = self.layers(x)
         return maps.flatten(2).transpose(1, 2)
+
+
+def _step(before: int, after: int, kernel: int, stride: int) -> list[nn.Module]:
+    padding = (kernel - stride) // 2
+    return [
+        nn.Conv2d(before, after, kernel, stride, padding, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
+    ]

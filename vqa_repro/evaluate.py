@@ -37,7 +37,7 @@ def answer_split(run: Run, split: Split, root: Path, device_name: str) -> dict[i
     return {i: run.vocabulary.answers[c] for i, c in zip(ids, classes, strict=True)}
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vqa_repro.evaluate", description=__doc__.splitlines()[0]
     )
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--pre-2021", action="store_true", help="process answers as before 2021")
     add_device_option(parser)
     parser.add_argument("--json", action="store_true", help="everything, for programs")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.results:
         if not (args.questions and args.annotations):
             raise UserError("--results needs --questions and --annotations")

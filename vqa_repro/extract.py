@@ -94,7 +94,7 @@ def seeded(backbone: str) -> Path:
     return path
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vqa_repro.extract", description=__doc__.splitlines()[0]
     )
@@ -110,7 +110,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, help="the store; by default in ROOT/features")
     add_device_option(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     device = choose_device(args.device)
     weights: Any = args.weights or seeded(args.backbone)
     splits = load_all(args.data, args.root)

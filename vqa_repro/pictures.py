@@ -9,9 +9,6 @@ from PIL import Image, UnidentifiedImageError
 
 from vqa_repro.errors import UserError
 
-# 64 megapixels: four times a large camera's picture; above it, assume a decompression bomb.
-MAX_PIXELS = 64_000_000
-
 
 def read_picture(source: Path | bytes, size: int) -> npt.NDArray[np.uint8]:
     """Decode a picture to (size, size, 3) uint8 RGB, squashed: the aspect ratio is not kept.
@@ -24,12 +21,9 @@ def read_picture(source: Path | bytes, size: int) -> npt.NDArray[np.uint8]:
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(
-                    f"{name}: {image.width}x{image.height} pixels is more than the "
-                    f"{MAX_PIXELS // 1_000_000} megapixels read here; scale it down first"
-                )
             rgb = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(f"{name}: too many pixels to be a photo; scale it down first") from None
     except FileNotFoundError:
         raise UserError(f"{name}: no such picture") from None
     except IsADirectoryError:

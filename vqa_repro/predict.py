@@ -87,7 +87,7 @@ def draw(prediction: Prediction, picture: Path | bytes, path: Path, note: str = 
     )
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vqa_repro.predict", description=__doc__.splitlines()[0]
     )
@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, help="the backbone's checkpoint, if not seeded")
     add_device_option(parser)
     parser.add_argument("--json", action="store_true", help="everything, for programs")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     predictor = Predictor(open_run(args.run), choose_device(args.device), args.weights)
     prediction = predictor.predict(args.image, args.question)
     if args.attention:

@@ -92,11 +92,18 @@ def train(
         return run
     torch.manual_seed(recipe.training.seed)
     print(recipe.title)
+    begun = run is not None
     run, material = prepare(recipe, folder, run, root, device)
     vocabulary = run.vocabulary
     network = build(
         recipe, len(vocabulary.words), len(vocabulary.answers), run.features["channels"]
     ).to(device)
+    if not begun:
+        without = done_without(device)
+        for line in without:
+            print(f"  done without {line}")
+        create_run(run, {**doctor.environment(), "device": describe(device), "without": without})
+    print(f"  on {describe(device)}, torch {torch.__version__}")
     parameters = sum(p.numel() for p in network.parameters())
     print(
         f"  {parameters:,} parameters; {len(material.train):,} questions to train on, "
@@ -135,7 +142,10 @@ def choose_run(recipe: Recipe, out: Path | None, resume: bool) -> tuple[Path, Ru
 def prepare(
     recipe: Recipe, folder: Path, run: Run | None, root: Path, device: torch.device
 ) -> tuple[Run, Material]:
-    """Read the data set, open the features, number words and answers; begin the run folder."""
+    """Read the data set, open the features, number words and answers.
+
+    ``run`` is the one that goes on, or None; returned is that one or a new one for ``folder``.
+    """
     data = recipe.data
     splits = [datasets.load_split(data.name, root, name) for name in (data.train, data.test)]
     train_split, test_split = splits
@@ -147,13 +157,8 @@ def prepare(
     }
     kept, held = hold_out(train_split.examples, data.validation)
     if run is None:
-        without = done_without(device)
-        for line in without:
-            print(f"  done without {line}")
-        print(f"  on {describe(device)}, torch {torch.__version__}")
         vocabulary = build_vocabulary(train_split.examples, data.num_answers)
         run = Run(folder, recipe, vocabulary, features)
-        create_run(run, {**doctor.environment(), "device": describe(device), "without": without})
     elif run.features != features:
         raise UserError(f"{folder}: was trained on other features than {store.path}")
 
@@ -410,7 +415,7 @@ def table(run: Run) -> str:
     )
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vqa_repro.train",
         description=__doc__,
@@ -435,7 +440,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="the run's folder (default: below runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with a run that is there")
     add_device_option(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     changes = dict(change(text) for text in args.changes)
     for key, value in [
         ("data.name", args.data),

@@ -1,0 +1,73 @@
+"""A small data set of one's own, drawn anew for the tests, and ways to run the verbs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
+PROJECT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 + 12 pictures of one coloured square each, three questions about each, VQA format."""
+    folder = tmp_path_factory.mktemp("drawn data")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    number = 0
+    for split, count in (("train", 40), ("val", 12)):
+        questions, annotations = [], []
+        for _ in range(count):
+            number += 1
+            color = list(COLORS)[rng.integers(3)]
+            image = Image.new("RGB", (48, 36), (240, 240, 230))
+            x, y = rng.integers(0, 30), rng.integers(0, 20)
+            ImageDraw.Draw(image).rectangle((x, y, x + 14, y + 14), fill=COLORS[color])
+            image.save(folder / "images" / f"{number}.png")
+            asked = [
+                ("what color is it?", color, "other"),
+                ("is it red?", "yes" if color == "red" else "no", "yes/no"),
+                ("is there a blue square in the picture?", str(color == "blue"), "yes/no"),
+            ]
+            for k, (question, answer, kind) in enumerate(asked):
+                question_id = 10 * number + k
+                questions.append(
+                    {"question_id": question_id, "image_id": number, "question": question}
+                )
+                answer = {"True": "yes", "False": "no"}.get(answer, answer)
+                annotations.append(
+                    {
+                        "question_id": question_id,
+                        "image_id": number,
+                        "answers": [{"answer": answer}],
+                        "answer_type": kind,
+                        "question_type": question.split()[0],
+                    }
+                )
+        (folder / f"{split}_questions.json").write_text(json.dumps({"questions": questions}))
+        (folder / f"{split}_annotations.json").write_text(json.dumps({"annotations": annotations}))
+    return folder
+
+
+def environ() -> dict[str, str]:
+    """The environment for a verb in a process of its own: this project first, few threads."""
+    return {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "2"}
+
+
+def run_verb(verb: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """``python -m vqa_repro.VERB`` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", f"vqa_repro.{verb}", *map(str, arguments)],
+        cwd=cwd,
+        env=environ(),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+    )

@@ -1,0 +1,339 @@
+"""train, evaluate and predict on a folder of one's own, in real processes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PROJECT, environ, run_verb
+from PIL import Image
+
+from vqa_repro import evaluate, predict, train
+from vqa_repro.errors import UserError
+from vqa_repro.run import open_run
+
+OPTIONS = (
+    *("--set", "data.test=val"),
+    *("--set", "data.picture_size=32"),
+    *("--set", "data.validation=0.1"),
+    *("--set", "training.batch_size=12"),
+    *("--set", "model.hidden=16"),
+    *("--set", "model.attention=16"),
+    *("--set", "model.dropout=0.3"),  # so that the random numbers matter to an exact resume
+)
+
+
+def options(folder: Path, out: Path, epochs: int) -> list[str]:
+    return ["--data", str(folder), *OPTIONS, "--epochs", str(epochs), "--out", str(out)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("a place")
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path, drawn_folder: Path) -> Path:
+    """A run of 30 epochs that nothing interrupted."""
+    out = place / "whole"
+    done = run_verb("train", *options(drawn_folder, out, 30), cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "this run changed the recipe" in done.stdout and str(out) in done.stdout
+    assert "\r" not in done.stdout + done.stderr, "a bar in what is not a terminal"
+    return out
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+def test_the_run_folder_is_complete(finished: Path) -> None:
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert names == {
+        *("recipe.json", "environment.json", "vocabulary.json", "features.json", "log.jsonl"),
+        *("model.safetensors", "checkpoint.pt", "checkpoint.previous.pt"),
+        *("results.json", "metrics.json", "curves.png"),
+        *(f"attention/{n}.png" for n in range(1, train.PICTURES + 1)),
+    }
+    environment = json.loads((finished / "environment.json").read_text())
+    assert environment["packages"]["torch"] in torch.__version__
+    if not torch.cuda.is_available():
+        assert any(line.startswith("GPU") for line in environment["without"])
+
+
+def test_it_learns_and_says_how_well(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["questions"] == 36 and metrics["overall"] > 80
+    assert set(metrics["per_answer_type"]) == {"other", "yes/no"}
+    assert losses(finished)[-1][1] < 0.5 * losses(finished)[0][1]
+
+
+def test_pictures_can_be_looked_at(finished: Path) -> None:
+    for path in [finished / "curves.png", *(finished / "attention").iterdir()]:
+        with Image.open(path) as image:
+            assert image.width > 500 and len(image.convert("L").getcolors(256) or []) > 20
+
+
+def stop_in_the_middle(
+    folder: Path, out: Path, place: Path, number: int, extra: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Train, and send signal ``number`` once some epochs are logged."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vqa_repro.train", *options(folder, out, 30), *extra],
+        cwd=place,
+        env=environ(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = out / "log.jsonl"
+    before = len(log.read_text().splitlines()) if log.exists() else 0
+    while process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) > before + 6:
+            process.send_signal(number)
+            break
+        time.sleep(0.01)
+    stdout, stderr = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGUSR1, 138),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
+def test_stopped_anywhere_and_resumed_is_never_stopped(
+    finished: Path, drawn_folder: Path, place: Path, number: int, code: int
+) -> None:
+    out = place / f"stopped by {number}"
+    stopped = stop_in_the_middle(drawn_folder, out, place, number)
+    assert stopped.returncode == code, stopped.stderr
+    if number != signal.SIGKILL:
+        assert "--resume" in stopped.stdout
+    picture = drawn_folder / "images" / "1.png"
+    asked = run_verb(
+        *("predict", "--run", out, "--image", picture, "--question", "is it red?"), cwd=place
+    )
+    assert asked.returncode == 0, "a stopped run is of use as it is: " + asked.stderr
+    resumed = run_verb("train", *options(drawn_folder, out, 30), "--resume", cwd=place)
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(out) == losses(finished)
+    name = "model.safetensors"
+    assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(
+    finished: Path, tmp_path: Path, drawn_folder: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "metrics.json").unlink()
+    data = (out / "checkpoint.pt").read_bytes()
+    (out / "checkpoint.pt").write_bytes(data[: len(data) // 2])
+    resumed = run_verb("train", *options(drawn_folder, out, 30), "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "checkpoint.pt is damaged" in resumed.stdout
+    assert losses(out) == losses(finished)
+
+
+def test_a_finished_run_is_left_as_it_is(finished: Path, drawn_folder: Path, place: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    again = run_verb("train", *options(drawn_folder, finished, 30), "--resume", cwd=place)
+    assert again.returncode == 0 and "finished" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_evaluate_gives_the_accuracy_of_the_training(
+    finished: Path, place: Path, capsys: pytest.CaptureFixture[str], drawn_folder: Path
+) -> None:
+    root, out = str(place / "resources"), str(place / "answers.json")
+    arguments = ["--run", str(finished), "--root", root, "--out", out, "--json"]
+    assert evaluate.main(arguments) == 0
+    scores = json.loads(capsys.readouterr().out)
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert scores["overall"] == metrics["overall"]
+    assert json.loads(Path(out).read_text()) == json.loads((finished / "results.json").read_text())
+    anybody = ["--results", out, "--json"]
+    anybody += ["--questions", str(drawn_folder / "val_questions.json")]
+    anybody += ["--annotations", str(drawn_folder / "val_annotations.json")]
+    assert evaluate.main(anybody) == 0
+    assert json.loads(capsys.readouterr().out) == scores
+
+
+def ask(run: Path, picture: Path, question: str = "is it red?", *more: str) -> int:
+    return predict.main(["--run", str(run), "--image", str(picture), "--question", question, *more])
+
+
+def test_predict(
+    finished: Path, drawn_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, out = drawn_folder / "images" / "3.png", tmp_path / "look.png"
+    assert (
+        ask(finished, picture, "what color is the zebra?", "--attention", str(out), "--json") == 0
+    )
+    printed = capsys.readouterr()
+    assert "zebra" in printed.err
+    said = json.loads(printed.out)
+    probabilities = [answer["probability"] for answer in said["answers"]]
+    assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) <= 1.0001
+    assert set(said["attention"]) == {"hop 1", "hop 2"}
+    for weights in said["attention"].values():
+        assert len(weights) == 16 and sum(weights) == pytest.approx(1, abs=1e-5)
+    with Image.open(out) as image:
+        assert image.width > 500
+
+
+def damaged(finished: Path, tmp_path: Path, name: str, data: bytes | None) -> Path:
+    run = tmp_path / "damaged"
+    shutil.copytree(finished, run)
+    if data is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_bytes(data)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("recipe.json", None),
+        ("recipe.json", b"{"),
+        ("recipe.json", b"[]"),
+        ("recipe.json", b'{"title": 3}'),
+        ("recipe.json", b'{"model": {"name": "san"}, "training": {"epochs": "many"}}'),
+        ("vocabulary.json", b'{"words": []}'),
+        ("vocabulary.json", b"\xff\xfe"),
+        ("features.json", b'{"channels": "six"}'),
+        ("features.json", b"[]"),
+        ("model.safetensors", None),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\x10\0\0\0\0\0\0\0{}"),
+    ],
+)
+def test_a_damaged_run_is_one_clear_line(
+    finished: Path, drawn_folder: Path, tmp_path: Path, name: str, data: bytes | None
+) -> None:
+    run = damaged(finished, tmp_path, name, data)
+    with pytest.raises(UserError) as error:
+        ask(run, drawn_folder / "images" / "1.png")
+    assert "\n" not in str(error.value) and (
+        name in str(error.value) or str(run) in str(error.value)
+    )
+
+
+def test_weights_of_another_model_are_refused(
+    finished: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
+    raw = json.loads((finished / "recipe.json").read_text())
+    raw["model"]["hidden"] = 17
+    run = damaged(finished, tmp_path, "recipe.json", json.dumps(raw).encode())
+    with pytest.raises(UserError, match="does not fit"):
+        ask(run, drawn_folder / "images" / "1.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--recipe", "none-such"], "no such recipe; there are easy-vqa"),
+        (["--data", "none-such"], "no such folder or data set"),
+        (["--set", "training.epoch=3"], "no option 'epoch'"),
+        (["--set", "training.epochs=three"], "expected a whole number"),
+        (["--set", "training.order=sorted"], "'grouped' or 'iid'"),
+        (["--set", "model.layer=3"], "san has no option 'layer'"),
+        (["--set", "model.name=mcan"], "there are san, hiecoatt"),
+        (["--set", "model.question=gru"], "there are lstm and cnn"),
+        (["--set", "epochs=3"], "section.key"),
+        (["--set", "epochs"], "SECTION.KEY=VALUE"),
+        (["--device", "tpu"], "no such device"),
+        (["--device", "cuda:99"], "sees"),
+        (["--features", "none.safetensors"], "no such feature store"),
+        (["--features", "vgg19"], "vqa_repro.extract"),
+        (["--root", "/proc/no"], "/proc/no"),
+        (["--out", "/proc/no"], "/proc/no"),
+        (["--set", "data.test=test9"], "test9"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_writes_nothing(
+    arguments: list[str],
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    drawn_folder: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["--data", str(drawn_folder), "--set", "data.test=val", *arguments]
+    with pytest.raises(UserError) as error:
+        train.main(given)
+    assert line in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_with_something_in_it_is_not_trained_into(
+    finished: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="is no run"):
+        train.main(options(drawn_folder, tmp_path, 30))
+    with pytest.raises(UserError, match="--resume continues it"):
+        train.main(options(drawn_folder, finished, 30))
+    with pytest.raises(UserError, match="other options"):
+        train.main([*options(drawn_folder, finished, 31), "--resume"])
+
+
+def test_the_command_line_says_it_in_one_line_with_exit_code_2(tmp_path: Path) -> None:
+    said = run_verb("train", "--recipe", "none-such", cwd=tmp_path)
+    assert said.returncode == 2
+    assert said.stderr.startswith("error: ") and said.stderr.count("\n") == 1
+
+
+def test_hiecoatt_and_the_baselines_train_too(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = (PROJECT / "vqa_repro" / "recipes" / "easy-vqa.toml").read_text()
+    training = raw.partition("[training]")[2].partition("[published]")[0]
+    for model in ("hiecoatt", "question-only", "bag-of-words", "deeper-lstm", "show-ask-attend"):
+        recipe = tmp_path / f"{model}.toml"
+        recipe.write_text(
+            f'title = "t"\n[data]\nname = "{drawn_folder}"\ntest = "val"\nfeatures = "cnn"\n'
+            f'picture_size = 32\n[model]\nname = "{model}"\n[training]{training}'
+        )
+        out = tmp_path / model
+        assert train.main(["--recipe", str(recipe), "--epochs", "1", "--out", str(out)]) == 0
+        assert open_run(out).finished
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(
+    drawn_folder: Path, place: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        filler, out = disk / "filler", disk / "run"
+        half = run_verb("train", *options(drawn_folder, out, 1), cwd=place)
+        assert half.returncode == 0, half.stderr
+        (out / "metrics.json").unlink()
+        free = shutil.disk_usage(disk).free
+        filler.write_bytes(bytes(max(free - 500_000, 0)))
+        whole = (out / "checkpoint.pt").read_bytes()
+        resumed = run_verb("train", *options(drawn_folder, out, 1), "--resume", cwd=place)
+        assert (out / "checkpoint.pt").read_bytes() == whole
+        assert resumed.returncode in (0, 2)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
