@@ -77,7 +77,7 @@ row() { # NAME STATE TEXT: one line of the table; STATE is ok, note or problem
   [[ $2 != problem ]] || colour=$RED
   say "$(printf '  %-9s %s%-8s%s %s' "$1" "$colour" "$2" "$PLAIN" "$3")"
 }
-more() { say "                     $1"; } # a further line of that row
+also() { say "                     $1"; } # a further line of that row
 fail() { # CODE WHAT WHY NEXT
   {
     echo "${RED}failed${PLAIN}: $2"
@@ -134,7 +134,7 @@ attached() { # COMMAND...: let it talk to the user
   CHILD=''
 }
 logged() { # WHAT COMMAND...: one of the installer's, under the lock; output to the log
-  local what=$1 signs
+  local what=$1 signs me
   shift
   open_log
   mkdir -p "$STATE/tmp"
@@ -142,7 +142,8 @@ logged() { # WHAT COMMAND...: one of the installer's, under the lock; output to 
   (
     trap - ERR
     # Noted, so that a later run can end it should this one be killed.
-    echo "$BASHPID $(started "$BASHPID")" >"$STATE/child"
+    me=$BASHPID
+    echo "$me $(started "$me")" >"$STATE/child"
     package_settings
     cd -- "$PROJECT" # the folder we are called from may have settings for uv
     "$@" </dev/null 2>&1 | redact >>"$LOG"
@@ -427,7 +428,7 @@ check_system() {
     row system ok "$system, $name"
   else
     problem 10 system "$system, $name: PyTorch needs glibc 2.28 or newer"
-    more "Ubuntu 20.04, Debian 10, RHEL 8 and newer have it; CentOS 7 never will: use a container"
+    also "Ubuntu 20.04, Debian 10, RHEL 8 and newer have it; CentOS 7 never will: use a container"
   fi
 }
 check_python() {
@@ -437,7 +438,7 @@ check_python() {
     return
   fi
   problem 11 python "none that is fit; install Python 3.10 to 3.13, or name one: --python PATH"
-  for why in ${REJECTED[@]+"${REJECTED[@]}"}; do more "$why"; done
+  for why in ${REJECTED[@]+"${REJECTED[@]}"}; do also "$why"; done
 }
 # Measured: 6 GB of packages in the cache; linked into the environment where both lie on one disk,
 # copied (6 GB again) where not. pip unpacks what it downloads, so holds all of it twice.
@@ -487,7 +488,7 @@ check_gpu() { # file descriptor 3: ask_nvidia_smi's answer
     IFS=, read -r name driver memory capability <<<"$line"
     [[ $driver =~ ^\ ?[0-9]+\. ]] || continue
     if ((${driver%%.*} < 580)); then
-      row gpu note "$name: goes unused: driver$driver is older than the 580 this PyTorch needs"
+      row gpu note "$name: unused: driver$driver is older than the 580 that this PyTorch needs"
     else
       row gpu ok "$name,$memory, compute capability${capability:- ?}, driver$driver"
     fi
@@ -496,7 +497,7 @@ check_gpu() { # file descriptor 3: ask_nvidia_smi's answer
   exec 3<&-
   case $end in
     found) ;;
-    "end 124" | "end 137") row gpu note "nvidia-smi gives no answer: the driver hangs; restart it" ;;
+    "end 124" | "end 137") row gpu note "nvidia-smi gives no answer: the driver hangs; reboot" ;;
     "end 127") row gpu ok "none (no nvidia-smi): the CPU will do" ;;
     *) row gpu note "nvidia-smi fails: ${lines[0]:-$end}" ;;
   esac
@@ -699,7 +700,8 @@ install_packages() {
   command=("$VENV/bin/python" -I -m pip install --no-deps -r)
   [[ -z $UV ]] || command=("$UV" pip sync --python "$VENV/bin/python")
   for try in 1 2 3; do
-    logged "installing the packages" "${command[@]}" "$LOCKFILE" --require-hashes --only-binary :all:
+    logged "installing the packages" \
+      "${command[@]}" "$LOCKFILE" --require-hashes --only-binary :all:
     if ((RC == 0)); then break; fi
     if ((try == 3 || OFFLINE)) || ! log_says "$network"; then
       explain_failure "the packages could not be installed"
@@ -737,6 +739,9 @@ explain_failure() { # WHAT
     fail 12 "$1" "no room on the disk" "make room, then $SELF env; or --venv DIR, UV_CACHE_DIR=DIR"
   elif log_says 'permission denied|read-only file system'; then
     fail 13 "$1" "no permission to write" "$SELF env --venv DIR, UV_CACHE_DIR=DIR"
+  elif ((OFFLINE)); then
+    fail 14 "$1" "not all packages are here, and --offline forbids to fetch them" \
+      "$SELF env, without --offline; or PIP_FIND_LINKS=FOLDER with the wheels"
   fi
   fail 14 "$1" "the last lines of the log say it" "$SELF env (what has arrived is kept)"
 }

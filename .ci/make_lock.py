@@ -57,12 +57,13 @@ class NoNetwork(Exception):
 
 
 def dependencies_digest(pyproject: Path = PYPROJECT) -> str:
-    """sha256 of what the lock is made from: requires-python, dependencies, dependency groups."""
+    """sha256 of the tables that the lock is made from."""
     table = tomllib.loads(pyproject.read_text(encoding="utf-8"))
     inputs = [
         table["project"]["requires-python"],
         table["project"]["dependencies"],
         table["dependency-groups"],
+        table.get("tool", {}).get("uv", {}),
     ]
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 

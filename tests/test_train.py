@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -316,24 +317,19 @@ def test_hiecoatt_and_the_baselines_train_too(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(
-    drawn_folder: Path, place: Path, tmp_path: Path
-) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint(finished: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("tmpfs cannot be mounted here")
     try:
-        filler, out = disk / "filler", disk / "run"
-        half = run_verb("train", *options(drawn_folder, out, 1), cwd=place)
-        assert half.returncode == 0, half.stderr
-        (out / "metrics.json").unlink()
-        free = shutil.disk_usage(disk).free
-        filler.write_bytes(bytes(max(free - 500_000, 0)))
-        whole = (out / "checkpoint.pt").read_bytes()
-        resumed = run_verb("train", *options(drawn_folder, out, 1), "--resume", cwd=place)
-        assert (out / "checkpoint.pt").read_bytes() == whole
-        assert resumed.returncode in (0, 2)
+        run = replace(open_run(finished), folder=disk)
+        run.save_checkpoint({"step": 1, "weights": torch.zeros(250_000)})
+        with pytest.raises(UserError, match=r"cannot be written: No space left"):
+            run.save_checkpoint({"step": 2, "weights": torch.zeros(1_000_000)})
+        state = run.load_checkpoint(print)
+        assert state is not None and state["step"] == 1
+        assert [path.name for path in disk.iterdir()] == ["checkpoint.pt"]
     finally:
         subprocess.run(["umount", str(disk)], check=True)

@@ -4,9 +4,9 @@ from torch import Tensor, nn
 
 
 class SmallCNN(nn.Module):
-    """Three convolutions that each halve the grid, and one that mixes channels.
+    """Four convolutions, three of which halve the grid.
 
-    (B, S, S, 3) uint8 -> (B, (S/8)^2, channels). A region sees 22x22 pixels around its own 8x8.
+    (B, S, S, 3) uint8 -> (B, (S/8)^2, channels). A region sees 30x30 pixels around its own 8x8.
     """
 
     def __init__(self, channels: int = 128) -> None:
@@ -16,8 +16,8 @@ class SmallCNN(nn.Module):
         self.layers = nn.Sequential(
             *_step(3, channels // 4, 4, stride=2),
             *_step(channels // 4, channels // 2, 4, stride=2),
+            *_step(channels // 2, channels // 2, 3, stride=1),
             *_step(channels // 2, channels, 4, stride=2),
-            *_step(channels, channels, 1, stride=1),
         )
         self.channels = channels
 

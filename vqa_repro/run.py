@@ -13,6 +13,7 @@ metrics.json        written last: its presence says that the run is finished
 curves.png, attention/
 """
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -74,7 +75,10 @@ class Run:
         """Keep ``state`` as the newest checkpoint, and the one before it."""
         newest, previous = self._checkpoints()
         fresh = self.folder / "checkpoint.new.pt"
-        write_atomic(fresh, lambda file: torch.save(state, file))
+        # Through memory: written to a full disk directly, torch.save fails without saying why.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(fresh, lambda file: file.write(buffer.getbuffer()))
         if newest.exists():
             os.replace(newest, previous)
         os.replace(fresh, newest)

@@ -1,0 +1,151 @@
+"""requirements.lock: all that pyproject.toml asks for, wheels only, and no addresses."""
+
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+MAKE_LOCK = ROOT / ".ci/make_lock.py"
+TEXT = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+SYSTEMS = {
+    "linux": ("Linux", "x86_64", "posix"),
+    "linux-arm": ("Linux", "aarch64", "posix"),
+    "darwin": ("Darwin", "arm64", "posix"),
+    "win32": ("Windows", "AMD64", "nt"),
+}
+
+
+def entries() -> list[tuple[Requirement, list[str]]]:
+    """(requirement, its hashes) of each entry."""
+    found = []
+    for entry in TEXT.replace("\\\n", "").splitlines():
+        if not entry.startswith("#"):
+            requirement, *hashes = re.split(r"\s+--hash=", entry.strip())
+            found.append((Requirement(requirement), hashes))
+    return found
+
+
+def wanted() -> list[Requirement]:
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    groups = table["dependency-groups"].values()
+    return [Requirement(text) for text in sum(groups, table["project"]["dependencies"])]
+
+
+def environment(system: str, python: str) -> dict[str, str]:
+    platform_system, machine, os_name = SYSTEMS[system]
+    return {
+        "sys_platform": system.removesuffix("-arm"),
+        "platform_system": platform_system,
+        "platform_machine": machine,
+        "os_name": os_name,
+        "python_version": python,
+        "python_full_version": f"{python}.5",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }
+
+
+@pytest.fixture(scope="module")
+def make_lock() -> ModuleType:
+    spec = util.spec_from_file_location("make_lock", MAKE_LOCK)
+    assert spec is not None and spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_all_that_is_asked_for_is_locked_once(system: str, python: str) -> None:
+    here = environment(system, python)
+    locked = defaultdict(list)
+    for requirement, _ in entries():
+        if requirement.marker is None or requirement.marker.evaluate(here):
+            (pin,) = requirement.specifier
+            assert pin.operator == "=="
+            locked[canonicalize_name(requirement.name)].append(pin.version)
+    assert all(len(versions) == 1 for versions in locked.values()), locked
+    for requirement in wanted():
+        if requirement.marker is None or requirement.marker.evaluate(here):
+            (version,) = locked[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), requirement
+
+
+def test_every_entry_has_hashes() -> None:
+    for requirement, hashes in entries():
+        assert hashes, requirement
+        assert all(re.fullmatch("sha256:[0-9a-f]{64}", value) for value in hashes), requirement
+
+
+def test_it_says_nothing_of_where_packages_come_from() -> None:
+    assert "://" not in TEXT
+    assert not re.search(r"(?m)^\s*-(?!-hash=)|@", TEXT)
+
+
+def test_it_was_made_from_this_pyproject(make_lock: ModuleType) -> None:
+    (digest,) = re.findall(r"^# dependencies sha256: (\w+)$", TEXT, re.MULTILINE)
+    assert digest == make_lock.dependencies_digest(), "python .ci/make_lock.py"
+
+
+def test_hashes_of_source_archives_are_dropped(make_lock: ModuleType) -> None:
+    wheel, sdist = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+    pylock = {
+        "packages": [
+            {
+                "name": "easy",
+                "version": "1.0",
+                "sdist": {"url": "file:///easy-1.0.tar.gz", "hashes": {"sha256": "b" * 64}},
+                "wheels": [
+                    {
+                        "url": "file:///easy-1.0-py3-none-any.whl",
+                        "hashes": {"sha256": "a" * 64},
+                    }
+                ],
+            },
+        ]
+    }
+    text = f"easy==1.0 \\\n    --hash={wheel} \\\n    --hash={sdist}\n"
+    body, problems = make_lock.keep_wheels(text, make_lock.wheels_of(pylock))
+    assert body == f"easy==1.0 \\\n    --hash={wheel}\n"
+    assert problems == []
+    pylock["packages"][0]["wheels"] = []
+    _, problems = make_lock.keep_wheels(text, make_lock.wheels_of(pylock))
+    assert "easy==1.0: no wheel for Linux x86_64, Python 3.10" in problems
+
+
+def test_a_wheel_is_needed_only_where_the_marker_says_so(make_lock: ModuleType) -> None:
+    wheel = "thing-1.0-cp312-abi3-manylinux_2_17_x86_64.manylinux2014_x86_64.whl"
+    missing = make_lock.uncovered("thing==1.0 ; sys_platform == 'linux'", [wheel])
+    where = {line.partition(": no wheel for ")[2] for line in missing}
+    assert where == {
+        *(f"Linux x86_64, Python {python}" for python in ("3.10", "3.11")),
+        *(f"Linux aarch64, Python {python}" for python in PYTHONS),
+    }
+    assert make_lock.uncovered("thing==1.0 ; sys_platform == 'sunos'", []) == []
+
+
+def test_without_an_index_the_check_says_so(tmp_path: Path) -> None:
+    nowhere = {"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple", "UV_CACHE_DIR": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, MAKE_LOCK, "--check"],
+        env={"HOME": str(tmp_path), "UV_HTTP_RETRIES": "0", **nowhere},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert result.returncode == 3, result.stderr
+    assert "no package index was reached" in result.stderr
