@@ -299,6 +299,29 @@ def test_the_command_line_says_it_in_one_line_with_exit_code_2(tmp_path: Path) -
     assert said.stderr.startswith("error: ") and said.stderr.count("\n") == 1
 
 
+def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wild = ["--set", "training.learning_rate=1e38", "--set", "training.weight_decay=1e3"]
+    with pytest.raises(UserError, match=r"not finite.*learning_rate"):
+        train.main([*options(drawn_folder, tmp_path / "run", 5), *wild])
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_answers_that_are_hidden_cannot_be_trained_on(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(drawn_folder, tmp_path / "data")
+    (tmp_path / "data" / "train_annotations.json").unlink()
+    (tmp_path / "data" / "train_questions.json").rename(tmp_path / "data" / "test_questions.json")
+    hidden = ["--set", "data.train=test"]
+    with pytest.raises(UserError, match="no question has an answer"):
+        train.main([*options(tmp_path / "data", tmp_path / "run", 1), *hidden])
+    assert not (tmp_path / "run").exists()
+
+
 def test_hiecoatt_and_the_baselines_train_too(
     drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,7 +62,7 @@ def over_picture(weights: Floats, size: tuple[int, int]) -> Floats:
     grid = weights.reshape(side, side).astype(np.float32)
     big = cv2.resize(grid, size, interpolation=cv2.INTER_CUBIC)
     big = cv2.GaussianBlur(big, (0, 0), SMOOTHING * max(width, height) / side)
-    low, high = float(big.min()), float(big.max())
+    low, high = float(np.min(big)), float(np.max(big))
     return np.asarray((big - low) / max(high - low, 1e-12), np.float32)
 
 
@@ -89,7 +89,7 @@ def attention(
         panel.imshow(picture)
         heat = over_picture(weights, (width, height))
         panel.imshow(matplotlib.colormaps["jet"](heat), alpha=0.15 + 0.5 * heat)
-        panel.set_title(f"{name} (largest weight {weights.max():.0%})", fontsize=9)
+        panel.set_title(f"{name} (largest weight {np.max(weights):.0%})", fontsize=9)
     for panel in panels[:-1]:
         panel.set_axis_off()
     bars = panels[-1]

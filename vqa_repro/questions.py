@@ -49,7 +49,7 @@ def encode(
     ordered = sorted(examples, key=lambda example: row_of[example.image])
     words = [vocabulary.encode(example.question) for example in ordered]
     lengths = np.array([len(ids) for ids in words], np.int64)
-    tokens = np.full((len(words), int(lengths.max(initial=1))), PADDING, np.int64)
+    tokens = np.full((len(words), int(np.max(lengths, initial=1))), PADDING, np.int64)
     tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = [i for ids in words for i in ids]
     return Questions(
         torch.tensor([example.question_id for example in ordered]),

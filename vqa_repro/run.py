@@ -16,6 +16,7 @@ curves.png, attention/
 import io
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,15 +106,19 @@ class Run:
 
 
 def create_run(run: Run, environment: dict[str, Any]) -> None:
-    """Write the folder of a new run. Raises UserError if it cannot be written."""
+    """Make the folder of a new run, whole or not at all. Raises UserError if it cannot be made."""
     try:
-        run.folder.mkdir(parents=True, exist_ok=True)
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-run-", dir=run.folder.parent) as scratch:
+            fresh = Path(scratch) / "run"
+            fresh.mkdir()
+            write_json(fresh / "environment.json", environment)
+            write_json(fresh / "vocabulary.json", run.vocabulary.to_json())
+            write_json(fresh / "features.json", run.features)
+            write_json(fresh / "recipe.json", run.recipe.to_json())
+            os.rename(fresh, run.folder)
     except OSError as error:
         raise UserError(f"--out {run.folder}: cannot be made: {error.strerror}") from None
-    write_json(run.folder / "environment.json", environment)
-    write_json(run.folder / "vocabulary.json", run.vocabulary.to_json())
-    write_json(run.folder / "features.json", run.features)
-    write_json(run.folder / "recipe.json", run.recipe.to_json())
 
 
 def open_run(folder: Path) -> Run:

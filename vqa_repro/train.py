@@ -165,8 +165,11 @@ def prepare(
     def arrays(examples: list[Example]) -> Questions:
         return encode(examples, run.vocabulary, store.row_of).to(device)
 
+    trainable = arrays(kept).labelled()
+    if not len(trainable):
+        raise UserError(f"{data.name}, {data.train}: no question has an answer to train on")
     return run, Material(
-        train=arrays(kept).labelled(),
+        train=trainable,
         validation=arrays(held),
         test=arrays(test_split.examples),
         rows=Rows(store, device),
@@ -211,6 +214,8 @@ def optimise(run: Run, network: Network, material: Material, device: torch.devic
     entry: dict[str, Any]
 
     def save(epoch: int, batch: int) -> None:
+        if sums[2]:
+            means(sums, step)  # refuses to save weights that are no longer numbers
         run.save_checkpoint(
             {
                 "network": network.state_dict(),
