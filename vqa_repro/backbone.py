@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import checkpoints_setup
-from vqa_repro.errors import UserError
+from vqa_repro.errors import UserError, first_line
 
 # Per-channel statistics of the training pictures, in the order and scale each network was fed.
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR, 0..255 (Simonyan & Zisserman's release)
@@ -100,9 +100,8 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
     except FileNotFoundError:
         raise UserError(f"{weights}: no such checkpoint; see checkpoints_setup.py") from None
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        reason = str(error).splitlines()[0][:120]
         raise UserError(
-            f"{weights}: not a loadable checkpoint ({reason}); fetch it again"
+            f"{weights}: not a checkpoint ({first_line(error)}); fetch it again"
         ) from None
     if not isinstance(state, dict):
         raise UserError(f"{weights}: holds no state dict; is it another model's file?")

@@ -11,6 +11,11 @@ class UserError(Exception):
     """Bad input. Its text is one line: what is wrong, where, and the mend."""
 
 
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, in one line; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines()), type(error).__name__)[:120]
+
+
 def main_guard(main: Callable[[], int]) -> None:
     """Run a verb's ``main`` and leave the process with its exit code.
 

@@ -8,12 +8,14 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from vqa_repro import plots
 from vqa_repro.backbone import FrozenNetwork
@@ -53,23 +55,32 @@ class Predictor:
         self.device = device
         self._network = load_network(run, device)
         self._made_by = run.features["made_by"]
-        self._frozen: FrozenNetwork | None = None
-        if self._made_by["backbone"] != "none":
-            self._frozen = FrozenNetwork.like(self._made_by, weights, device)
+        self._weights = weights
+
+    @cached_property
+    def _frozen(self) -> FrozenNetwork | None:
+        if self._made_by["backbone"] == "none":
+            return None
+        return FrozenNetwork.like(self._made_by, self._weights, self.device)
 
     def predict(self, picture: Path | bytes, question: str) -> Prediction:
         """Answer ``question`` about the picture in a file, or in the bytes of one."""
+        pixels = read_picture(picture, self._made_by["size"])
+        row = torch.from_numpy(pixels)[None].to(self.device)
+        if self._frozen:
+            with torch.inference_mode():
+                row = self._frozen(row)
+        return self.answer(row, question)
+
+    def answer(self, row: Tensor, question: str) -> Prediction:
+        """Answer ``question`` about the picture whose row (1, ...) of a feature store this is."""
         if not question.strip():
             raise UserError("the question is empty; ask something, for example 'what is it?'")
-        pixels = read_picture(picture, self._made_by["size"])
-        rows = torch.from_numpy(pixels)[None].to(self.device)
         vocabulary = self.run.vocabulary
         tokens = torch.tensor([vocabulary.encode(question)], device=self.device)
         lengths = torch.tensor([tokens.shape[1]], device=self.device)
         with torch.inference_mode():
-            if self._frozen:
-                rows = self._frozen(rows)
-            logits, attention = self._network(rows, tokens, lengths)
+            logits, attention = self._network(row, tokens, lengths)
             values, classes = logits[0].float().softmax(0).topk(min(TOP, logits.shape[1]))
         answers = [
             (vocabulary.answers[c], p)

@@ -26,7 +26,7 @@ import torch
 
 from vqa_repro import recipe as recipes
 from vqa_repro.atomic import write_atomic
-from vqa_repro.errors import UserError
+from vqa_repro.errors import UserError, first_line
 from vqa_repro.recipe import Recipe
 from vqa_repro.vocab import Vocabulary
 
@@ -96,7 +96,7 @@ class Run:
                 state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
                 return state
             except Exception as error:  # torch.load raises many kinds for a damaged file
-                say(f"{path} is damaged ({str(error).splitlines()[0][:80]}); trying the one before")
+                say(f"{path} is damaged ({first_line(error)}); trying the one before")
         if present:
             raise UserError(f"{self.folder}: no checkpoint is whole; train anew with another --out")
         return None

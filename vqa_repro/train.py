@@ -54,6 +54,7 @@ class Material:
     validation: Questions
     test: Questions
     rows: Rows
+    row_of: dict[str, int]  # picture key -> row
     test_split: Split
 
 
@@ -173,6 +174,7 @@ def prepare(
         validation=arrays(held),
         test=arrays(test_split.examples),
         rows=Rows(store, device),
+        row_of=store.row_of,
         test_split=test_split,
     )
 
@@ -353,7 +355,7 @@ def finish(run: Run, network: Network, material: Material, seconds: float) -> No
     results = {i: answers[p] for i, p in zip(ids, predicted, strict=True)}
     metric.write_results(run.folder / "results.json", results)
     plots.curves(run.log(), run.folder / "curves.png", run.recipe.title)
-    draw_some(run, material.test_split, results)
+    draw_some(run, material, results)
     published = run.recipe.published
     write_json(
         run.folder / "metrics.json",
@@ -369,18 +371,20 @@ def finish(run: Run, network: Network, material: Material, seconds: float) -> No
     )
 
 
-def draw_some(run: Run, split: Split, results: dict[int, str]) -> None:
+def draw_some(run: Run, material: Material, results: dict[int, str]) -> None:
     """Attention pictures of a few test questions, taken evenly from every type of answer."""
     folder = run.folder / "attention"
     folder.mkdir(exist_ok=True)
-    predictor = Predictor(run, torch.device("cpu"))
+    predictor = Predictor(run, material.rows.device)
+    split = material.test_split
     for number, example in enumerate(spread(split.examples), start=1):
         right = metric.accuracy(results[example.question_id], example.answers) > 0
         note = f"{results[example.question_id]} ({'right' if right else 'wrong'})"
         if not right:
             note += f", should be {example.answer}"
         picture = split.images[example.image]
-        prediction = predictor.predict(picture, example.question)
+        row = torch.tensor([material.row_of[example.image]], device=material.rows.device)
+        prediction = predictor.answer(material.rows[row], example.question)
         draw(prediction, picture, folder / f"{number}.png", note)
 
 

@@ -1,0 +1,154 @@
+"""Features of frozen networks: what is stored, by whom it was made, and asking such a run."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import environ
+
+from vqa_repro import extract, predict, train
+from vqa_repro.backbone import FrozenNetwork, preprocess
+from vqa_repro.errors import UserError
+from vqa_repro.pictures import read_picture
+from vqa_repro.store import open_store
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VGG-16 with random weights, its convolutions only, as half-precision numbers."""
+    torch.manual_seed(0)
+    state = torchvision.models.vgg16().features.state_dict()
+    path = tmp_path_factory.mktemp("weights") / "vgg16_random.pth"
+    torch.save({f"features.{key}": value.half() for key, value in state.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path) -> Path:
+    """Six of the drawn pictures, with their questions."""
+    folder = tmp_path_factory.mktemp("few") / "data"
+    (folder / "images").mkdir(parents=True)
+    for split, numbers in (("train", {1, 2, 3, 4}), ("val", {41, 42})):
+        for kind in ("questions", "annotations"):
+            name = f"{split}_{kind}.json"
+            records = json.loads((drawn_folder / name).read_text())[kind]
+            kept = [record for record in records if record["image_id"] in numbers]
+            (folder / name).write_text(json.dumps({kind: kept}))
+        for number in numbers:
+            shutil.copy(drawn_folder / "images" / f"{number}.png", folder / "images")
+    return folder
+
+
+def options(few: Path, weights: Path, root: Path) -> list[str]:
+    return [
+        *("--data", str(few), "--root", str(root), "--backbone", "vgg16"),
+        *("--weights", str(weights), "--preprocess", "caffe", "--device", "cpu"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def store(few: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    assert extract.main(options(few, weights, root)) == 0
+    return root / "features" / "data-vgg16-caffe.safetensors"
+
+
+def test_caffe_pictures_are_bgr_from_0_to_255_minus_the_mean() -> None:
+    picture = torch.tensor([[[[10, 20, 30]]]], dtype=torch.uint8)
+    expected = torch.tensor([30 - 103.939, 20 - 116.779, 10 - 123.68])
+    torch.testing.assert_close(preprocess(picture, "caffe").flatten(), expected)
+    standard = preprocess(picture, "torchvision").flatten()
+    assert standard[0].item() == pytest.approx((10 / 255 - 0.485) / 0.229, rel=1e-5)
+
+
+def test_rows_are_the_last_pooling_layer_region_by_region(
+    store: Path, few: Path, weights: Path
+) -> None:
+    opened = open_store(store)
+    assert opened.rows.shape == (6, 196, 512) and opened.rows.dtype == np.float16
+    assert opened.made_by["preprocess"] == "caffe" and opened.made_by["weights"] == weights.name
+    network = torchvision.models.vgg16()
+    state = {k: v.float() for k, v in torch.load(weights, weights_only=True).items()}
+    network.load_state_dict(state, strict=False)
+    key = next(key for key in opened.row_of if "42" in key)
+    picture = read_picture(few / "images" / "42.png", 448)
+    x = torch.from_numpy(picture[:, :, ::-1].astype(np.float32))
+    x = x - torch.tensor([103.939, 116.779, 123.68])
+    with torch.inference_mode():
+        maps = network.features(x.permute(2, 0, 1)[None])[0]  # (512, 14, 14)
+    for row, column in ((0, 0), (3, 11), (13, 13)):
+        region = np.array(opened.rows[opened.row_of[key]][14 * row + column])
+        ours = torch.from_numpy(region).float()
+        torch.testing.assert_close(ours, maps[:, row, column], rtol=2e-3, atol=2e-3)
+
+
+def test_killed_and_given_again_it_goes_on(
+    few: Path, weights: Path, store: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "vqa_repro.extract", *options(few, weights, tmp_path)]
+    part = tmp_path / "features" / "data-vgg16-caffe.safetensors.done"
+    process = subprocess.Popen(
+        command, env=environ(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not (part.exists() and any(part.read_bytes())):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+    finished = part.with_name("data-vgg16-caffe.safetensors")
+    assert not finished.exists() and any(part.read_bytes())
+    assert extract.main(options(few, weights, tmp_path)) == 0
+    np.testing.assert_array_equal(open_store(finished).rows, open_store(store).rows)
+    assert not part.exists()
+
+
+def test_a_run_on_stored_features_answers_about_a_new_picture(
+    store: Path, few: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    trained = [
+        *("--data", str(few), "--set", "data.test=val", "--features", str(store)),
+        *("--epochs", "1", "--out", str(run), "--root", str(tmp_path), "--device", "cpu"),
+    ]
+    shutil.copy(few / "images" / "1.png", tmp_path / "new.png")
+    ask = ["--run", str(run), "--image", str(tmp_path / "new.png"), "--question", "is it red?"]
+    assert train.main(trained) == 0  # without the backbone's weights: its features are enough
+    capsys.readouterr()
+    assert predict.main([*ask, "--weights", str(weights), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["attention"]["hop 1"]) == 196
+    with pytest.raises(UserError, match=r"vgg16_random\.pth: missing.*--weights"):
+        predict.main(ask)
+    other = tmp_path / "other.pth"
+    state = torch.load(weights, weights_only=True)
+    state["features.0.bias"][0] += 1
+    torch.save(state, other)
+    with pytest.raises(UserError, match="not the weights that made"):
+        predict.main([*ask, "--weights", str(other)])
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "tensor", "resnet", "absent"])
+def test_wrong_weights_are_one_clear_line(weights: Path, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "w.pth"
+    if kind == "truncated":
+        data = weights.read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+    elif kind == "text":
+        path.write_text("<html>login")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "tensor":
+        torch.save(torch.zeros(3), path)
+    elif kind == "resnet":
+        torch.save(torchvision.models.resnet18().state_dict(), path)
+    with pytest.raises(UserError) as error:
+        FrozenNetwork("vgg16", path, "caffe", torch.device("cpu"))
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
