@@ -46,6 +46,7 @@ def finished(place: Path, drawn_folder: Path) -> Path:
     done = run_verb("train", *options(drawn_folder, out, 30), cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "this run changed the recipe" in done.stdout and str(out) in done.stdout
+    assert "published" not in done.stdout, "the number of another data set"
     assert "\r" not in done.stdout + done.stderr, "a bar in what is not a terminal"
     return out
 

@@ -95,7 +95,13 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
         if values.get(option) != value and key != "training.seed":
             raw["changed"] = sorted({*raw.get("changed", []), key})
         values[option] = value
-    return from_json({"name": path.stem, **raw}, str(path))
+    raw.setdefault("name", path.stem)
+    if "data.name" in raw.get("changed", []):
+        # Another data set: the published number and the recipe's title are not about it.
+        raw.pop("published", None)
+        raw["name"] = Path(str(raw["data"]["name"])).name
+        raw["title"] = f"{raw.get('model', {}).get('name')} on {raw['name']}"
+    return from_json(raw, str(path))
 
 
 def parse_value(text: str) -> Any:

@@ -418,8 +418,8 @@ def table(run: Run) -> str:
             f"  curves             {run.folder / 'curves.png'}",
             f"  where it looked    {run.folder / 'attention'}",
             f"  answers            {run.folder / 'results.json'}",
-            "  ask it             python -m vqa_repro.predict "
-            f"--run {shlex.quote(str(run.folder))} --image PICTURE --question 'is it red?'",
+            f"  ask it             python -m vqa_repro.predict --run {shlex.quote(str(run.folder))}"
+            " --image PICTURE --question QUESTION --attention look.png",
         ]
     )
 
