@@ -1,7 +1,7 @@
 """Examples as arrays: all that training reads besides the features."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -106,8 +106,3 @@ def batches(
     for chunk in chunks:
         rows, image_of = torch.unique(row[chunk], return_inverse=True)
         yield Batch(chunk.to(device), rows.to(device), image_of.to(device))
-
-
-def trimmed(questions: Questions) -> Questions:
-    """Without columns of ``tokens`` that are padding in every question."""
-    return replace(questions, tokens=questions.tokens[:, : int(questions.lengths.max())])
