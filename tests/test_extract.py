@@ -17,6 +17,7 @@ from conftest import environ
 from vqa_repro import extract, predict, train
 from vqa_repro.backbone import FrozenNetwork, preprocess
 from vqa_repro.errors import UserError
+from vqa_repro.features import store_path
 from vqa_repro.pictures import read_picture
 from vqa_repro.store import open_store
 
@@ -60,7 +61,15 @@ def options(few: Path, weights: Path, root: Path) -> list[str]:
 def store(few: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("root")
     assert extract.main(options(few, weights, root)) == 0
-    return root / "features" / "data-vgg16-caffe.safetensors"
+    return store_path(root, str(few), "vgg16", "caffe")
+
+
+def test_folders_of_one_name_have_stores_of_their_own(tmp_path: Path) -> None:
+    folders = [tmp_path / "a" / "data", tmp_path / "b" / "data"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    first, second = (store_path(tmp_path, str(folder), "vgg16") for folder in folders)
+    assert first != second and first.name.startswith("data-")
 
 
 def test_caffe_pictures_are_bgr_from_0_to_255_minus_the_mean() -> None:
@@ -96,7 +105,8 @@ def test_killed_and_given_again_it_goes_on(
     few: Path, weights: Path, store: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "vqa_repro.extract", *options(few, weights, tmp_path)]
-    part = tmp_path / "features" / "data-vgg16-caffe.safetensors.done"
+    finished = store_path(tmp_path, str(few), "vgg16", "caffe")
+    part = finished.with_name(finished.name + ".done")
     process = subprocess.Popen(
         command, env=environ(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -104,7 +114,6 @@ def test_killed_and_given_again_it_goes_on(
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=60)
-    finished = part.with_name("data-vgg16-caffe.safetensors")
     assert not finished.exists() and any(part.read_bytes())
     assert extract.main(options(few, weights, tmp_path)) == 0
     np.testing.assert_array_equal(open_store(finished).rows, open_store(store).rows)

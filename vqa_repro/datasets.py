@@ -1,5 +1,6 @@
 """Which data sets there are. Adding one: a module that yields Examples, and a line here."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,10 @@ def load_split(data: str, root: Path, split: str) -> Split:
 
 
 def load_all(data: str, root: Path) -> list[Split]:
-    """Every split of ``data`` that is below ``root``. Raises UserError if none is."""
+    """Every split of ``data`` that can be read below ``root``; the others are said.
+
+    Raises UserError if none can be.
+    """
     data_set = find_data_set(data)
     splits, missing = [], []
     for name in data_set.splits:
@@ -62,4 +66,6 @@ def load_all(data: str, root: Path) -> list[Split]:
             missing.append(error)
     if not splits:
         raise missing[0]
+    for reason in missing:
+        print(f"note: left out: {reason}", file=sys.stderr)
     return splits

@@ -1,5 +1,6 @@
 """The features of a run: the recipe's words -> an open store, made where it does not exist yet."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vqa_repro.backbone import BACKBONES
+from vqa_repro.datasets import DATA_SETS
 from vqa_repro.errors import UserError
 from vqa_repro.example import Split
 from vqa_repro.recipe import Data
@@ -40,8 +42,14 @@ def open_features(data: Data, root: Path, splits: Sequence[Split]) -> Store:
 
 
 def store_path(root: Path, data: str, *what: str) -> Path:
-    """Where the features of ``data`` made by ``what`` are kept."""
-    return root / "features" / f"{'-'.join([Path(data).name, *what])}.safetensors"
+    """Where the features of ``data`` made by ``what`` are kept.
+
+    Folders of one's own may share a name, and their pictures too: the path tells them apart.
+    """
+    if data not in DATA_SETS:
+        folder = Path(data).resolve()
+        data = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+    return root / "features" / f"{'-'.join([data, *what])}.safetensors"
 
 
 class Rows:
