@@ -212,19 +212,15 @@ def test_questions_about_one_picture_share_its_work_exactly(
 
 @pytest.mark.parametrize("build", [question_only, deeper, show_ask])
 def test_each_question_drops_on_its_own(build: Callable[[], nn.Module]) -> None:
-    """The same question about the same picture, twice in a batch: same answer, other dropout."""
+    """The same question about the same picture, twice in a batch: same answer, other dropout.
+
+    Only the picture's own features drop once for all questions about it.
+    """
     net = model(build).train()
     grid, tokens, lengths, _ = batch()
     twice = (grid[:1], tokens[[2, 2]], lengths[[2, 2]], torch.tensor([0, 0]))
-    seen: list[Tensor] = []
-    for name in ("W_I", "W_V"):
-        if hasattr(net, name):
-            getattr(net, name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     first, second = net(*twice).logits
     assert not torch.allclose(first, second)
-    for image in seen:
-        assert not torch.equal(image[0] == 0, image[1] == 0)
-    assert len(seen) == image_learns(build)
     # Without dropout, training computes what evaluation does.
     for part in net.modules():
         if isinstance(part, nn.Dropout):
@@ -246,7 +242,7 @@ def test_dropout_is_where_the_papers_have_it(
 ) -> None:
     """Of the features that are not 0 anyway, as many of a ReLU's are, half drop."""
     net = model(build)
-    grid = batch()[0]
+    grid = batch()[0].repeat(100, 1, 1)
     tokens = torch.randint(1, VOCABULARY, (300, 4))
     layers = [name for name, part in net.named_modules() if isinstance(part, nn.Linear)]
     layers += [name for name, part in net.named_modules() if isinstance(part, nn.LSTMCell)]
@@ -261,7 +257,7 @@ def test_dropout_is_where_the_papers_have_it(
     for name in layers:
         count(name)
     for training in (True, False):
-        net.train(training)(grid, tokens, torch.full((300,), 4), torch.arange(300) % 3)
+        net.train(training)(grid, tokens, torch.full((300,), 4))
     kept = {name: nonzero[name, True] / nonzero[name, False] for name in layers}
     assert {name for name, share in kept.items() if 0.4 < share < 0.6} == set(dropping), kept
 

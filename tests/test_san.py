@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vqa_repro.attention import word_mask
-from vqa_repro.encoder import CNNEncoder
+from vqa_repro.encoder import CNNEncoder, LSTMEncoder, last
 from vqa_repro.san import SAN
 
 VARIANTS = [
@@ -30,7 +30,7 @@ def make(question: str, layers: int, fidelity: str, **options: object) -> SAN:
         for name, parameter in model.named_parameters():
             parameter.normal_(std=0.6)
             if name.endswith("W_e.weight"):
-                parameter[0] = 0
+                parameter[0] = 3.0  # padding must not matter, whatever an initialiser leaves there
     return model
 
 
@@ -84,14 +84,13 @@ def reference(model: SAN, grid: Tensor, words: list[int]) -> tuple[Tensor, list[
         u = h
     v = [torch.tanh(p["W_I.weight"] @ f_i + p["W_I.bias"]) for f_i in grid]
     maps = []
-    k = model.W_QA[0].out_features
     for hop in range(len(model.W_QA)):
-        W_IA = p["W_IA.weight"][hop * k : (hop + 1) * k]
+        W_IA = p[f"W_IA.{hop}.weight"]
         query = p[f"W_QA.{hop}.weight"] @ u + p[f"W_QA.{hop}.bias"]
         logits = []
         for v_i in v:
             if released:
-                image = torch.tanh(W_IA @ v_i + p["W_IA.bias"][hop * k : (hop + 1) * k])
+                image = torch.tanh(W_IA @ v_i + p[f"W_IA.{hop}.bias"])
                 logit = p[f"W_P.{hop}.weight"] @ (image + torch.tanh(query))
                 logits.append(torch.tanh(logit + p[f"W_P.{hop}.bias"]))
             else:
@@ -163,7 +162,7 @@ def test_each_hop_has_weights_of_its_own() -> None:
     grid, tokens, lengths, image_of = some_input()
     before = model(grid, tokens, lengths, image_of)
     changes: list[Callable[[], Tensor]] = [
-        lambda: model.W_IA.weight[5:],
+        lambda: model.W_IA[1].weight,
         lambda: model.W_QA[1].weight,
         lambda: model.W_P[1].weight,
     ]
@@ -192,12 +191,82 @@ def test_word_order_matters_to_an_lstm_and_beyond_three_words_not_to_a_cnn() -> 
     )
 
 
-def test_dropout_is_before_the_classifier_only() -> None:
-    model = make("lstm", 2, "paper", dropout=0.5).train()
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+@pytest.mark.parametrize("question", ["lstm", "cnn"])
+def test_dropout_is_before_the_classifier_only(question: str, fidelity: str) -> None:
+    model = make(question, 2, fidelity).train()
+    assert model.dropout.p == 0.5  # as in the paper, where none is named
     grid, tokens, lengths, image_of = some_input()
     a, b = (model(grid, tokens, lengths, image_of) for _ in range(2))
     assert not torch.equal(a.logits, b.logits)
     assert torch.equal(a.attention["hop 2"], b.attention["hop 2"])
+
+
+@pytest.mark.parametrize("question", ["lstm", "cnn"])
+def test_input_dropout_is_of_words_and_regions(question: str) -> None:
+    model = make(question, 1, "paper", dropout=0.0, input_dropout=0.5).train()
+    seen: dict[str, Tensor] = {}
+    for name in ("W_I", "question"):
+        model.get_submodule(name).register_forward_hook(
+            lambda _, inputs, output, name=name: seen.update({name: output})
+        )
+    model.W_I.register_forward_pre_hook(lambda _, inputs: seen.update({"grid": inputs[0]}))
+    grid = torch.ones(3, 200, CHANNELS, dtype=torch.float64)
+    _, tokens, lengths, image_of = some_input()
+    model(grid, tokens, lengths, image_of)
+    assert set(seen["grid"].unique().tolist()) == {0.0, 2.0}
+    assert abs(seen["grid"].mean() - 1) < 0.05
+    first = seen["question"]
+    model(grid, tokens, lengths, image_of)
+    assert not torch.equal(first, seen["question"])
+
+
+def test_normalized_regions_count_by_their_direction() -> None:
+    model = make("lstm", 2, "paper", normalize=True)
+    grid, tokens, lengths, image_of = some_input()
+    longer = grid * torch.rand(3, REGIONS, 1, dtype=torch.float64).add(0.5)
+    a, b = (model(g, tokens, lengths, image_of).logits for g in (grid, longer))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    plain = make("lstm", 2, "paper")
+    root_mean_square = grid.square().mean(dim=2, keepdim=True).sqrt()
+    unit = plain(grid / root_mean_square, tokens, lengths, image_of).logits
+    torch.testing.assert_close(a, unit, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("question", ["lstm", "cnn"])
+def test_released_initial_values(question: str) -> None:
+    torch.manual_seed(0)
+    model = SAN(50, 30, 40, question=question, hidden=60, fidelity="released")
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        if name == "question.W_e.weight":
+            assert (values[0] == 0).all()
+            assert 0.49 < values.abs().max() <= 0.5
+        elif name == "question.W_x.bias":
+            assert values.tolist() == [0.0] * 60 + [1.0] * 60 + [0.0] * 120  # the forget gate's
+        elif values.ndim == 1:
+            assert (values == 0).all(), name
+        else:
+            assert 0.009 < values.abs().max() <= 0.01, name
+
+
+def test_the_paper_s_attention_starts_where_its_tanh_is_curved() -> None:
+    torch.manual_seed(0)
+    model = SAN(50, 30, 512, hidden=500)
+    grid = torch.randn(1, 196, 512)  # region vectors of mean square 1
+    v_I = torch.tanh(model.W_I(grid))
+    of_image = model.W_IA[0](v_I)
+    of_question = model.W_QA[0](model.question(torch.tensor([[3, 7, 20, 4]]), torch.tensor([4])))
+    assert 0.5 < of_image.std() < 2
+    assert 0.1 < of_question.std() < 2
+
+
+def test_states_at_the_last_words_are_those_of_packing() -> None:
+    """The path that other devices take, where lengths are not looked at."""
+    encoder = LSTMEncoder(WORDS, 4, 8).double()
+    _, tokens, lengths, _ = some_input()
+    states, _ = encoder.lstm(encoder.W_e(tokens))
+    torch.testing.assert_close(last(states, lengths), encoder(tokens, lengths))
 
 
 def test_half_precision_stays_close_and_maps_stay_float32() -> None:

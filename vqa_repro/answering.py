@@ -14,9 +14,10 @@ BATCH = 1024  # questions
 def ask(network: Network, rows: Rows, questions: Questions, batch: Batch) -> Answer:
     """The network's answer to the questions of ``batch``."""
     which = batch.questions
-    answer: Answer = network(
-        rows[batch.rows], questions.tokens[which], questions.lengths[which], batch.image_of
-    )
+    tokens, lengths = questions.tokens[which], questions.lengths[which]
+    if lengths.device.type == "cpu":  # on a GPU, looking at the lengths would wait for it
+        tokens = tokens[:, : int(lengths.max())]
+    answer: Answer = network(rows[batch.rows], tokens, lengths, batch.image_of)
     return answer
 
 

@@ -3,7 +3,8 @@
 All take what ``SAN.forward`` takes: grid (I, R, image_dim), tokens (N, T), lengths (N,) and
 image_of (N,). The three without attention were published on one fc7 vector of a whole picture;
 here that vector is the mean of the picture's regions, so their published accuracies are a guide,
-not a target.
+not a target. Where a picture's features drop, they do so once for all questions about it in a
+batch: with questions drawn singly, as in the authors' code, a batch rarely holds two.
 """
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqa_repro.attention import Answer, per_question, word_mask
+from vqa_repro.kernels import Dropout, pooled
 
 
 class QuestionOnly(nn.Module):
@@ -36,10 +38,10 @@ class QuestionOnly(nn.Module):
         self.classifier = nn.Sequential(
             nn.Linear(2 * hidden, mlp),
             nn.Tanh(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(mlp, mlp),
             nn.Tanh(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(mlp, num_answers),
         )
 
@@ -73,7 +75,7 @@ class DeeperLSTMNormI(nn.Module):
         self.W_Q = nn.Linear(4 * hidden, common)
         self.W_I = nn.Linear(image_dim, common)
         self.classifier = nn.Linear(common, num_answers)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -0.08, 0.08)
 
@@ -81,7 +83,7 @@ class DeeperLSTMNormI(nn.Module):
         self, grid: Tensor, tokens: Tensor, lengths: Tensor, image_of: Tensor | None = None
     ) -> Answer:
         v = F.normalize(grid.mean(dim=1), dim=1)  # (I, image_dim)
-        image = torch.tanh(_project(self.W_I, v, self.dropout, image_of))  # (N, common)
+        image = per_question(torch.tanh(self.W_I(self.dropout(v))), image_of)  # (N, common)
         q = torch.cat(self.question(tokens, lengths), dim=1)  # (N, 4 * hidden)
         question = torch.tanh(self.W_Q(self.dropout(q)))
         return Answer(self.classifier(self.dropout(question * image)), {})
@@ -139,7 +141,7 @@ class ShowAskAttendAnswer(nn.Module):
         self.glimpses = nn.Linear(attention, glimpses, bias=False)
         self.hidden = nn.Linear(glimpses * image_dim + hidden, mlp)
         self.classifier = nn.Linear(mlp, num_answers)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -152,12 +154,12 @@ class ShowAskAttendAnswer(nn.Module):
         """Attention "glimpse 1", "glimpse 2": (N, R)."""
         V = F.normalize(grid, dim=2)  # (I, R, image_dim)
         _, q = self.question(tokens, lengths)  # (N, hidden)
-        image = _project(self.W_V, V, self.dropout, image_of)  # (N, R, attention)
+        image = per_question(self.W_V(self.dropout(V)), image_of)  # (N, R, attention)
         H = torch.relu(image + self.W_Q(self.dropout(q))[:, None, :])
         scores = self.glimpses(self.dropout(H)).transpose(1, 2)  # (N, glimpses, R)
         a = torch.softmax(scores, dim=2, dtype=torch.promote_types(scores.dtype, torch.float32))
-        v = torch.bmm(a.to(V.dtype), per_question(V, image_of))  # (N, glimpses, image_dim)
-        x = torch.relu(self.hidden(self.dropout(torch.cat([v.flatten(1), q], dim=1))))
+        v = [pooled(a_g, V, image_of) for a_g in a.unbind(dim=1)]  # (N, image_dim) each
+        x = torch.relu(self.hidden(self.dropout(torch.cat([*v, q], dim=1))))
         maps = {f"glimpse {g}": a_g for g, a_g in enumerate(a.unbind(dim=1), start=1)}
         return Answer(self.classifier(self.dropout(x)), maps)
 
@@ -174,7 +176,7 @@ class QuestionLSTM(nn.Module):
         self.cells = nn.ModuleList(
             nn.LSTMCell(embedding if layer == 0 else hidden, hidden) for layer in range(layers)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden and cell states after each question's last word, (N, layers * hidden) each."""
@@ -195,16 +197,3 @@ class QuestionLSTM(nn.Module):
             c_last.append(c)
             x = self.dropout(torch.stack(outputs, dim=1))
         return torch.cat(h_last, dim=1), torch.cat(c_last, dim=1)
-
-
-def _project(
-    layer: nn.Linear, image: Tensor, dropout: nn.Dropout, image_of: Tensor | None
-) -> Tensor:
-    """``layer`` of ``image`` (I, ...) with dropout, per question (N, ...).
-
-    Made once per picture, unless two questions about a picture drop different features.
-    """
-    if dropout.training and dropout.p > 0:
-        projected: Tensor = layer(dropout(per_question(image, image_of)))
-        return projected
-    return per_question(layer(image), image_of)

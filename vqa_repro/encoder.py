@@ -1,27 +1,43 @@
 """Question encoders of SAN (section 3.2): tokens (N, T) -> question vectors (N, d).
 
-Both are exact under padding: zeros at the right of a question never change its vector.
+All are exact under padding: zeros at the right of a question never change its vector. ``dropout``
+is that of the word vectors.
 """
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from vqa_repro.attention import word_mask
+from vqa_repro.kernels import Dropout
 
 
 class LSTMEncoder(nn.Module):
     """v_Q = h_T, the state after the last word (equations 2 to 8)."""
 
-    def __init__(self, vocab_size: int, embedding: int, hidden: int) -> None:
+    def __init__(
+        self, vocab_size: int, embedding: int, hidden: int, *, dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        self.dropout = Dropout(dropout)
         self.W_e = nn.Embedding(vocab_size, embedding, padding_idx=0)
         self.lstm = nn.LSTM(embedding, hidden, batch_first=True)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        h, _ = self.lstm(self.W_e(tokens))  # (N, T, d)
-        # The state at the last word, rather than packing: the same values, no wait for the GPU.
-        last: Tensor = h[torch.arange(len(h), device=h.device), lengths - 1]
-        return last
+        x = self.dropout(self.W_e(tokens))  # (N, T, embedding)
+        if x.device.type == "cpu":  # the padding costs time, and the lengths are at hand
+            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            _, (h_T, _) = self.lstm(packed)
+            return cast(Tensor, h_T[0])
+        h, _ = self.lstm(x)  # (N, T, d)
+        return last(h, lengths)
+
+
+def last(h: Tensor, lengths: Tensor) -> Tensor:
+    """The states (N, d) at the last words, out of (N, T, d): as from packing, without a wait."""
+    return h[torch.arange(len(h), device=h.device), lengths - 1]
 
 
 class ReleasedLSTMEncoder(nn.Module):
@@ -30,8 +46,11 @@ class ReleasedLSTMEncoder(nn.Module):
     Initialised as there: matrices uniform in +-0.01, embeddings in +-0.5, forget bias 1.
     """
 
-    def __init__(self, vocab_size: int, embedding: int, hidden: int) -> None:
+    def __init__(
+        self, vocab_size: int, embedding: int, hidden: int, *, dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        self.dropout = Dropout(dropout)
         self.W_e = nn.Embedding(vocab_size, embedding, padding_idx=0)
         self.W_x = nn.Linear(embedding, 4 * hidden)
         self.W_h = nn.Linear(hidden, 4 * hidden, bias=False)
@@ -43,7 +62,7 @@ class ReleasedLSTMEncoder(nn.Module):
         T = tokens.shape[1]
         steps = lengths[:, None] - 1 - torch.arange(T, device=tokens.device)  # (N, T)
         reverse = tokens.gather(1, steps.clamp(min=0))
-        x = self.W_x(self.W_e(reverse))  # (N, T, 4d)
+        x = self.W_x(self.dropout(self.W_e(reverse)))  # (N, T, 4d)
         h: Tensor = x.new_zeros(len(x), x.shape[2] // 4)
         c = h
         for t in range(T):
@@ -61,9 +80,9 @@ class CNNEncoder(nn.Module):
     ``filters`` holds the three widths, whose sum is d. A question shorter than an n-gram is
     extended with zero vectors to that n-gram's length.
 
-    ``released``: the authors' code takes the maximum over the padding too. There every question
-    but the longest is followed by zeros, so here each is followed by two (an n-gram reaches at
-    most two words past the end) and one position of zeros alone.
+    ``released``: the authors' code takes the maximum over the padding too, so that an answer
+    depends on how much longer the longest question of the batch is. Here every question is treated
+    as one much shorter: its n-grams run into zeros, and one n-gram is of zeros alone.
     """
 
     def __init__(
@@ -72,9 +91,11 @@ class CNNEncoder(nn.Module):
         embedding: int,
         filters: tuple[int, int, int],
         *,
+        dropout: float = 0.0,
         released: bool = False,
     ) -> None:
         super().__init__()
+        self.dropout = Dropout(dropout)
         self.W_e = nn.Embedding(vocab_size, embedding, padding_idx=0)
         self.W_c = nn.ModuleList(
             nn.Conv1d(embedding, width, n) for n, width in enumerate(filters, start=1)
@@ -86,7 +107,7 @@ class CNNEncoder(nn.Module):
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         words = word_mask(tokens, lengths)
         # Zeros at the right give every n-gram that starts at a word its full length.
-        x = nn.functional.pad(self.W_e(tokens) * words[:, :, None], (0, 0, 0, 3))
+        x = nn.functional.pad(self.dropout(self.W_e(tokens)) * words[:, :, None], (0, 0, 0, 3))
         h = []
         for n, conv in enumerate(self.W_c, start=1):
             h_c = torch.tanh(conv(x.transpose(1, 2)))  # (N, width, positions)

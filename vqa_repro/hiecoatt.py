@@ -19,6 +19,8 @@ other linear layers       no bias, as in the equations with bias
 The paper takes region vectors of the model's own width for granted and names no projection; W_I
 makes them so for any backbone. It puts dropout "on each layer"; the code says where, and both
 variants drop there: word, phrase and LSTM outputs, H in every attention, inputs of the MLP layers.
+Of a region vector, all questions about the picture in a batch drop the same (``released``): with
+questions drawn singly, as in the code, a batch rarely holds two.
 In both, the steps of alternating attention have weights of their own, as in the code.
 
 Left out of the code's arithmetic, because no answer depends on it: the bias of a score under a
@@ -27,13 +29,15 @@ depend on how far a batch is padded: there, phrases of padding take part in H_v 
 Initial values are PyTorch's defaults, which have the distributions of the code's Torch 7 layers.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from vqa_repro.attention import Answer, per_question, word_mask
+from vqa_repro.attention import Answer, word_mask
+from vqa_repro.kernels import Dropout, additive_scores, coattention, pooled
 
 
 class HieCoAtt(nn.Module):
@@ -84,7 +88,7 @@ class HieCoAtt(nn.Module):
         self.W_p = nn.Linear(2 * hidden, hidden, bias=released)
         self.W_s = nn.Linear(2 * hidden, last_hidden, bias=released)
         self.W_h = nn.Linear(last_hidden, num_answers, bias=released)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, grid: Tensor, tokens: Tensor, lengths: Tensor, image_of: Tensor | None = None
@@ -97,13 +101,13 @@ class HieCoAtt(nn.Module):
         (N, T).
         """
         words = word_mask(tokens, lengths)  # (N, T)
-        V, W_V_V = self.image_levels(grid, image_of)
+        V, W_V_V = self.image_levels(grid)
         Q_w, Q_p, Q_s = self.question_levels(tokens, words)
 
-        projected_w, projected_p, projected_s = W_V_V.chunk(3, dim=2)  # 3 times (N, R, d)
-        q_w, v_w, a_qw, a_vw = self.word(Q_w, V, projected_w, words)
-        q_p, v_p, a_qp, a_vp = self.phrase(Q_p, V, projected_p, words)
-        q_s, v_s, a_qs, a_vs = self.question(Q_s, V, projected_s, words)
+        projected_w, projected_p, projected_s = W_V_V.chunk(3, dim=2)  # 3 times (I, R, d)
+        q_w, v_w, a_qw, a_vw = self.word(Q_w, V, projected_w, words, image_of)
+        q_p, v_p, a_qp, a_vp = self.phrase(Q_p, V, projected_p, words, image_of)
+        q_s, v_s, a_qs, a_vs = self.question(Q_s, V, projected_s, words, image_of)
 
         # Equation 7.
         h_w = torch.tanh(self.W_w(self.dropout(q_w + v_w)))  # (N, d)
@@ -121,16 +125,12 @@ class HieCoAtt(nn.Module):
             },
         )
 
-    def image_levels(self, grid: Tensor, image_of: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Region vectors V (N, R, d), and their projections for the three levels (N, R, 3d)."""
+    def image_levels(self, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """Region vectors V (I, R, d), and their projections for the three levels (I, R, 3d)."""
         V = self.W_I(grid)  # (I, R, d)
         if self.released:
-            V = torch.tanh(V)
-            if self.training and self.dropout.p > 0:
-                # Two questions about a picture drop different features: from here on each has its
-                # own V. Without dropout the projection below, too, is made once per picture.
-                V, image_of = self.dropout(per_question(V, image_of)), None
-        return per_question(V, image_of), per_question(self.W_V(V), image_of)
+            V = self.dropout(torch.tanh(V))
+        return V, self.W_V(V)
 
     def question_levels(self, tokens: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors of words, phrases and question, each (N, T, d) and 0 where ``words`` is False."""
@@ -148,8 +148,21 @@ class HieCoAtt(nn.Module):
         Q_p = torch.tanh(torch.stack(n_grams).amax(dim=0)).transpose(1, 2)
         Q_p = self.dropout(Q_p) * words
 
-        Q_s = self.dropout(self.lstm(Q_p)[0]) * words
+        Q_s = self.dropout(self.states(Q_p, words)) * words
         return Q_w, Q_p, Q_s
+
+    def states(self, Q_p: Tensor, words: Tensor) -> Tensor:
+        """The LSTM's states (N, T, d) on the phrases (N, T, d); beyond a question's end, anything.
+
+        words: (N, T, 1) bool.
+        """
+        if Q_p.device.type != "cpu":
+            return cast(Tensor, self.lstm(Q_p)[0])
+        # On the CPU the padding costs time, and the lengths are at hand.
+        lengths = words.sum(dim=(1, 2))
+        packed = pack_padded_sequence(Q_p, lengths, batch_first=True, enforce_sorted=False)
+        states, _ = self.lstm(packed)
+        return pad_packed_sequence(states, batch_first=True, total_length=Q_p.shape[1])[0]
 
 
 class ParallelCoAttention(nn.Module):
@@ -161,29 +174,28 @@ class ParallelCoAttention(nn.Module):
         self.W_q = nn.Linear(d, d, bias=bias)
         self.w_hv = nn.Linear(d, 1, bias=False)
         self.w_hq = nn.Linear(d, 1, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
-        self, Q: Tensor, V: Tensor, W_v_V: Tensor, words: Tensor
+        self, Q: Tensor, V: Tensor, W_v_V: Tensor, words: Tensor, image_of: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Attended question and picture (N, d) each, weights of words (N, T) and regions (N, R).
 
-        Q: (N, T, d), 0 where ``words`` (N, T) is False. V: (N, R, d). W_v_V: (N, R, d).
+        Q: (N, T, d), 0 where ``words`` (N, T) is False. V: (I, R, d). W_v_V: (I, R, d).
         """
         # Equation 3, C = tanh(Q (W_b V + b)^T). Multiplied from the left, because a question has
         # fewer words than a picture has regions. Words of zeros have rows of zeros in C.
-        C = torch.bmm(Q @ self.W_b.weight, V.transpose(1, 2))  # (N, T, R)
-        if self.W_b.bias is not None:
-            C = C + (Q @ self.W_b.bias)[:, :, None]
-        C = torch.tanh(C)
-        # Equation 4.
+        Q_b = Q @ self.W_b.weight  # (N, T, d)
+        b = Q.new_zeros(Q.shape[:2]) if self.W_b.bias is None else Q @ self.W_b.bias
         W_q_Q = self.W_q(Q)  # (N, T, d)
-        H_v = torch.tanh(W_v_V + torch.bmm(C.transpose(1, 2), W_q_Q))  # (N, R, d)
-        H_q = torch.tanh(W_q_Q + torch.bmm(C, W_v_V))  # (N, T, d)
-        # Equation 5.
-        v, a_v = attend(V, self.w_hv(self.dropout(H_v)))
+        # Equation 4, and the scores of equation 5.
+        scores, C_W_v_V = coattention(
+            Q_b, b, W_q_Q, V, W_v_V, self.w_hv.weight[0], image_of, active(self.dropout)
+        )
+        H_q = torch.tanh(W_q_Q + C_W_v_V)  # (N, T, d)
+        a_v = softmax(scores)
         q, a_q = attend(Q, self.w_hq(self.dropout(H_q)), words)
-        return q, v, a_q, a_v
+        return q, pooled(a_v, V, image_of), a_q, a_v
 
 
 class AlternatingCoAttention(nn.Module):
@@ -198,28 +210,36 @@ class AlternatingCoAttention(nn.Module):
         self.W_x3 = nn.Linear(d, d, bias=bias)
         self.W_g3 = nn.Linear(d, d, bias=False)
         self.w_hx3 = nn.Linear(d, 1, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
-        self, Q: Tensor, V: Tensor, W_x_V: Tensor, words: Tensor
+        self, Q: Tensor, V: Tensor, W_x_V: Tensor, words: Tensor, image_of: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As ``ParallelCoAttention.forward``; the weights of words are those of the last step."""
         H = torch.tanh(self.W_x1(Q))  # (N, T, d): the first step has no guidance, g = 0
         s, _ = attend(Q, self.w_hx1(self.dropout(H)), words)
-        H = torch.tanh(W_x_V + self.W_g2(s)[:, None, :])  # (N, R, d)
-        v, a_v = attend(V, self.w_hx2(self.dropout(H)))
+        w_hx2 = self.w_hx2.weight[0]
+        a_v = softmax(additive_scores(W_x_V, self.W_g2(s), w_hx2, image_of, active(self.dropout)))
+        v = pooled(a_v, V, image_of)
         H = torch.tanh(self.W_x3(Q) + self.W_g3(v)[:, None, :])  # (N, T, d)
         q, a_q = attend(Q, self.w_hx3(self.dropout(H)), words)
         return q, v, a_q, a_v
 
 
-def attend(X: Tensor, scores: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean of X (N, P, d) weighted by the softmax of ``scores`` (N, P, 1): (N, d), and its weights.
+def active(dropout: nn.Dropout) -> float:
+    """The probability of ``dropout``; 0 when not training."""
+    return dropout.p if dropout.training else 0.0
 
-    Positions where ``present`` (N, P) is False weigh 0. The weights (N, P) are at least float32.
+
+def softmax(scores: Tensor) -> Tensor:
+    """Over the last dimension, in at least float32."""
+    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+def attend(X: Tensor, scores: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of X (N, T, d) weighted by the softmax of ``scores`` (N, T, 1): (N, d), and its weights.
+
+    Positions where ``words`` (N, T) is False weigh 0.
     """
-    scores = scores.squeeze(2)
-    if present is not None:
-        scores = scores.masked_fill(~present, -torch.inf)
-    a = torch.softmax(scores, dim=1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    a = softmax(scores.squeeze(2).masked_fill(~words, -torch.inf))  # (N, T)
     return torch.bmm(a[:, None, :].to(X.dtype), X).squeeze(1), a

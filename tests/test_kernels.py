@@ -1,0 +1,96 @@
+"""The CPU's attention kernels against the plain form: values, gradients, dropout, refusals."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqa_repro import kernels
+
+COUNTS = [3, 1, 2]  # questions about each of three pictures
+N, PICTURES, R, T, D = 6, 3, 5, 4, 7
+IMAGE_OF = torch.arange(PICTURES).repeat_interleave(torch.tensor(COUNTS))
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def scores_input(image_of: Tensor | None) -> list[Tensor]:
+    return [numbers(PICTURES if image_of is not None else N, R, D), numbers(N, D), numbers(D)]
+
+
+def coattention_input(image_of: Tensor | None) -> list[Tensor]:
+    pictures = PICTURES if image_of is not None else N
+    words = [numbers(N, T, D), numbers(N, T), numbers(N, T, D)]
+    return [*words, numbers(pictures, R, D), numbers(pictures, R, D), numbers(D)]
+
+
+@pytest.mark.parametrize(
+    "image_of",
+    [IMAGE_OF, IMAGE_OF[[5, 0, 3, 1, 4, 2]], None],
+    ids=["grouped", "in any order", "one each"],
+)
+def test_values_and_gradients_are_those_of_the_plain_form(image_of: Tensor | None) -> None:
+    torch.manual_seed(0)
+    pictures = PICTURES if image_of is not None else N
+    for kernel, plain, inputs in (
+        (kernels.additive_scores, kernels.additive_scores_reference, scores_input(image_of)),
+        (kernels.coattention, kernels.coattention_reference, coattention_input(image_of)),
+        (kernels.pooled, kernels.pooled_reference, [numbers(N, R), numbers(pictures, R, D)]),
+    ):
+        ours, theirs = kernel(*inputs, image_of), plain(*inputs, image_of)
+        if isinstance(ours, Tensor):
+            ours, theirs = (ours,), (theirs,)
+        weights = [torch.randn_like(value) for value in theirs]
+        gradients = []
+        for values in (ours, theirs):
+            total = sum((v * w).sum() for v, w in zip(values, weights, strict=True))
+            gradients.append(torch.autograd.grad(total, inputs))
+        for a, b in (*zip(ours, theirs, strict=True), *zip(*gradients, strict=True)):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_strided_input_as_it_comes_from_a_joint_projection() -> None:
+    image = numbers(PICTURES, R, 2 * D)
+    question, w = numbers(N, D), numbers(D)
+    for half in image.chunk(2, dim=2):
+        ours = kernels.additive_scores(half, question, w, IMAGE_OF)
+        theirs = kernels.additive_scores_reference(half, question, w, IMAGE_OF)
+        a, b = (
+            torch.autograd.grad(s.square().sum(), image, retain_graph=True) for s in (ours, theirs)
+        )
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_dropout_leaves_out_its_share_and_the_gradient_is_that_of_what_is_left() -> None:
+    torch.manual_seed(0)
+    mask, scale = kernels.kept((100, 10_001), 0.3)
+    assert mask is not None and abs((~mask).double().mean() - 0.3) < 0.003
+    assert abs(scale * mask.double().mean() - 1) < 0.003
+    assert kernels.kept((2, 2), 0.0) == (None, 1.0)
+
+    for kernel, inputs in (
+        (kernels.additive_scores, scores_input(IMAGE_OF)),
+        (kernels.coattention, coattention_input(IMAGE_OF)),
+    ):
+
+        def again(*given: Tensor, kernel: object = kernel) -> object:
+            torch.manual_seed(1)  # the same numbers are left out
+            return kernel(*given, IMAGE_OF, 0.5)  # type: ignore[operator]
+
+        assert torch.autograd.gradcheck(again, inputs)
+
+
+def test_dropout_is_right_on_average() -> None:
+    torch.manual_seed(0)
+    inputs = [value.detach() for value in scores_input(IMAGE_OF)]
+    mean = sum(kernels.additive_scores(*inputs, IMAGE_OF, 0.5) for _ in range(4000)) / 4000
+    torch.testing.assert_close(mean, kernels.additive_scores(*inputs, IMAGE_OF), rtol=0, atol=0.2)
+
+
+def test_low_precision_comes_out_in_float32() -> None:
+    inputs = [value.detach().bfloat16() for value in scores_input(IMAGE_OF)]
+    scores = kernels.additive_scores(*inputs, IMAGE_OF)
+    assert scores.dtype == torch.float32
+    exact = kernels.additive_scores_reference(*(v.double() for v in inputs), IMAGE_OF)
+    torch.testing.assert_close(scores.double(), exact, rtol=1e-5, atol=1e-5)

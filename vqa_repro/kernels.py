@@ -1,0 +1,308 @@
+"""The steps of the attentions that cost most, without their (N, R, k) values in memory.
+
+Written plainly (``*_reference``), N questions about I pictures of R regions make and keep N * R * k
+numbers per layer: 40 MB for a hundred questions, 196 regions, k = 512. On the CPU the functions
+here go through them picture by picture, in a block that stays in the cache, and compute them again
+for the gradient. Elsewhere they are the plain form.
+
+``image_of`` (N,) int64 names the picture of each question; None if I == N. Fastest where it
+ascends: questions about one picture next to each other.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from vqa_repro.attention import per_question
+
+
+def additive_scores(
+    image: Tensor, question: Tensor, w: Tensor, image_of: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """(N, R): w . dropout(tanh(image + question)) of every region of every question's picture.
+
+    SAN's equations 15 and 16, and the second step of HieCoAtt's equation 6.
+    image: (I, R, k). question: (N, k). w: (k,). dropout: its probability, 0 when not training.
+    """
+    if image.device.type != "cpu":
+        return additive_scores_reference(image, question, w, image_of, dropout)
+    order, counts = by_picture(image_of, len(image))
+    scores: Tensor = _AdditiveScores.apply(
+        widened(image), widened(question)[order], widened(w), counts, dropout
+    )
+    return restored(scores, order)
+
+
+def additive_scores_reference(
+    image: Tensor, question: Tensor, w: Tensor, image_of: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    H = torch.tanh(per_question(image, image_of) + question[:, None, :])
+    return F.dropout(H, dropout) @ w
+
+
+def coattention(
+    Q_b: Tensor,
+    b: Tensor,
+    W_q_Q: Tensor,
+    V: Tensor,
+    W_v_V: Tensor,
+    w_hv: Tensor,
+    image_of: Tensor | None,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """The part of parallel co-attention that joins words and regions (HieCoAtt, equations 3 to 5).
+
+    With C = tanh(Q_b V^T + b): the regions' scores w_hv . dropout(tanh(W_v_V + C^T W_q_Q)) (N, R),
+    and C W_v_V (N, T, d), what each word sees.
+    Q_b, W_q_Q: (N, T, d). b: (N, T). V, W_v_V: (I, R, d). w_hv: (d,). Q_b and b must be 0 beyond
+    a question's end, so that C is.
+    """
+    if V.device.type != "cpu":
+        return coattention_reference(Q_b, b, W_q_Q, V, W_v_V, w_hv, image_of, dropout)
+    order, counts = by_picture(image_of, len(V))
+    scores, seen = _CoAttention.apply(
+        *(widened(words)[order] for words in (Q_b, b, W_q_Q)),
+        *map(widened, (V, W_v_V, w_hv)),
+        counts,
+        dropout,
+    )
+    return restored(scores, order), restored(seen, order)
+
+
+def coattention_reference(
+    Q_b: Tensor,
+    b: Tensor,
+    W_q_Q: Tensor,
+    V: Tensor,
+    W_v_V: Tensor,
+    w_hv: Tensor,
+    image_of: Tensor | None,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    V, W_v_V = per_question(V, image_of), per_question(W_v_V, image_of)
+    C = torch.tanh(torch.bmm(Q_b, V.transpose(1, 2)) + b[:, :, None])  # (N, T, R)
+    H_v = torch.tanh(W_v_V + torch.bmm(C.transpose(1, 2), W_q_Q))  # (N, R, d)
+    return F.dropout(H_v, dropout) @ w_hv, torch.bmm(C, W_v_V)
+
+
+def pooled(p: Tensor, v: Tensor, image_of: Tensor | None) -> Tensor:
+    """(N, d): the mean of a picture's regions v (I, R, d), weighted by p (N, R) per question."""
+    if v.device.type != "cpu":
+        return pooled_reference(p, v, image_of)
+    order, counts = by_picture(image_of, len(v))
+    means: Tensor = _Pooled.apply(widened(p)[order], widened(v), counts)
+    return restored(means, order)
+
+
+def pooled_reference(p: Tensor, v: Tensor, image_of: Tensor | None) -> Tensor:
+    return torch.bmm(p[:, None, :].to(v.dtype), per_question(v, image_of)).squeeze(1)
+
+
+def widened(x: Tensor) -> Tensor:
+    """``x`` in float32 or wider: on the CPU, arithmetic on bfloat16 is the slower one."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+Order = Tensor | slice
+AS_IT_IS = slice(None)
+
+
+def by_picture(image_of: Tensor | None, pictures: int) -> tuple[Order, list[int]]:
+    """An order of the questions by picture, and how many questions each picture has."""
+    if image_of is None:
+        return AS_IT_IS, [1] * pictures
+    counts: list[int] = torch.bincount(image_of, minlength=pictures).tolist()
+    if bool((image_of[1:] >= image_of[:-1]).all()):
+        return AS_IT_IS, counts
+    return image_of.argsort(stable=True), counts
+
+
+def restored(values: Tensor, order: Order) -> Tensor:
+    """``values``, whose rows are in ``order``, as they were before."""
+    return values if isinstance(order, slice) else values[order.argsort()]
+
+
+def kept(shape: tuple[int, ...], dropout: float) -> tuple[Tensor | None, float]:
+    """A bool mask that is False with probability ``dropout``, and what to multiply the rest by.
+
+    A random byte for each number: bernoulli_ takes thirty times as long, longer than the rest of
+    the attention. The probability is rounded to 1/256.
+    """
+    if not dropout:
+        return None, 1.0
+    size, least = torch.Size(shape).numel(), round(256 * dropout)
+    numbers = torch.randint(-(2**63), 2**63 - 1, (-(-size // 8),))
+    return (numbers.view(torch.uint8)[:size] >= least).view(shape), 256 / (256 - least)
+
+
+class Dropout(nn.Dropout):
+    """``nn.Dropout`` with the CPU's quicker random numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or x.device.type != "cpu":
+            return F.dropout(x, self.p, self.training)
+        keep, scale = kept(tuple(x.shape), self.p)
+        return x if keep is None else x * keep * scale
+
+
+class _AdditiveScores(torch.autograd.Function):
+    """tanh(x) = 2 sigmoid(2x) - 1, because sigmoid is several times faster than tanh here."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, image: Tensor, question: Tensor, w: Tensor, counts: list[int], dropout: float
+    ) -> Tensor:
+        _, R, k = image.shape
+        keep, scale = kept((len(question), R, k), dropout)
+        scores = image.new_empty(len(question), R)
+        question_2, w = 2 * question, scale * w
+        block = image.new_empty(max(counts), R, k)
+        start = 0
+        for image_i, n in zip(image, counts, strict=True):
+            H, rows = block[:n], slice(start, start + n)
+            torch.add(question_2[rows, None, :], image_i, alpha=2, out=H)
+            H.sigmoid_().mul_(2).sub_(1)
+            if keep is not None:
+                H.mul_(keep[rows])
+            torch.mv(H.view(n * R, k), w, out=scores[rows].view(n * R))
+            start += n
+        ctx.save_for_backward(image, question, w, keep)
+        ctx.counts, ctx.scale = counts, scale
+        return scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_scores: Tensor) -> tuple[Tensor | None, ...]:
+        image, question, w, keep = ctx.saved_tensors
+        _, R, k = image.shape
+        d_image, d_question = torch.empty_like(image), torch.empty_like(question)
+        d_w = torch.zeros_like(w)
+        question_2 = 2 * question
+        d_scores = d_scores.contiguous()
+        block, block_2 = (image.new_empty(max(ctx.counts), R, k) for _ in range(2))
+        start = 0
+        for i, n in enumerate(ctx.counts):
+            H, d_x, rows = block[:n], block_2[:n], slice(start, start + n)
+            torch.add(question_2[rows, None, :], image[i], alpha=2, out=H)
+            H.sigmoid_().mul_(2).sub_(1)
+            # d tanh(x) = 1 - tanh(x)^2; the factor w is multiplied at the end.
+            torch.mul(H, H, out=d_x).neg_().add_(1).mul_(d_scores[rows, :, None])
+            if keep is not None:
+                H.mul_(keep[rows])
+                d_x.mul_(keep[rows])
+            d_w.addmv_(H.view(n * R, k).T, d_scores[rows].view(n * R))
+            torch.sum(d_x, 0, out=d_image[i])
+            torch.sum(d_x, 1, out=d_question[rows])
+            start += n
+        return d_image.mul_(w), d_question.mul_(w), ctx.scale * d_w, None, None
+
+
+class _CoAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        Q_b: Tensor,
+        b: Tensor,
+        W_q_Q: Tensor,
+        V: Tensor,
+        W_v_V: Tensor,
+        w_hv: Tensor,
+        counts: list[int],
+        dropout: float,
+    ) -> tuple[Tensor, Tensor]:
+        (N, T, d), R = Q_b.shape, V.shape[1]
+        keep, scale = kept((N, R, d), dropout)
+        w_hv = scale * w_hv
+        scores, seen = V.new_empty(N, R), torch.empty_like(Q_b)
+        C_block, H_block = V.new_empty(max(counts), T, R), V.new_empty(max(counts), R, d)
+        start = 0
+        for i, n in enumerate(counts):
+            C, H_v, rows = C_block[:n], H_block[:n], slice(start, start + n)
+            _affinity(Q_b[rows], b[rows], V[i], C)
+            torch.mm(C.view(n * T, R), W_v_V[i], out=seen[rows].view(n * T, d))
+            _region_states(C, W_q_Q[rows], W_v_V[i], H_v)
+            if keep is not None:
+                H_v.mul_(keep[rows])
+            torch.mv(H_v.view(n * R, d), w_hv, out=scores[rows].view(n * R))
+            start += n
+        ctx.save_for_backward(Q_b, b, W_q_Q, V, W_v_V, w_hv, keep)
+        ctx.counts, ctx.scale = counts, scale
+        return scores, seen
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_scores: Tensor, d_seen: Tensor) -> tuple[Tensor | None, ...]:
+        Q_b, b, W_q_Q, V, W_v_V, w_hv, keep = ctx.saved_tensors
+        (_, T, d), R, most = Q_b.shape, V.shape[1], max(ctx.counts)
+        d_Q_b, d_b, d_W_q_Q = map(torch.empty_like, (Q_b, b, W_q_Q))
+        d_V, d_W_v_V, d_w = torch.empty_like(V), torch.empty_like(W_v_V), torch.zeros_like(w_hv)
+        d_scores, d_seen = d_scores.contiguous(), d_seen.contiguous()
+        C_block, dC_block = V.new_empty(most, T, R), V.new_empty(most, T, R)
+        H_block, dH_block = V.new_empty(most, R, d), V.new_empty(most, R, d)
+        start = 0
+        for i, n in enumerate(ctx.counts):
+            C, H_v, d_H, d_C = C_block[:n], H_block[:n], dH_block[:n], dC_block[:n]
+            rows = slice(start, start + n)
+            _affinity(Q_b[rows], b[rows], V[i], C)
+            _region_states(C, W_q_Q[rows], W_v_V[i], H_v)
+            # d_H: of the tanh's argument.
+            torch.mul(H_v, H_v, out=d_H).neg_().add_(1).mul_(w_hv).mul_(d_scores[rows, :, None])
+            if keep is not None:
+                H_v.mul_(keep[rows])
+                d_H.mul_(keep[rows])
+            d_w.addmv_(H_v.view(n * R, d).T, d_scores[rows].view(n * R))
+            seen_i = d_seen[rows].view(n * T, d)
+            torch.sum(d_H, 0, out=d_W_v_V[i])
+            d_W_v_V[i].addmm_(C.view(n * T, R).T, seen_i)
+            torch.bmm(C, d_H, out=d_W_q_Q[rows])
+            torch.bmm(W_q_Q[rows], d_H.transpose(1, 2), out=d_C)
+            d_C.view(n * T, R).addmm_(seen_i, W_v_V[i].T)
+            d_C.mul_(C.square_().neg_().add_(1))
+            torch.sum(d_C, 2, out=d_b[rows])
+            torch.mm(d_C.view(n * T, R), V[i], out=d_Q_b[rows].view(n * T, d))
+            torch.mm(d_C.view(n * T, R).T, Q_b[rows].view(n * T, d), out=d_V[i])
+            start += n
+        return d_Q_b, d_b, d_W_q_Q, d_V, d_W_v_V, ctx.scale * d_w, None, None
+
+
+def _affinity(Q_b: Tensor, b: Tensor, V_i: Tensor, C: Tensor) -> None:
+    """C (n, T, R) = tanh(Q_b V_i^T + b), of n questions about one picture."""
+    n, T, R = C.shape
+    torch.addmm(b.reshape(n * T, 1), Q_b.view(n * T, -1), V_i.T, out=C.view(n * T, R))
+    C.mul_(2).sigmoid_().mul_(2).sub_(1)
+
+
+def _region_states(C: Tensor, W_q_Q: Tensor, W_v_V_i: Tensor, H_v: Tensor) -> None:
+    """H_v (n, R, d) = tanh(W_v V_i + C^T W_q Q)."""
+    torch.bmm(C.transpose(1, 2), W_q_Q, out=H_v)
+    H_v.add_(W_v_V_i).mul_(2).sigmoid_().mul_(2).sub_(1)
+
+
+class _Pooled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, v: Tensor, counts: list[int]) -> Tensor:
+        means = v.new_empty(len(p), v.shape[2])
+        start = 0
+        for v_i, n in zip(v, counts, strict=True):
+            rows = slice(start, start + n)
+            torch.mm(p[rows], v_i, out=means[rows])
+            start += n
+        ctx.save_for_backward(p, v)
+        ctx.counts = counts
+        return means
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_means: Tensor) -> tuple[Tensor | None, ...]:
+        p, v = ctx.saved_tensors
+        d_p, d_v = torch.empty_like(p), torch.empty_like(v)
+        start = 0
+        for i, n in enumerate(ctx.counts):
+            rows = slice(start, start + n)
+            torch.mm(d_means[rows], v[i].T, out=d_p[rows])
+            torch.mm(p[rows].T, d_means[rows], out=d_v[i])
+            start += n
+        return d_p, d_v, None
