@@ -93,6 +93,21 @@ def test_empty_files(tmp_path: Path) -> None:
         coco_qa.load(tmp_path, "train")
 
 
+def test_damaged_zip(tmp_path: Path) -> None:
+    made, path = write(tmp_path / "made", "test"), tmp_path / "root" / "cocoqa-2015-05-17.zip"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in made.iterdir():
+            archive.write(file, f"test/{file.name}")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"cocoqa-2015-05-17\.zip: the zip is cut off"):
+        coco_qa.load(path.parent, "test")
+    path.write_bytes(whole.replace(b"how many dogs", b"how many cats"))
+    with pytest.raises(UserError, match=r"test/questions\.txt: damaged: Bad CRC-32"):
+        coco_qa.load(path.parent, "test")
+
+
 def test_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no train/questions\.txt nor cocoqa-2015-05-17\.zip"):
         coco_qa.load(tmp_path, "train")

@@ -17,7 +17,6 @@ from conftest import environ
 from vqa_repro import extract, predict, train
 from vqa_repro.backbone import FrozenNetwork, preprocess
 from vqa_repro.errors import UserError
-from vqa_repro.features import store_path
 from vqa_repro.pictures import read_picture
 from vqa_repro.store import open_store
 
@@ -61,14 +60,14 @@ def options(few: Path, weights: Path, root: Path) -> list[str]:
 def store(few: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("root")
     assert extract.main(options(few, weights, root)) == 0
-    return store_path(root, str(few), "vgg16", "caffe")
+    return extract.store_path(root, str(few), "vgg16", "caffe")
 
 
 def test_folders_of_one_name_have_stores_of_their_own(tmp_path: Path) -> None:
     folders = [tmp_path / "a" / "data", tmp_path / "b" / "data"]
     for folder in folders:
         folder.mkdir(parents=True)
-    first, second = (store_path(tmp_path, str(folder), "vgg16") for folder in folders)
+    first, second = (extract.store_path(tmp_path, str(folder), "vgg16") for folder in folders)
     assert first != second and first.name.startswith("data-")
 
 
@@ -105,7 +104,7 @@ def test_killed_and_given_again_it_goes_on(
     few: Path, weights: Path, store: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "vqa_repro.extract", *options(few, weights, tmp_path)]
-    finished = store_path(tmp_path, str(few), "vgg16", "caffe")
+    finished = extract.store_path(tmp_path, str(few), "vgg16", "caffe")
     part = finished.with_name(finished.name + ".done")
     process = subprocess.Popen(
         command, env=environ(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -118,6 +117,39 @@ def test_killed_and_given_again_it_goes_on(
     assert extract.main(options(few, weights, tmp_path)) == 0
     np.testing.assert_array_equal(open_store(finished).rows, open_store(store).rows)
     assert not part.exists()
+
+
+def test_damaged_pictures_are_an_error_unless_told_otherwise(
+    few: Path, weights: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(few, data)
+    picture = data / "images" / "2.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:-30])
+    (data / "images" / "41.png").unlink()
+    given = options(data, weights, tmp_path)
+    path = extract.store_path(tmp_path, str(data), "vgg16", "caffe")
+    with pytest.raises(UserError) as error:
+        extract.main(given)
+    said = str(error.value)
+    assert said.startswith("2 of 6 pictures are damaged: ") and "\n" not in said
+    assert f"{picture} (not a readable picture" in said and "41.jpg (missing)" in said
+    assert said.endswith("or do without them: `extract --leave-out-damaged`")
+    assert not path.exists()
+    capsys.readouterr()
+    assert extract.main([*given, "--leave-out-damaged"]) == 0
+    assert "left out as damaged: 2 pictures, e.g. " in capsys.readouterr().out
+    opened = open_store(path)
+    assert len(opened.row_of) == 4 and opened.left_out.keys() == {"2", "41"}
+    picture.write_bytes(whole)
+    shutil.copy(few / "images" / "41.png", data / "images")
+    assert extract.main(given) == 0
+    opened, expected = open_store(path), open_store(store)
+    assert opened.left_out == {} and opened.row_of.keys() == expected.row_of.keys()
+    for key, row in opened.row_of.items():
+        difference = opened.rows[row].astype(float) - expected.rows[expected.row_of[key]]
+        assert np.abs(difference).max() < 0.1, key  # another batch, other roundings
 
 
 def test_a_run_on_stored_features_answers_about_a_new_picture(

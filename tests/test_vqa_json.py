@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from vqa_repro import published, vqa_json
 from vqa_repro.errors import UserError
+from vqa_repro.store import store_pixels
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -166,6 +168,14 @@ def change(records: Json, **fields: Any) -> Json:
         (change(questions(1, 2), question=" "), None, 'question 20: no "question"'),
         (change(questions(1, 2), question_id=...), None, "record 2 of questions: no whole number"),
         (change(questions(1, 2), question_id=True), None, "record 2 of questions: no whole number"),
+        (change(questions(1, 2), question_id="20"), None, "record 2 of questions: no whole number"),
+        (
+            change(questions(1, 2), question_id=2**63),
+            None,
+            "record 2 of questions: no whole number",
+        ),
+        (change(questions(1, 2), question="\ud83d"), None, "question 20: '\\ud83d' holds half a"),
+        (change(questions(1, 2), question=7), None, 'question 20: no "question"'),
         (change(questions(1, 2), question_id=10), None, "record 2 of questions: question 10 again"),
         ({"questions": [7]}, None, "record 1 of questions: no whole number"),
         ({"questions": []}, None, "questions.json: no questions in it"),
@@ -174,6 +184,8 @@ def change(records: Json, **fields: Any) -> Json:
         (questions(1, 2, 3), None, "questions.json: question 30 has no answer in"),
         (questions(1), None, "annotations.json: question 20 is not in"),
         (None, change(annotations(1, 2), question_id=10), "annotations: question 10 again"),
+        (None, change(annotations(1, 2), question_id="20"), "annotations: no whole number"),
+        (None, {"annotations": annotations(1)["annotations"]}, "question 20 has no answer in"),
         (None, change(annotations(1, 2), image_id=3), "question 20: image_id 3, but 2"),
         (None, change(annotations(1, 2), answers=...), 'question 20: no "answers"'),
         (None, change(annotations(1, 2), answers=[]), 'question 20: no "answers"'),
@@ -183,6 +195,16 @@ def change(records: Json, **fields: Any) -> Json:
             None,
             change(annotations(1, 2), answers=[{"answer": 3}] * 10),
             "question 20: answer 1 is 3, not text",
+        ),
+        (
+            None,
+            change(annotations(1, 2), answers=["yes"] * 9 + [None]),
+            "question 20: answer 10 is None, not text",
+        ),
+        (
+            None,
+            change(annotations(1, 2), answers=["yes"] * 9 + ["\udc00"]),
+            "question 20: '\\udc00' holds half a character",
         ),
         (
             None,
@@ -201,9 +223,10 @@ def test_structure_is_checked(tmp_path: Path, asked: Any, answered: Any, message
     assert message in said and str(tmp_path) in said
 
 
-def test_damaged_json(tmp_path: Path) -> None:
-    write(tmp_path, "v2", "val2014", 1, 2)
-    path = tmp_path / QUESTIONS["v2"].format("val2014")
+@pytest.mark.parametrize("names", [QUESTIONS, ANNOTATIONS])
+def test_damaged_json(tmp_path: Path, names: dict[str, str]) -> None:
+    write(tmp_path, "v2", "val2014", 1)
+    path = tmp_path / names["v2"].format("val2014")
     whole = path.read_bytes()
 
     def said() -> str:
@@ -212,14 +235,16 @@ def test_damaged_json(tmp_path: Path) -> None:
     for size in range(len(whole)):  # every place that a download could stop
         path.write_bytes(whole[:size])
         assert f"{path}: cut off JSON" in said() or f"{path}: broken JSON" in said()
-    path.write_bytes(whole[:100])
-    assert "cut off JSON" in said() and "of 100" in said()
+    path.write_bytes(whole[:60])
+    assert "cut off JSON" in said() and "of 60" in said()
     path.write_bytes(whole[:50] + b"\xff" + whole[51:])
     assert f"{path}: not UTF-8 text: byte 50" in said()
     path.write_text("[" * 100_000)
     assert "nested too deep" in said() or "cut off" in said()
+    path.write_text('{"questions": ' + "1" * 5000 + "}")
+    assert f"{path}: not a data set: Exceeds the limit" in said()
     path.write_bytes(b"\xef\xbb\xbf" + whole)  # as saved by Windows editors
-    assert len(vqa_json.load(tmp_path, "v2", "val").examples) == 2
+    assert len(vqa_json.load(tmp_path, "v2", "val").examples) == 1
 
 
 def test_damaged_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,6 +276,12 @@ def test_damaged_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at = whole.rindex(b"PK\x01\x02") + 8  # general purpose flags: bit 0, encrypted
     path.write_bytes(whole[:at] + struct.pack("<H", 1) + whole[at + 2 :])
     assert "encrypted" in said()
+    for at in range(len(whole) - 200, len(whole)):  # the list of contents at its end
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            assert len(vqa_json.load(tmp_path, "v2", "test2015").examples) == 499
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
     make(("readme.txt", ""))
     assert f"0 files called {name}" in said()
     make((name, content), (f"copy/{name}", content))
@@ -307,6 +338,19 @@ def test_folder_of_ones_own(tmp_path: Path) -> None:
     assert vqa_json.load_folder(tmp_path, "test").examples[0].answer is None
     (images / "1.webp").unlink()
     assert vqa_json.load_folder(tmp_path, "val").images == {"1": images / "1.jpg"}
+
+
+def test_own_pictures_of_any_size_and_those_that_are_not_there(tmp_path: Path) -> None:
+    own(tmp_path, "train", questions(1, 2, 3), annotations(1, 2, 3, answers=1))
+    (tmp_path / "images").mkdir()
+    for number, size in ((1, (1, 1)), (2, (900, 7))):
+        Image.new("RGB", size, "red").save(tmp_path / "images" / f"{number}.png")
+    images = vqa_json.load_folder(tmp_path, "train").images
+    absent = f"1 of 3 pictures are damaged: {tmp_path / 'images' / '3.jpg'} (missing)"
+    assert absent in refusal(lambda: store_pixels(images, tmp_path / "p.safetensors", 8))
+    Image.new("RGB", (50, 3000)).save(tmp_path / "images" / "3.webp")
+    images = vqa_json.load_folder(tmp_path, "train").images
+    assert store_pixels(images, tmp_path / "p.safetensors", 8).rows.shape == (3, 8, 8, 3)
 
 
 def test_a_lone_pair_is_train(tmp_path: Path) -> None:

@@ -119,24 +119,34 @@ def score(
     results: Mapping[int, str], examples: Sequence[Example], *, pre_2021: bool = False
 ) -> Scores:
     """Score ``results`` (question id -> answer), which must answer exactly ``examples``."""
-    check_results(results, [example.question_id for example in examples])
-    overall: list[float] = []
+    values = per_question(results, examples, pre_2021=pre_2021)
     answer_types: dict[str, list[float]] = defaultdict(list)
     question_types: dict[str, list[float]] = defaultdict(list)
     for example in examples:
-        if not example.answers:
-            raise UserError(f"question {example.question_id}: its answers are hidden, not scored")
-        value = accuracy(results[example.question_id], example.answers, pre_2021=pre_2021)
-        overall.append(value)
+        value = values[example.question_id]
         if example.answer_type:
             answer_types[example.answer_type].append(value)
         if example.question_type:
             question_types[example.question_type].append(value)
     return Scores(
-        overall=_percent(overall),
+        overall=_percent(list(values.values())),
         per_answer_type={kind: _percent(values) for kind, values in answer_types.items()},
         per_question_type={kind: _percent(values) for kind, values in question_types.items()},
     )
+
+
+def per_question(
+    results: Mapping[int, str], examples: Sequence[Example], *, pre_2021: bool = False
+) -> dict[int, float]:
+    """``accuracy``, from 0 to 1, of each question: question id -> accuracy."""
+    check_results(results, [example.question_id for example in examples])
+    values = {}
+    for example in examples:
+        if not example.answers:
+            raise UserError(f"question {example.question_id}: its answers are hidden, not scored")
+        answer = results[example.question_id]
+        values[example.question_id] = accuracy(answer, example.answers, pre_2021=pre_2021)
+    return values
 
 
 def _percent(values: Sequence[float]) -> float:

@@ -1,13 +1,38 @@
 """Pictures from files: decoded, checked, and squashed to a square as in the papers."""
 
 import io
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from vqa_repro.errors import UserError
+from vqa_repro.errors import UserError, first_line
+
+FEW = 5  # pictures named in a message about many
+
+_KINDS = {"1": "grey", "L": "grey", "LA": "grey", "P": "palette", "PA": "palette"}
+# EXIF orientation -> what turns the stored picture upright.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class DamagedPictureError(UserError):
+    """A picture that cannot be read. ``reason`` is what is wrong, without the file's name."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def read_picture(source: Path | bytes, size: int) -> npt.NDArray[np.uint8]:
@@ -16,20 +41,93 @@ def read_picture(source: Path | bytes, size: int) -> npt.NDArray[np.uint8]:
     Squashing (rather than cropping) is what SAN section 4.2 and HieCoAtt section 4.2 do: every
     part of the picture stays visible. The filter is Pillow's bilinear with anti-aliasing.
 
-    Raises UserError, naming the file, if it cannot be read, is not a picture or is truncated.
+    Grey, palette and CMYK pictures become RGB, of 16 bits the upper 8 count, transparency is
+    dropped, and a photo that its EXIF tag calls turned is turned upright.
+
+    Raises DamagedPictureError, naming the file, if it cannot be read, is no picture or is cut off.
     """
+    return _read(source, size)[0]
+
+
+class PictureReader:
+    """Reads many pictures and keeps an account of those that are damaged or not RGB."""
+
+    def __init__(self, images: Mapping[str, Path], size: int) -> None:
+        self._images = images
+        self._size = size
+        self.damaged: dict[str, str] = {}  # key -> what is wrong
+        self.not_rgb: dict[str, str] = {}  # key -> what it is: "grey", "palette", "CMYK", ...
+
+    def batches(self, batch: int) -> Iterator[tuple[list[str], npt.NDArray[np.uint8]]]:
+        """Keys and pictures (B, size, size, 3), damaged ones left out; the next ones decode
+        meanwhile."""
+        keys = list(self._images)
+        chunks = [keys[start : start + batch] for start in range(0, len(keys), batch)]
+        with ThreadPoolExecutor() as pool:
+
+            def begin(chunk: list[str]) -> list[Future[tuple[npt.NDArray[np.uint8], str]]]:
+                return [pool.submit(_read, self._images[key], self._size) for key in chunk]
+
+            ahead = begin(chunks[0]) if chunks else []
+            for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
+                current, ahead = ahead, begin(following)
+                pictures: dict[str, npt.NDArray[np.uint8]] = {}
+                for key, future in zip(chunk, current, strict=True):
+                    try:
+                        pictures[key], kind = future.result()
+                    except DamagedPictureError as error:
+                        self.damaged[key] = error.reason
+                        continue
+                    if kind != "RGB":
+                        self.not_rgb[key] = kind
+                if pictures:
+                    yield list(pictures), np.stack(list(pictures.values()))
+
+    def few(self, remarks: Mapping[str, str]) -> str:
+        """The first files of ``remarks`` (key -> remark), each with its remark."""
+        named = [f"{self._images[key]} ({remark})" for key, remark in remarks.items()]
+        return ", ".join(named[:FEW]) + (", ..." if len(named) > FEW else "")
+
+
+def _read(source: Path | bytes, size: int) -> tuple[npt.NDArray[np.uint8], str]:
+    """The picture as ``read_picture`` gives it, and what the file holds: "RGB", "grey", ..."""
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            rgb = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+            kind = "grey" if image.mode.startswith("I;16") else _KINDS.get(image.mode, image.mode)
+            upright = _UPRIGHT.get(_orientation(image))
+            picture = _rgb(image).resize((size, size), Image.Resampling.BILINEAR)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"{name}: too many pixels to be a photo; scale it down first") from None
+        reason = "too many pixels to be a photo"
+        raise DamagedPictureError(f"{name}: {reason}; scale it down first", reason) from None
     except FileNotFoundError:
-        raise UserError(f"{name}: no such picture") from None
+        raise DamagedPictureError(f"{name}: no such picture", "missing") from None
     except IsADirectoryError:
-        raise UserError(f"{name}: is a folder, not a picture") from None
+        reason = "is a folder, not a picture"
+        raise DamagedPictureError(f"{name}: {reason}", reason) from None
     except PermissionError:
-        raise UserError(f"{name}: no permission to read this picture") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{name}: not a readable picture ({error}); replace the file") from None
-    return np.array(rgb)
+        reason = "no permission to read this picture"
+        raise DamagedPictureError(f"{name}: {reason}", reason) from None
+    except UnidentifiedImageError:  # its own text is the file's name, or an object's address
+        reason = "not a readable picture: no format that is known"
+        raise DamagedPictureError(f"{name}: {reason}; replace the file", reason) from None
+    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
+        reason = f"not a readable picture: {first_line(error)}"
+        raise DamagedPictureError(f"{name}: {reason}; replace the file", reason) from None
+    return np.array(picture.transpose(upright) if upright is not None else picture), kind
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would call all but the darkest 256 values white
+        return Image.fromarray((np.array(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its numbers (Pillow's mode {image.mode}) have no agreed brightness")
+    image.info.pop("transparency", None)  # dropped as an alpha channel is; else Pillow warns
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # broken EXIF data, of many kinds, in a picture that can be seen all the same
+        return 1

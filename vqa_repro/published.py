@@ -6,13 +6,12 @@ Nothing is ever extracted: a zip member is read into memory, whole, up to ``MAX_
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vqa_repro.errors import UserError
+from vqa_repro.errors import UserError, first_line
 
 # The largest published file, VQA v2's training annotations, has 0.4 GB; a zip bomb has more.
 MAX_BYTES = 2**30
@@ -57,6 +56,8 @@ class Source:
             ) from None
         except RecursionError:
             raise UserError(f"{self}: not a data set: JSON nested too deep") from None
+        except ValueError as error:  # a number of thousands of digits
+            raise UserError(f"{self}: not a data set: {first_line(error)}") from None
 
     def _bytes(self) -> bytes:
         try:
@@ -112,10 +113,11 @@ def read_member(path: Path, member: str) -> bytes:
             raise UserError(f"{path}/{member}: {size:,} bytes unpacked, more than {MAX_BYTES:,}")
         try:
             return archive.read(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise UserError(f"{path}/{member}: damaged: {error}; download it again") from None
         except (RuntimeError, NotImplementedError) as error:  # encrypted, unknown compression
             raise UserError(f"{path}/{member}: cannot be unpacked: {error}") from None
+        except Exception as error:  # each decompressor raises kinds of its own for damaged bytes
+            why = first_line(error)
+            raise UserError(f"{path}/{member}: damaged: {why}; download it again") from None
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
@@ -129,6 +131,8 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         raise UserError(f"{path}: {what} (after {size:,} bytes); download it again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, NotImplementedError) as error:  # names, versions that cannot be
+        raise UserError(f"{path}: damaged: {first_line(error)}; download it again") from None
 
 
 def _folders(root: Path) -> Iterator[Path]:

@@ -1,29 +1,34 @@
 """The feature store: one row of numbers per picture, in one memory-mapped file.
 
 The file is in the safetensors format, so any tool can read it: the tensor ``rows`` (N, ...), and in
-the header's metadata the N picture keys and what made the rows. While rows are being written the
-file is called ``*.part`` and a bitmap beside it says which rows are there, so that a killed
-extraction goes on where it stopped.
+the header's metadata the N picture keys, what made the rows, and the pictures left out as damaged.
+While rows are being written the file is called ``*.part`` and a bitmap beside it says which rows
+are there, so that a killed extraction goes on where it stopped.
 """
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from tqdm.auto import tqdm
 
 from vqa_repro.atomic import write_atomic
 from vqa_repro.errors import UserError
-from vqa_repro.pictures import read_picture
+from vqa_repro.pictures import PictureReader
 
 FORMAT = "vqa_repro-store-1"
 MAX_HEADER = 64 * 1024 * 1024  # bytes; the keys of a million pictures fit
+SAVE_EVERY = 30.0  # seconds that a kill can cost
 
 _DTYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
@@ -37,6 +42,7 @@ class Store:
     rows: npt.NDArray[Any]
     row_of: dict[str, int]  # picture key -> row
     made_by: dict[str, Any]
+    left_out: dict[str, str] = field(default_factory=dict)  # damaged picture -> what is wrong
 
     def fingerprint(self) -> str:
         """sha256 of what made the rows and of which pictures: equal for equal contents."""
@@ -60,6 +66,7 @@ class StoreWriter:
         made_by: dict[str, Any],
     ) -> None:
         self.path = path
+        self._keys, self._made_by = list(keys), made_by
         self._part = path.with_name(path.name + ".part")
         self._done_path = path.with_name(path.name + ".done")
         header, size = _header(keys, row_shape, np.dtype(dtype), made_by)
@@ -107,30 +114,53 @@ class StoreWriter:
         self._rows.flush()
         self._done.flush()
 
-    def finish(self) -> None:
-        """Publish the full store under its name."""
-        if len(self.missing()):
-            raise ValueError(f"{len(self.missing())} rows of {self.path} are not written")
-        self._rows.flush()
-        os.replace(self._part, self.path)
+    def finish(self, left_out: Mapping[str, str] | None = None) -> None:
+        """Publish the store under its name.
+
+        left_out: key -> what is wrong with the picture. Such a key has no row, which for keys of
+        this store costs a copy of all other rows.
+        """
+        left_out = dict(left_out or {})
+        lacking = [row for row in self.missing() if self._keys[row] not in left_out]
+        if lacking:
+            raise ValueError(f"{len(lacking)} rows of {self.path} are not written")
+        self.flush()
+        if left_out:
+            kept = [row for row, key in enumerate(self._keys) if key not in left_out]
+            keys = [self._keys[row] for row in kept]
+            shape, dtype = self._rows.shape[1:], self._rows.dtype
+            header, _ = _header(keys, shape, dtype, self._made_by, left_out)
+
+            def write(file: BinaryIO) -> None:
+                file.write(header)
+                for row in kept:
+                    file.write(self._rows[row].tobytes())
+
+            write_atomic(self.path, write)
+            self._part.unlink()
+        else:
+            os.replace(self._part, self.path)
         self._done_path.unlink()
 
 
 def _header(
-    keys: Sequence[str], row_shape: tuple[int, ...], dtype: np.dtype[Any], made_by: dict[str, Any]
+    keys: Sequence[str],
+    row_shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    made_by: dict[str, Any],
+    left_out: dict[str, str] | None = None,
 ) -> tuple[bytes, int]:
     shape = [len(keys), *row_shape]
     size = int(np.prod(shape)) * dtype.itemsize
-    text = json.dumps(
-        {
-            "__metadata__": {
-                "format": FORMAT,
-                "keys": json.dumps(list(keys)),
-                "made_by": json.dumps(made_by, sort_keys=True),
-            },
-            "rows": {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [0, size]},
-        }
-    ).encode()
+    metadata = {
+        "format": FORMAT,
+        "keys": json.dumps(list(keys)),
+        "made_by": json.dumps(made_by, sort_keys=True),
+    }
+    if left_out:
+        metadata["left_out"] = json.dumps(left_out)
+    rows = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [0, size]}
+    text = json.dumps({"__metadata__": metadata, "rows": rows}).encode()
     text += b" " * (-len(text) % 64)  # rows start on a cache line
     return len(text).to_bytes(8, "little") + text, size
 
@@ -151,9 +181,12 @@ def open_store(path: Path) -> Store:
         if metadata["format"] != FORMAT:
             raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
         keys, made_by = json.loads(metadata["keys"]), json.loads(metadata["made_by"])
+        left_out = dict(json.loads(metadata.get("left_out", "{}")))
         dtype, shape = np.dtype(_DTYPES[rows["dtype"]]), tuple(int(n) for n in rows["shape"])
         if min(shape) < 0 or shape[0] != len(keys) or len(set(keys)) != len(keys):
             raise ValueError("keys and rows do not match")
+        if not left_out.keys().isdisjoint(keys):
+            raise ValueError("pictures that were left out have rows")
         size = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
         if total != 8 + length + size:
             raise ValueError(f"it has {total:,} bytes where its header says {8 + length + size:,}")
@@ -166,37 +199,164 @@ def open_store(path: Path) -> Store:
             f"{path}: not a whole feature store ({error}); delete it and make it anew"
         ) from None
     mapped = np.memmap(path, dtype, "r", offset=8 + length, shape=shape)
-    return Store(path, mapped, {key: row for row, key in enumerate(keys)}, made_by)
+    return Store(path, mapped, {key: row for row, key in enumerate(keys)}, made_by, left_out)
 
 
-def store_pixels(images: dict[str, Path], path: Path, size: int) -> Store:
-    """Store the pictures themselves, squashed to (size, size, 3) uint8; return the open store.
+def fill(
+    path: Path,
+    images: Mapping[str, Path],
+    size: int,
+    compute: Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]],
+    row_shape: tuple[int, ...],
+    dtype: npt.DTypeLike,
+    made_by: dict[str, Any],
+    *,
+    batch: int,
+    leave_out_damaged: bool = False,
+) -> Store:
+    """Give the store at ``path`` a row for each of ``images`` and return it open.
 
-    For networks that are trained along with the model. A store that holds all ``images`` already
-    is opened as it is. Raises UserError, naming the picture, for one that cannot be read.
+    compute: pictures (B, size, size, 3) uint8 RGB -> rows (B, *row_shape).
+
+    What is there is kept: the rows of a store that the same thing made, those of other pictures
+    too, and what a run that was stopped had written. A picture is known by its key: one whose file
+    was replaced since is not read again.
+
+    Raises DamagedPicturesError after the last picture if some cannot be read; with
+    ``leave_out_damaged`` the store is finished without them. How many were not RGB is said.
     """
-    made_by = {"backbone": "none", "size": size}
-    if path.exists():
-        store = open_store(path)
-        if store.made_by == made_by and images.keys() <= store.row_of.keys():
-            return store
-    header, _ = _header(list(images), (size, size, 3), np.dtype(np.uint8), made_by)
-
-    def write(file: BinaryIO) -> None:
-        file.write(header)
-        with ThreadPoolExecutor() as pool:
-            for picture in pool.map(lambda picture: read_picture(picture, size), images.values()):
-                file.write(picture.tobytes())
-
+    if store := _holding(path, images, made_by, leave_out_damaged):
+        return store
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path.parent}: cannot be made: {error.strerror}; set --root") from None
-    write_atomic(path, write)
-    return open_store(path)
+    with _alone(path):
+        if store := _holding(path, images, made_by, leave_out_damaged):
+            return store  # another process made it meanwhile
+        old = _made(path, made_by)
+        there = old.row_of if old else {}
+        left_out = old.left_out if old else {}
+        if not leave_out_damaged:  # they are tried again
+            left_out = {key: reason for key, reason in left_out.items() if key not in images}
+        new = [key for key in images if key not in there and key not in left_out]
+        if new and not any(images[key].exists() for key in new):  # before any room is claimed
+            raise DamagedPicturesError(
+                f"all {len(new):,} pictures are missing, e.g. {images[new[0]]}; put them there"
+            )
+        keys = [*there, *new]
+        writer = StoreWriter(path, keys, row_shape, dtype, made_by)
+        for row in writer.missing():
+            if old and keys[row] in there:
+                writer.write(row, old.rows[there[keys[row]]])
+        row_of = {keys[row]: row for row in writer.missing()}
+        reader = PictureReader({key: images[key] for key in row_of}, size)
+        saved = time.monotonic()
+        bar = tqdm(
+            total=len(keys),
+            initial=len(keys) - len(row_of),
+            desc="pictures",
+            unit=" images",
+            disable=None,
+            dynamic_ncols=True,
+        )
+        try:
+            with bar:
+                for read, pictures in reader.batches(batch):
+                    for key, values in zip(read, compute(pictures), strict=True):
+                        writer.write(row_of[key], values)
+                    bar.update(len(read))
+                    if reader.damaged:
+                        bar.set_postfix_str(f"{len(reader.damaged):,} damaged")
+                    if time.monotonic() - saved > SAVE_EVERY:
+                        writer.flush()
+                        saved = time.monotonic()
+        finally:
+            writer.flush()
+        if reader.not_rgb:
+            print(
+                f"note: {len(reader.not_rgb):,} of {len(row_of):,} pictures read were not RGB and "
+                f"were converted: {reader.few(reader.not_rgb)}",
+                file=sys.stderr,
+            )
+        damaged = reader.damaged
+        if damaged and (not leave_out_damaged or len(damaged) == len(keys)):
+            raise DamagedPicturesError(
+                f"{len(damaged):,} of {len(images):,} pictures are damaged: "
+                f"{reader.few(damaged)}; mend them and give the same command again"
+            )
+        writer.finish({**left_out, **damaged})
+        return open_store(path)
 
 
-def in_chunks(rows: Sequence[int] | npt.NDArray[np.int64], size: int) -> Iterator[list[int]]:
-    """Consecutive pieces of at most ``size`` rows."""
-    for start in range(0, len(rows), size):
-        yield [int(row) for row in rows[start : start + size]]
+class DamagedPicturesError(UserError):
+    """Counts the pictures that could not be read and names the first. The others' rows are kept."""
+
+
+def _made(path: Path, made_by: dict[str, Any]) -> Store | None:
+    """The finished store at ``path`` if there is one and ``made_by`` made it."""
+    store = open_store(path) if path.exists() else None
+    return store if store and store.made_by == made_by else None
+
+
+def _holding(
+    path: Path, images: Mapping[str, Path], made_by: dict[str, Any], leave_out_damaged: bool
+) -> Store | None:
+    """The finished store at ``path`` if it holds all that is wanted."""
+    store = _made(path, made_by)
+    if store is None:
+        return None
+    left_out = store.left_out.keys() if leave_out_damaged else set()
+    return store if images.keys() <= store.row_of.keys() | left_out else None
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process fills the store at ``path``, and keep others waiting."""
+    lock = path.with_name(path.name + ".lock")
+    while True:
+        try:
+            file = lock.open("w")
+        except OSError as error:
+            raise UserError(f"{lock}: cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"note: waiting for another process that makes {path}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            print(
+                f"note: {lock}: cannot be locked ({error.strerror}); make these features with "
+                "one process at a time",
+                file=sys.stderr,
+            )
+        # The other process removed its lock when it was done: then this is a lock on nothing.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                break
+        file.close()
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        file.close()
+
+
+def store_pixels(
+    images: dict[str, Path], path: Path, size: int, *, leave_out_damaged: bool = False
+) -> Store:
+    """Store the pictures themselves, squashed to (size, size, 3) uint8; return the open store.
+
+    For networks that are trained along with the model. Otherwise as ``fill``.
+    """
+    return fill(
+        path,
+        images,
+        size,
+        lambda pictures: pictures,
+        (size, size, 3),
+        np.uint8,
+        {"backbone": "none", "size": size},
+        batch=64,
+        leave_out_damaged=leave_out_damaged,
+    )

@@ -163,6 +163,7 @@ def _read(
             text = question.get("question")
             if not isinstance(text, str) or not text.strip():
                 raise ValueError('no "question", or an empty one')
+            _check_text(text)
             image_id = question.get("image_id")
             if type(image_id) is not int and (official or not isinstance(image_id, str)):
                 raise ValueError('no "image_id"' if image_id is None else f"image_id {image_id!r}")
@@ -207,7 +208,8 @@ def _records(source: Source, field: str) -> dict[int, dict[str, Any]]:
     records: dict[int, dict[str, Any]] = {}
     for number, record in enumerate(content[field], start=1):
         question_id = record.get("question_id") if isinstance(record, dict) else None
-        if type(question_id) is not int:  # True would pass isinstance
+        # True would pass isinstance; what does not fit 64 bits cannot go into an array.
+        if type(question_id) is not int or abs(question_id) >= 2**63:
             raise UserError(f"{source}: record {number} of {field}: no whole number question_id")
         if question_id in records:
             raise UserError(f"{source}: record {number} of {field}: question {question_id} again")
@@ -226,6 +228,7 @@ def _answers(annotation: dict[str, Any]) -> tuple[str, ...]:
         answer = entry.get("answer") if isinstance(entry, dict) else entry
         if not isinstance(answer, str):
             raise ValueError(f"answer {number} is {answer!r}, not text")
+        _check_text(answer)
         answers.append(answer)
     return tuple(answers)
 
@@ -238,7 +241,14 @@ def _string(record: dict[str, Any], field: str) -> str:
     value = record.get(field, "")
     if not isinstance(value, str):
         raise ValueError(f'"{field}" is {value!r}, not text')
+    _check_text(value)
     return value
+
+
+def _check_text(text: str) -> None:
+    """JSON can hold halves of a character ("\\ud83d"), which no file can be written with."""
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{text!r} holds half a character")
 
 
 def _own_file(folder: Path, what: str, split: str) -> Path | None:
