@@ -57,7 +57,26 @@ def test_encoding_keeps_every_question_with_its_words_and_picture() -> None:
     assert words == [["a"], ["a", "b", "c"], ["c", "b"]]
     assert questions.tokens[0, 1:].tolist() == [0, 0]
     assert questions.label.tolist() == [0, 0, -1]
-    assert questions.labelled().question_id.tolist() == [8, 7]
+    assert questions.trainable("label").question_id.tolist() == [8, 7]
+
+
+def test_human_answers_that_can_be_given_are_kept_beside_the_label() -> None:
+    asked = [
+        Example(1, "p", "a", ("x", "y", "rare", "x"), "x"),
+        Example(2, "p", "a", ("rare", "y"), "rare"),
+        Example(3, "p", "a", ("rare",), "rare"),
+        Example(4, "p", "a", (), None),
+    ]
+    vocabulary = Vocabulary(("<pad>", "<unk>", "a"), ("x", "y"))
+    questions = encode(asked, vocabulary, {"p": 0})
+    assert questions.answers.tolist() == [
+        [0, 1, -1, 0],
+        [-1, 1, -1, -1],
+        [-1, -1, -1, -1],
+        [-1, -1, -1, -1],
+    ]
+    assert questions.trainable("label").question_id.tolist() == [1]
+    assert questions.trainable("sampled").question_id.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("order", ["grouped", "iid", "stored"])
@@ -98,3 +117,18 @@ def test_held_out_pictures_are_whole_and_always_the_same() -> None:
     assert not {e.image for e in kept} & {e.image for e in held}
     assert hold_out(list(reversed(examples)), 0.2)[1] == list(reversed(held))
     assert hold_out(examples, 0) == (examples, [])
+
+
+def test_questions_end_after_26_words() -> None:
+    vocabulary = Vocabulary(("<pad>", "<unk>", "a", "b"), ("x",))
+    assert vocabulary.encode("a " * 26 + "b") == [2] * 26
+
+
+def test_held_out_pictures_are_neighbours_by_their_number() -> None:
+    examples = [example(i, f"image{i}") for i in range(1, 321)]
+    kept, held = hold_out(examples, 0.25)
+    numbers = sorted(e.question_id for e in held)
+    assert len(held) == 80 and len(kept) == 240
+    runs = [n for n in numbers if n - 1 not in numbers]
+    assert len(runs) <= 5  # of 16 pictures each
+    assert hold_out(examples[::-1], 0.25)[1][::-1] == held  # whatever the order of the questions

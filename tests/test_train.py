@@ -15,8 +15,10 @@ import torch
 from conftest import PROJECT, environ, run_verb
 from PIL import Image
 
-from vqa_repro import evaluate, predict, train
+from vqa_repro import evaluate, outcome, predict, train
 from vqa_repro.errors import UserError
+from vqa_repro.material import prepare
+from vqa_repro.model import load_network
 from vqa_repro.run import open_run
 
 OPTIONS = (
@@ -62,7 +64,7 @@ def test_the_run_folder_is_complete(finished: Path) -> None:
         *("recipe.json", "environment.json", "vocabulary.json", "features.json", "log.jsonl"),
         *("model.safetensors", "checkpoint.pt", "checkpoint.previous.pt"),
         *("results.json", "metrics.json", "curves.png"),
-        *(f"attention/{n}.png" for n in range(1, train.PICTURES + 1)),
+        *(f"attention/{n}.png" for n in range(1, outcome.PICTURES + 1)),
     }
     environment = json.loads((finished / "environment.json").read_text())
     assert environment["packages"]["torch"] in torch.__version__
@@ -248,7 +250,7 @@ def test_weights_of_another_model_are_refused(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--recipe", "none-such"], "no such recipe; there are easy-vqa"),
+        (["--recipe", "none-such"], "no such recipe; there are"),
         (["--data", "none-such"], "no such folder or data set"),
         (["--set", "training.epoch=3"], "no option 'epoch'"),
         (["--set", "training.epochs=three"], "expected a whole number"),
@@ -261,7 +263,9 @@ def test_weights_of_another_model_are_refused(
         (["--device", "tpu"], "no such device"),
         (["--device", "cuda:99"], "sees"),
         (["--features", "none.safetensors"], "no such feature store"),
-        (["--features", "vgg19"], "vqa_repro.extract"),
+        (["--features", "vgg19"], "checkpoints_setup.py vgg19"),
+        (["--features", "none"], "for the model question-only"),
+        (["--set", "training.keep=best", "--set", "data.validation=0"], "set data.validation"),
         (["--root", "/proc/no"], "/proc/no"),
         (["--out", "/proc/no"], "/proc/no"),
         (["--set", "data.test=test9"], "test9"),
@@ -318,7 +322,7 @@ def test_answers_that_are_hidden_cannot_be_trained_on(
     (tmp_path / "data" / "train_annotations.json").unlink()
     (tmp_path / "data" / "train_questions.json").rename(tmp_path / "data" / "test_questions.json")
     hidden = ["--set", "data.train=test"]
-    with pytest.raises(UserError, match="no question has an answer"):
+    with pytest.raises(UserError, match="its answers are hidden"):
         train.main([*options(tmp_path / "data", tmp_path / "run", 1), *hidden])
     assert not (tmp_path / "run").exists()
 
@@ -338,6 +342,81 @@ def test_hiecoatt_and_the_baselines_train_too(
         out = tmp_path / model
         assert train.main(["--recipe", str(recipe), "--epochs", "1", "--out", str(out)]) == 0
         assert open_run(out).finished
+
+
+def test_the_best_epoch_is_kept_and_waiting_for_a_better_one_has_an_end(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    best = ["--set", "training.keep=best", "--set", "training.patience=3"]
+    out = tmp_path / "run"
+    assert train.main([*options(drawn_folder, out, 200), *best]) == 0
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    held_out = [line["validation_accuracy"] for line in log if line["type"] == "epoch"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    first_best = held_out.index(max(held_out)) + 1
+    assert metrics["kept_epoch"] == first_best
+    assert metrics["epochs"] == len(held_out) == first_best + 3 < 200
+    # The weights are those of that epoch: they answer the held-out questions as well as then.
+    run = open_run(out)
+    _, material = prepare(run.recipe, out, run, Path("resources"), torch.device("cpu"))
+    network = load_network(run, torch.device("cpu"))
+    assert train.accuracy(network, material) == pytest.approx(max(held_out))
+
+
+def test_a_model_that_sees_no_picture_needs_none(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(drawn_folder, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "images")
+    recipe = tmp_path / "blind.toml"
+    recipe.write_text(
+        'title = "blind"\n[data]\nname = "data"\ntest = "val"\nfeatures = "none"\n'
+        '[model]\nname = "question-only"\n[training]\nepochs = 20\nlearning_rate = 3e-3\n'
+    )
+    assert train.main(["--recipe", str(recipe), "--out", "run"]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["overall"] > 40  # it learns that "is it red?" is mostly "no"
+    asked = predict.main(["--run", "run", "--image", "none.jpg", "--question", "is it red?"])
+    assert asked == 0
+
+
+def test_a_test_whose_answers_are_hidden_is_answered_in_full(
+    drawn_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(drawn_folder, tmp_path / "data")
+    (tmp_path / "data" / "val_annotations.json").unlink()
+    assert train.main(options(tmp_path / "data", tmp_path / "run", 1)) == 0
+    said = capsys.readouterr().out
+    assert "evaluation server" in said and "hidden  this run" in said
+    asked = json.loads((drawn_folder / "val_questions.json").read_text())["questions"]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {r["question_id"] for r in results} == {q["question_id"] for q in asked}
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["overall"] is None
+
+
+def test_questions_about_damaged_pictures_are_left_out_and_counted(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(drawn_folder, tmp_path / "data")
+    images = {path.stem: path for path in (tmp_path / "data" / "images").iterdir()}
+    for name in ("3", "42"):  # one to train on, one to test on
+        images[name].write_bytes(images[name].read_bytes()[:50])
+    with pytest.raises(UserError, match="2 of 52 pictures are damaged"):
+        train.main(options(tmp_path / "data", tmp_path / "run", 1))
+    assert not (tmp_path / "run").exists()
+    given = options(tmp_path / "data", tmp_path / "run", 1)
+    assert train.main([*given, "--leave-out-damaged"]) == 0
+    without = json.loads((tmp_path / "run" / "environment.json").read_text())["without"]
+    assert any(line.startswith("3 of 120 questions of train") for line in without)
+    assert any(line.startswith("3 of 36 questions of val") for line in without)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["questions"] == 33
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

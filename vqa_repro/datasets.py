@@ -1,5 +1,6 @@
 """Which data sets there are. Adding one: a module that yields Examples, and a line here."""
 
+import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,22 +15,24 @@ from vqa_repro.example import Split
 class DataSet(NamedTuple):
     load: Callable[[Path, str], Split]
     splits: Sequence[str]  # those that together hold every picture, each once
+    pictures: str  # whose they are: data sets that ask about the same ones share their features
+    wups: bool = False  # is scored with WUPS too
 
 
 def _vqa(version: str) -> DataSet:
     def load(root: Path, split: str) -> Split:
         return vqa_json.load(root, version, split)
 
-    return DataSet(load, ("train", "val", "test2015"))
+    return DataSet(load, ("train", "val", "test2015"), "coco")
 
 
 DATA_SETS = {
-    "easy-vqa": DataSet(easy_vqa.load, easy_vqa.SPLITS),
+    "easy-vqa": DataSet(easy_vqa.load, easy_vqa.SPLITS, "easy-vqa"),
     "vqa-v1": _vqa("v1"),
     "vqa-v2": _vqa("v2"),
-    "coco-qa": DataSet(coco_qa.load, coco_qa.SPLITS),
-    "daquar": DataSet(daquar.load, daquar.SPLITS),
-    "daquar-reduced": DataSet(daquar.load_reduced, daquar.SPLITS),
+    "coco-qa": DataSet(coco_qa.load, coco_qa.SPLITS, "coco", wups=True),
+    "daquar": DataSet(daquar.load, daquar.SPLITS, "daquar", wups=True),
+    "daquar-reduced": DataSet(daquar.load_reduced, daquar.SPLITS, "daquar", wups=True),
 }
 
 
@@ -39,7 +42,13 @@ def find_data_set(data: str) -> DataSet:
         return DATA_SETS[data]
     folder = Path(data)
     if folder.is_dir():
-        return DataSet(partial(_load_folder, folder), ("train", "val", "test"))
+        # Folders of one's own may share a name, and their pictures too: the path tells them apart.
+        where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+        return DataSet(
+            partial(_load_folder, folder),
+            ("train", "val", "test"),
+            f"{folder.resolve().name}-{where}",
+        )
     raise UserError(f"--data {data}: no such folder or data set; there are {', '.join(DATA_SETS)}")
 
 
@@ -47,9 +56,13 @@ def _load_folder(folder: Path, root: Path, split: str) -> Split:
     return vqa_json.load_folder(folder, split)
 
 
-def load_split(data: str, root: Path, split: str) -> Split:
-    """Read ``split`` of the data set called ``data`` from below ``root``."""
-    return find_data_set(data).load(root, split)
+def load_split(data: str, root: Path, split: str, *, single_answers: bool = False) -> Split:
+    """Read ``split`` of the data set called ``data`` from below ``root``.
+
+    single_answers: only the questions with one answer, the part that SAN used of DAQUAR.
+    """
+    whole = find_data_set(data).load(root, split)
+    return daquar.single_answers(whole) if single_answers else whole
 
 
 def load_all(data: str, root: Path) -> list[Split]:

@@ -1,4 +1,4 @@
-"""From a recipe to a network: the model it names, on the features it names."""
+"""From a run to its network: the model that the recipe names, on the features it names."""
 
 import inspect
 from collections.abc import Callable
@@ -15,7 +15,6 @@ from vqa_repro.baselines import BagOfWords, DeeperLSTMNormI, QuestionOnly, ShowA
 from vqa_repro.cnn import SmallCNN
 from vqa_repro.errors import UserError
 from vqa_repro.hiecoatt import HieCoAtt
-from vqa_repro.recipe import Recipe
 from vqa_repro.run import Run
 from vqa_repro.san import SAN
 
@@ -36,24 +35,35 @@ class Network(nn.Module):
     grid already.
     """
 
-    def __init__(self, cnn: nn.Module | None, answerer: nn.Module) -> None:
+    def __init__(
+        self,
+        cnn: nn.Module | None,
+        answerer: nn.Module,
+        scale: float = 1.0,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.cnn = cnn
         self.answerer = answerer
+        self._scale = scale
+        self._precision = precision  # of matrix products, in training; answers are in float32
 
     def forward(
         self, rows: Tensor, tokens: Tensor, lengths: Tensor, image_of: Tensor | None = None
     ) -> Answer:
-        grid = rows.float() if self.cnn is None else self.cnn(rows)
-        answer: Answer = self.answerer(grid, tokens, lengths, image_of)
+        low = self.training and self._precision is not torch.float32
+        with torch.autocast(rows.device.type, self._precision, enabled=low):
+            grid = self._scale * rows.float() if self.cnn is None else self.cnn(rows)
+            answer: Answer = self.answerer(grid, tokens, lengths, image_of)
         return answer
 
 
-def build(recipe: Recipe, vocab_size: int, num_answers: int, channels: int) -> Network:
-    """The untrained network of ``recipe``; ``channels`` is the width of the stored regions.
+def build(run: Run) -> Network:
+    """The untrained network of ``run``.
 
     Raises UserError for a model or option that does not exist.
     """
+    recipe, vocabulary = run.recipe, run.vocabulary
     options = dict(recipe.model)
     name = options.pop("name")
     if name not in MODELS:
@@ -67,9 +77,13 @@ def build(recipe: Recipe, vocab_size: int, num_answers: int, channels: int) -> N
         if key not in known:
             raise UserError(f"[model] {name} has no option {key!r}; there are {', '.join(known)}")
     cnn = SmallCNN() if recipe.data.features == "cnn" else None
-    image_dim = cnn.channels if cnn else channels
+    image_dim = cnn.channels if cnn else run.features["channels"]
+    precision = getattr(torch, recipe.training.precision)
     try:
-        return Network(cnn, MODELS[name](vocab_size, num_answers, image_dim, **options))
+        answerer = MODELS[name](
+            len(vocabulary.words), len(vocabulary.answers), image_dim, **options
+        )
+        return Network(cnn, answerer, run.features["scale"], precision)
     except (ValueError, TypeError) as error:
         raise UserError(f"[model] {name}: {error}") from None
 
@@ -85,18 +99,21 @@ def load_network(run: Run, device: torch.device) -> Network:
     path = run.folder / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{path}: missing; the run has not got that far: go on with --resume")
+    with torch.device("meta"):
+        network = build(run)
+    load_weights(network, path)
+    return network.to(device).eval()
+
+
+def load_weights(network: Network, path: Path) -> None:
+    """Put the weights in ``path`` into ``network``. Raises UserError if they are damaged."""
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged ({error}); train again, or copy the run anew") from None
-    vocabulary = run.vocabulary
-    with torch.device("meta"):
-        network = build(
-            run.recipe, len(vocabulary.words), len(vocabulary.answers), run.features["channels"]
-        )
+    on_meta = next(network.parameters()).is_meta
     try:
-        network.load_state_dict(weights, assign=True)
+        network.load_state_dict(weights, assign=on_meta)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: does not fit recipe.json: {reason}") from None
-    return network.to(device).eval()

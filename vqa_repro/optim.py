@@ -3,30 +3,82 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vqa_repro.recipe import Training
 
-WARM_UP = 0.1  # of all steps
+WARM_UP = 0.1  # of all steps, where the rate follows a cosine
 
 
 def make_optimizer(training: Training, network: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimiser. Weight decay spares biases, norms and embeddings."""
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
+    """The recipe's optimiser; ``before_step`` and ``set_rate`` go with it.
+
+    adamw: decoupled weight decay, which spares biases, norms and word embeddings. sgd, rmsprop:
+    as in the authors' code of SAN and HieCoAtt; the weight decay is part of the gradient, and
+    spares the word embeddings alone.
+    """
+    words, plain, matrices = [], [], []
     for module in network.modules():
         for parameter in module.parameters(recurse=False):
-            plain = parameter.ndim < 2 or isinstance(module, nn.Embedding)
-            (spared if plain else decayed).append(parameter)
+            if isinstance(module, nn.Embedding):
+                words.append(parameter)
+            elif parameter.ndim < 2:
+                plain.append(parameter)
+            else:
+                matrices.append(parameter)
+    decoupled = training.weight_decay if training.optimizer == "adamw" else 0.0
     groups = [
-        {"params": decayed, "weight_decay": training.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": decoupled, "scale": 1.0},
+        {"params": plain, "weight_decay": 0.0, "scale": 1.0},
+        {"params": words, "weight_decay": 0.0, "scale": training.embedding_rate},
     ]
-    return torch.optim.AdamW(groups, lr=training.learning_rate)
+    groups = [group for group in groups if group["params"]]
+    rate = training.learning_rate
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=training.momentum)
+    if training.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=rate, alpha=0.99, eps=1e-8)
+    return torch.optim.AdamW(groups, lr=rate)
+
+
+def before_step(training: Training, network: nn.Module) -> None:
+    """What happens to the gradients before the optimiser sees them: weight decay, clipping.
+
+    The decay is clipped with the rest, since SAN's code has it in the loss. ``clip_per`` tensor
+    scales each tensor's gradient on its own down to the L2 norm ``clip``.
+    """
+    if training.optimizer != "adamw" and training.weight_decay:
+        for module in network.modules():
+            if not isinstance(module, nn.Embedding):
+                for parameter in module.parameters(recurse=False):
+                    if parameter.grad is not None:
+                        parameter.grad.add_(parameter.detach(), alpha=training.weight_decay)
+    if not training.clip:
+        return
+    if training.clip_per == "all":
+        nn.utils.clip_grad_norm_(network.parameters(), training.clip)
+        return
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    norms: tuple[Tensor, ...] = torch._foreach_norm(gradients)
+    scales = [(training.clip / norm).clamp(max=1.0) for norm in norms]
+    torch._foreach_mul_(gradients, scales)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
 
 
 def learning_rate(training: Training, step: int, steps: int) -> float:
-    """The rate for ``step`` (from 0) of ``steps``: linear warm-up, then half a cosine to zero."""
+    """The rate for ``step`` (from 0) of ``steps``.
+
+    constant; exponential: falls to a tenth every ``decade`` steps; cosine: linear warm-up, then
+    half a cosine to zero.
+    """
+    if training.schedule == "constant":
+        return training.learning_rate
+    if training.schedule == "exponential":
+        return training.learning_rate * math.exp(math.log(0.1) * step / training.decade)
     warm_up = max(1.0, WARM_UP * steps)
     if step < warm_up:
         return training.learning_rate * (step + 1) / warm_up

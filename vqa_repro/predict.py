@@ -21,6 +21,7 @@ from vqa_repro import plots
 from vqa_repro.backbone import FrozenNetwork
 from vqa_repro.device import add_device_option, choose_device
 from vqa_repro.errors import UserError, main_guard
+from vqa_repro.features import NO_PICTURE
 from vqa_repro.model import load_network
 from vqa_repro.pictures import read_picture
 from vqa_repro.run import Run, open_run
@@ -65,6 +66,8 @@ class Predictor:
 
     def predict(self, picture: Path | bytes, question: str) -> Prediction:
         """Answer ``question`` about the picture in a file, or in the bytes of one."""
+        if self._made_by == NO_PICTURE:
+            return self.answer(torch.zeros(1, 1, 1, device=self.device), question)
         pixels = read_picture(picture, self._made_by["size"])
         row = torch.from_numpy(pixels)[None].to(self.device)
         if self._frozen:

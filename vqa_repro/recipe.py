@@ -26,19 +26,32 @@ class Data:
     train: str = "train"
     test: str = "test"
     validation: float = 0.05  # share of the training pictures held out of training
-    features: str = "cnn"  # "cnn": trained along; else a frozen backbone or a store's path
+    # "cnn": trained along; "none": no picture is seen; "vgg19", "vgg19-caffe", ...: of a frozen
+    # backbone; else the path of a feature store.
+    features: str = "cnn"
     picture_size: int = 64  # pixels a side, where the network is trained along
     num_answers: int = 1000
+    single_answers: bool = False  # leave out questions with several answers ("table, chair")
 
 
 @dataclass(frozen=True)
 class Training:
     epochs: int
     learning_rate: float
-    optimizer: Literal["adamw"] = "adamw"
-    weight_decay: float = 0.0
+    optimizer: Literal["adamw", "sgd", "rmsprop"] = "adamw"
+    momentum: float = 0.9  # of sgd
+    weight_decay: float = 0.0  # adamw: decoupled; else added to the gradient, biases included
+    embedding_rate: float = 1.0  # word embeddings learn so many times faster
+    clip: float = 0.0  # largest L2 norm of a gradient; 0 leaves gradients as they are
+    clip_per: Literal["tensor", "all"] = "all"
+    schedule: Literal["cosine", "constant", "exponential"] = "cosine"
+    decade: int = 360_000  # steps in which an exponential rate falls to a tenth
+    answers: Literal["label", "sampled", "soft"] = "label"  # what is learnt
     batch_size: int = 100  # questions
     order: Literal["grouped", "iid"] = "iid"  # whole pictures, or questions drawn singly
+    keep: Literal["last", "best"] = "last"  # the weights of which epoch, by the held-out pictures
+    patience: int = 0  # stop after so many epochs without a better one; 0: never
+    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products
     seed: int = 0
 
 
@@ -46,6 +59,9 @@ class Training:
 class Published:
     accuracy: float  # percent, on the recipe's test split
     source: str
+    # Other figures of the same row, by the names of metrics.json: "wups_0.9", "yes/no", "color".
+    others: dict[str, float] = field(default_factory=dict)
+    note: str = ""  # what to mind in a comparison
 
 
 @dataclass(frozen=True)
@@ -66,7 +82,8 @@ _SECTIONS = {"data": Data, "training": Training, "published": Published}
 
 
 def recipe_names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    """The recipes of the package. Files whose names begin with "_" are only built upon."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml") if path.stem[0] != "_")
 
 
 def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
@@ -82,11 +99,7 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
             raise UserError(
                 f"--recipe {name}: no such recipe; there are {', '.join(recipe_names())}"
             )
-    try:
-        with path.open("rb") as file:
-            raw: dict[str, Any] = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a TOML file: {error}") from None
+    raw = _read(path)
     for key, value in changes.items():
         section, _, option = key.partition(".")
         if not option:
@@ -102,6 +115,34 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
         raw["name"] = Path(str(raw["data"]["name"])).name
         raw["title"] = f"{raw.get('model', {}).get('name')} on {raw['name']}"
     return from_json(raw, str(path))
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The content of a recipe's file, laid over that of the recipe it is ``base``d on.
+
+    A [model] with a name begins anew: another model has other options.
+    """
+    if path in above:
+        raise UserError(f"{path}: is based on itself")
+    try:
+        with path.open("rb") as file:
+            raw: dict[str, Any] = tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    base = raw.pop("base", None)
+    if base is None:
+        return raw
+    merged = _read(FOLDER / f"{base}.toml", (*above, path))
+    for key, value in raw.items():
+        below = merged.get(key)
+        another_model = key == "model" and isinstance(value, dict) and "name" in value
+        if isinstance(value, dict) and isinstance(below, dict) and not another_model:
+            merged[key] = {**below, **value}
+        else:
+            merged[key] = value
+    return merged
 
 
 def parse_value(text: str) -> Any:
@@ -146,14 +187,18 @@ def _checked(cls: type[Any], values: Any, where: str) -> Any:
 def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is Literal:
         return value in typing.get_args(hint)
-    if hint in (str, int):
+    if hint in (str, int, bool):
         return type(value) is hint
     if hint is float:
         return type(value) in (int, float)
+    if hint == dict[str, float]:
+        return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
     return True  # a section, already checked
 
 
 def _in_words(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return " or ".join(repr(choice) for choice in typing.get_args(hint))
-    return {str: "text", int: "a whole number", float: "a number"}[hint]
+    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(
+        hint, "a table of numbers"
+    )

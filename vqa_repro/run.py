@@ -53,7 +53,8 @@ class Run:
     folder: Path
     recipe: Recipe
     vocabulary: Vocabulary
-    features: dict[str, Any]  # "made_by" as in the store, "channels" of a region, "fingerprint"
+    # Of the store: "made_by", "channels" of a region, "fingerprint"; "scale" of its numbers.
+    features: dict[str, Any]
 
     @property
     def finished(self) -> bool:
@@ -133,6 +134,8 @@ def open_run(folder: Path) -> Run:
     features = read_json(path)
     if not isinstance(features, dict) or type(features.get("channels")) is not int:
         raise UserError(f"{path}: does not say how many channels a region has")
+    if type(features.get("scale")) is not float:
+        raise UserError(f"{path}: does not say by how much features are scaled")
     return Run(folder, recipe, vocabulary, features)
 
 

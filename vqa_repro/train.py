@@ -15,47 +15,30 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from vqa_repro import datasets, doctor, metric, plots
+from vqa_repro import doctor
 from vqa_repro.answering import ask, predictions
 from vqa_repro.device import add_device_option, choose_device, describe
 from vqa_repro.errors import UserError, main_guard
-from vqa_repro.example import Example, Split
-from vqa_repro.features import Rows, open_features
 from vqa_repro.interruption import Interruption
-from vqa_repro.model import Network, build, save_weights
-from vqa_repro.optim import learning_rate, make_optimizer
-from vqa_repro.predict import Predictor, draw
-from vqa_repro.questions import Questions, batches, encode, hold_out
+from vqa_repro.loss import cross_entropy
+from vqa_repro.material import Material, prepare
+from vqa_repro.model import Network, build, load_weights, save_weights
+from vqa_repro.optim import before_step, learning_rate, make_optimizer, set_rate
+from vqa_repro.outcome import finish, table
+from vqa_repro.questions import batches
 from vqa_repro.recipe import Recipe, load_recipe, parse_value, recipe_names
-from vqa_repro.run import Run, create_run, open_run, read_json, write_json
-from vqa_repro.vocab import build_vocabulary
+from vqa_repro.run import Run, create_run, open_run
 
 RUNS = Path("runs")
 LOG_EVERY = 20  # steps; reading the loss makes the program wait for the GPU
 SAVE_EVERY = 60.0  # seconds that a kill can cost
-PICTURES = 8  # attention pictures drawn at the end
-
-
-@dataclass(frozen=True)
-class Material:
-    """All that training and testing read."""
-
-    train: Questions
-    validation: Questions
-    test: Questions
-    rows: Rows
-    row_of: dict[str, int]  # picture key -> row
-    test_split: Split
 
 
 class Stopped(Exception):
@@ -77,6 +60,8 @@ def train(
     out: Path | None = None,
     root: Path = Path("resources"),
     device: torch.device | None = None,
+    weights: Path | None = None,
+    leave_out_damaged: bool = False,
     resume: bool = False,
 ) -> Run:
     """Train ``recipe`` and return the finished run.
@@ -84,6 +69,9 @@ def train(
     out: the run's folder; by default the first free one of runs/NAME, runs/NAME-2, ... With
     ``resume`` an unfinished run is continued and a finished one returned as it is; without
     ``out`` that is the newest of this recipe, and a new one where there is none.
+    root: where the data sets lie, and their features. Features of a frozen backbone that are not
+    there yet are made, with the checkpoint ``weights`` (by default the seeded one), and with
+    ``leave_out_damaged`` without the pictures that cannot be read.
     Raises UserError for bad input, Stopped when a signal ended it early.
     """
     device = device or choose_device("auto")
@@ -94,13 +82,13 @@ def train(
     torch.manual_seed(recipe.training.seed)
     print(recipe.title)
     begun = run is not None
-    run, material = prepare(recipe, folder, run, root, device)
+    run, material = prepare(
+        recipe, folder, run, root, device, weights, leave_out_damaged=leave_out_damaged
+    )
     vocabulary = run.vocabulary
-    network = build(
-        recipe, len(vocabulary.words), len(vocabulary.answers), run.features["channels"]
-    ).to(device)
+    network = build(run).to(device)
     if not begun:
-        without = done_without(device)
+        without = done_without(device) + material.left_out
         for line in without:
             print(f"  done without {line}")
         create_run(run, {**doctor.environment(), "device": describe(device), "without": without})
@@ -140,45 +128,6 @@ def choose_run(recipe: Recipe, out: Path | None, resume: bool) -> tuple[Path, Ru
     return out, None
 
 
-def prepare(
-    recipe: Recipe, folder: Path, run: Run | None, root: Path, device: torch.device
-) -> tuple[Run, Material]:
-    """Read the data set, open the features, number words and answers.
-
-    ``run`` is the one that goes on, or None; returned is that one or a new one for ``folder``.
-    """
-    data = recipe.data
-    splits = [datasets.load_split(data.name, root, name) for name in (data.train, data.test)]
-    train_split, test_split = splits
-    store = open_features(data, root, splits)
-    features = {
-        "made_by": store.made_by,
-        "channels": store.rows.shape[-1],
-        "fingerprint": store.fingerprint(),
-    }
-    kept, held = hold_out(train_split.examples, data.validation)
-    if run is None:
-        vocabulary = build_vocabulary(train_split.examples, data.num_answers)
-        run = Run(folder, recipe, vocabulary, features)
-    elif run.features != features:
-        raise UserError(f"{folder}: was trained on other features than {store.path}")
-
-    def arrays(examples: list[Example]) -> Questions:
-        return encode(examples, run.vocabulary, store.row_of).to(device)
-
-    trainable = arrays(kept).labelled()
-    if not len(trainable):
-        raise UserError(f"{data.name}, {data.train}: no question has an answer to train on")
-    return run, Material(
-        train=trainable,
-        validation=arrays(held),
-        test=arrays(test_split.examples),
-        rows=Rows(store, device),
-        row_of=store.row_of,
-        test_split=test_split,
-    )
-
-
 def done_without(device: torch.device) -> list[str]:
     """What this machine lacks, one phrase each, as bootstrap.sh and torch found it."""
     lines = [line for line in os.environ.get("VQA_REPRO_WITHOUT", "").splitlines() if line]
@@ -201,13 +150,16 @@ def optimise(run: Run, network: Network, material: Material, device: torch.devic
     # Batches of whole pictures vary in number a little from epoch to epoch; this is the plan.
     steps = training.epochs * len(shuffled(0))
     step = first_epoch = first_batch = 0
+    best, best_epoch = -1.0, 0  # of the held-out questions, in percent
     seconds = 0.0
+    weights = run.folder / "model.safetensors"
     epoch_sums, sums = torch.zeros(3, device=device), torch.zeros(3, device=device)
     if (state := run.load_checkpoint(print)) is not None:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         epoch_sums, sums = state["epoch_sums"].to(device), state["sums"].to(device)
         step, first_epoch, first_batch = state["step"], state["epoch"], state["batch"]
+        best, best_epoch = state["best"], state["best_epoch"]
         seconds = state["seconds"]
         set_random_state(state["random"], device)
         print(f"  resumed after step {step}, in epoch {first_epoch + 1} of {training.epochs}")
@@ -227,11 +179,14 @@ def optimise(run: Run, network: Network, material: Material, device: torch.devic
                 "step": step,
                 "epoch": epoch,
                 "batch": batch,
+                "best": best,
+                "best_epoch": best_epoch,
                 "seconds": time.monotonic() - started,
                 "random": random_state(device),
             }
         )
-        save_weights(network, run.folder / "model.safetensors")
+        if training.keep == "last" or not weights.exists():
+            save_weights(network, weights)
 
     bar = tqdm(
         total=training.epochs * len(questions),
@@ -246,19 +201,22 @@ def optimise(run: Run, network: Network, material: Material, device: torch.devic
     with bar, Interruption() as interruption, (run.folder / "log.jsonl").open("a") as log_file:
         saved = time.monotonic()
         for epoch in range(first_epoch, training.epochs):
+            if training.patience and epoch - best_epoch >= training.patience:
+                tqdm.write(f"  no better epoch since epoch {best_epoch}: stopped")
+                break
             plan = shuffled(epoch)
             for number, batch in enumerate(plan):
                 if epoch == first_epoch and number < first_batch:
                     bar.update(len(batch.questions))
                     continue
                 rate = learning_rate(training, step, steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
+                set_rate(optimizer, rate)
                 logits = ask(network, material.rows, questions, batch).logits
                 label = questions.label[batch.questions]
-                loss = F.cross_entropy(logits, label)
+                loss = cross_entropy(logits, questions, batch.questions, training.answers)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
+                before_step(training, network)
                 optimizer.step()
                 step += 1
                 sums += tally(loss, logits, label)
@@ -283,6 +241,10 @@ def optimise(run: Run, network: Network, material: Material, device: torch.devic
             epoch_sums = torch.zeros_like(epoch_sums)
             if len(material.validation):
                 entry["validation_accuracy"] = accuracy(network, material)
+                if entry["validation_accuracy"] > best:
+                    best, best_epoch = entry["validation_accuracy"], epoch + 1
+                    if training.keep == "best":
+                        save_weights(network, weights)
             entry["seconds"] = time.monotonic() - started
             entry["questions_per_second"] = (epoch + 1) * len(questions) / entry["seconds"]
             write_line(log_file, entry)
@@ -291,6 +253,9 @@ def optimise(run: Run, network: Network, material: Material, device: torch.devic
             saved = time.monotonic()
             if interruption.signal and epoch + 1 < training.epochs:
                 raise Stopped(run, epoch + 1, interruption)
+    if training.keep == "best":
+        load_weights(network, weights)
+        print(f"  kept: epoch {best_epoch}, held-out {best:.2f}%")
     return time.monotonic() - started
 
 
@@ -347,83 +312,6 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def finish(run: Run, network: Network, material: Material, seconds: float) -> None:
-    """Test, draw, and mark the run as finished."""
-    answers = run.vocabulary.answers
-    predicted = predictions(network, material.rows, material.test).tolist()
-    ids = material.test.question_id.tolist()
-    results = {i: answers[p] for i, p in zip(ids, predicted, strict=True)}
-    metric.write_results(run.folder / "results.json", results)
-    plots.curves(run.log(), run.folder / "curves.png", run.recipe.title)
-    draw_some(run, material, results)
-    published = run.recipe.published
-    write_json(
-        run.folder / "metrics.json",
-        {
-            "data": run.recipe.data.name,
-            "split": run.recipe.data.test,
-            "questions": len(results),
-            "seed": run.recipe.training.seed,
-            "seconds": round(seconds, 1),
-            "published": published.accuracy if published else None,
-            **metric.score(results, material.test_split.examples),
-        },
-    )
-
-
-def draw_some(run: Run, material: Material, results: dict[int, str]) -> None:
-    """Attention pictures of a few test questions, taken evenly from every type of answer."""
-    folder = run.folder / "attention"
-    folder.mkdir(exist_ok=True)
-    predictor = Predictor(run, material.rows.device)
-    split = material.test_split
-    for number, example in enumerate(spread(split.examples), start=1):
-        right = metric.accuracy(results[example.question_id], example.answers) > 0
-        note = f"{results[example.question_id]} ({'right' if right else 'wrong'})"
-        if not right:
-            note += f", should be {example.answer}"
-        picture = split.images[example.image]
-        row = torch.tensor([material.row_of[example.image]], device=material.rows.device)
-        prediction = predictor.answer(material.rows[row], example.question)
-        draw(prediction, picture, folder / f"{number}.png", note)
-
-
-def spread(examples: list[Example]) -> Iterator[Example]:
-    """PICTURES examples about different pictures, each type of answer in turn."""
-    by_type: dict[str, list[Example]] = {}
-    for example in examples:
-        by_type.setdefault(example.answer_type, []).append(example)
-    types = [by_type[name] for name in sorted(by_type)]
-    for number in range(min(PICTURES, len(examples))):
-        of_type = types[number % len(types)]
-        yield of_type[number * len(of_type) // PICTURES]
-
-
-def table(run: Run) -> str:
-    """Ours beside the published figure, and where to look."""
-    metrics = read_json(run.folder / "metrics.json")
-    recipe = run.recipe
-    ours = f"accuracy on {metrics['data']}, {metrics['split']} ({metrics['questions']:,} questions)"
-    lines = ["", f"  {ours}", f"    {metrics['overall']:6.2f}%  this run (seed {metrics['seed']})"]
-    if recipe.published:
-        lines += [f"    {recipe.published.accuracy:6.2f}%  published: {recipe.published.source}"]
-    if recipe.changed:
-        lines += [f"    this run changed the recipe: {', '.join(recipe.changed)}"]
-    for name, value in metrics["per_answer_type"].items():
-        lines += [f"    {value:6.2f}%  {name}"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"  curves             {run.folder / 'curves.png'}",
-            f"  where it looked    {run.folder / 'attention'}",
-            f"  answers            {run.folder / 'results.json'}",
-            f"  ask it             python -m vqa_repro.predict --run {shlex.quote(str(run.folder))}"
-            " --image PICTURE --question QUESTION --attention look.png",
-        ]
-    )
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vqa_repro.train",
@@ -434,7 +322,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--recipe", help=f"{', '.join(recipe_names())}, or a TOML file (default: easy-vqa)"
     )
     parser.add_argument("--data", help="train on another data set, or a folder of your own")
-    parser.add_argument("--features", help="cnn, a backbone's name, or a feature store")
+    parser.add_argument(
+        "--features", help="cnn, none, a frozen backbone (vgg19, vgg19-caffe), or a feature store"
+    )
+    parser.add_argument(
+        "--weights", type=Path, help="the frozen backbone's checkpoint, if not the seeded one"
+    )
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seed", type=int)
     parser.add_argument(
@@ -446,6 +339,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="change any option of the recipe, for example model.layers=1; may be repeated",
     )
     parser.add_argument("--root", type=Path, default=Path("resources"), help="where data sets lie")
+    parser.add_argument(
+        "--leave-out-damaged",
+        action="store_true",
+        help="do without the questions about pictures that cannot be read",
+    )
     parser.add_argument("--out", type=Path, help="the run's folder (default: below runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with a run that is there")
     add_device_option(parser)
@@ -466,6 +364,8 @@ def main(arguments: list[str] | None = None) -> int:
             out=args.out,
             root=args.root,
             device=choose_device(args.device),
+            weights=args.weights,
+            leave_out_damaged=args.leave_out_damaged,
             resume=args.resume,
         )
     except Stopped as stopped:
