@@ -12,11 +12,12 @@ if ((BASH_VERSINFO[0] < 4)); then
 fi
 PROJECT=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 LOCKFILE=$PROJECT/requirements.lock
+LOCKFILES=("$LOCKFILE" "$PROJECT/wordnet.lock") # the second is to be installed with --no-deps
 STATE=$PROJECT/.bootstrap # the installer, the logs and the lock of this script
 STAGES=(check env checkpoint doctor train)
 SELF=./bootstrap.sh
 [[ $PWD -ef $PROJECT ]] || printf -v SELF %q "$PROJECT/bootstrap.sh"
-readonly PROJECT LOCKFILE STATE STAGES SELF
+readonly PROJECT LOCKFILE LOCKFILES STATE STAGES SELF
 
 usage() {
   cat <<'HELP'
@@ -24,7 +25,7 @@ usage() {
 
 Without a STAGE, all of them in this order; with one, that one (and env first, where it needs it):
   check        is this machine fit? all problems at once; changes nothing
-  env          the Python environment, exactly as requirements.lock says; nothing is compiled
+  env          the Python environment, exactly as the *.lock files say; nothing is compiled
   checkpoint   VGG-19, verified (checkpoints_setup.py)
   doctor       does the environment compute correctly, on each GPU?
   train        python -m vqa_repro.train --resume TRAIN ARGUMENTS
@@ -53,7 +54,7 @@ Exit codes
   12   no room on the disk
   13   no permission to write
   14   the packages could not be installed (most often the network)
-  15   a package is not the one that requirements.lock names (hash mismatch)
+  15   a package is not the one that the *.lock files name (hash mismatch)
   16   another bootstrap held the lock for too long
   17   the doctor found something broken
   129, 130, 143  hung up, Ctrl-C, terminated; the same command continues
@@ -651,7 +652,7 @@ fetch_uv() { # VERSION FOLDER
 # ---------------------------------------------------------------- the environment
 
 # VENV/.incomplete: being made or changed. VENV/.finished: done, and from what ("key value" lines).
-digest() { { sha256sum || shasum -a 256; } <"$1" 2>/dev/null | cut -d ' ' -f 1; }
+digest() { cat "${LOCKFILES[@]}" | { sha256sum || shasum -a 256; } 2>/dev/null | cut -d ' ' -f 1; }
 stamp_of() { # KEY
   sed -n "s/^$1 //p" "$VENV/.finished" 2>/dev/null
 }
@@ -660,7 +661,7 @@ env_ready() {
   if [[ -z $READY ]]; then
     READY=no
     if [[ ! -e $VENV/.incomplete && -e $VENV/.finished ]] && same_place \
-      && [[ $(stamp_of lock) == "$(digest "$LOCKFILE")" ]] \
+      && [[ $(stamp_of lock) == "$(digest)" ]] \
       && [[ $INSTALLER == auto || $INSTALLER == "$(stamp_of installer)" ]]; then
       READY=yes
     fi
@@ -697,11 +698,10 @@ make_venv() {
 }
 install_packages() {
   local try command network='connect|timed? ?out|request|network|resolve|certificate|http|reset'
-  command=("$VENV/bin/python" -I -m pip install --no-deps -r)
-  [[ -z $UV ]] || command=("$UV" pip sync --python "$VENV/bin/python")
+  command=("$VENV/bin/python" -I -m pip install --no-deps "${LOCKFILES[@]/#/--requirement=}")
+  [[ -z $UV ]] || command=("$UV" pip sync --python "$VENV/bin/python" "${LOCKFILES[@]}")
   for try in 1 2 3; do
-    logged "installing the packages" \
-      "${command[@]}" "$LOCKFILE" --require-hashes --only-binary :all:
+    logged "installing the packages" "${command[@]}" --require-hashes --only-binary :all:
     if ((RC == 0)); then break; fi
     if ((try == 3 || OFFLINE)) || ! log_says "$network"; then
       explain_failure "the packages could not be installed"
@@ -716,11 +716,12 @@ install_packages() {
 }
 remove_extras() { # as uv pip sync does
   local extras uninstall=("$VENV/bin/python" -I -m pip uninstall -y)
-  mapfile -t extras < <("$VENV/bin/python" -I - "$LOCKFILE" <<'PYTHON'
+  mapfile -t extras < <("$VENV/bin/python" -I - "${LOCKFILES[@]}" <<'PYTHON'
 import importlib.metadata as metadata, re, sys
 def canonical(name):
     return re.sub("[-_.]+", "-", name).lower()
-locked = {canonical(line.split("==")[0]) for line in open(sys.argv[1]) if "==" in line}
+lines = [line for path in sys.argv[1:] for line in open(path)]
+locked = {canonical(line.split("==")[0]) for line in lines if "==" in line}
 for name in {canonical(each.metadata["Name"]) for each in metadata.distributions()}:
     if name not in locked | {"pip"}:
         print(name)
@@ -733,7 +734,7 @@ PYTHON
 log_says() { tail -c "+$((LOG_FROM + 1))" "$LOG" | grep -qiE "$1"; }
 explain_failure() { # WHAT
   if log_says 'hash mismatch|do not match the hashes'; then
-    fail 15 "$1" "what arrived is not what requirements.lock names" \
+    fail 15 "$1" "what arrived is not what the *.lock files name" \
       "try another index or mirror; if it stays: python .ci/make_lock.py and read the difference"
   elif log_says 'no space left|quota exceeded' || (($(free_mb "$VENV") < 100)); then
     fail 12 "$1" "no room on the disk" "make room, then $SELF env; or --venv DIR, UV_CACHE_DIR=DIR"
@@ -757,7 +758,7 @@ print(sys.version.split()[0])
 finish_env() {
   local version
   version=$("$VENV/bin/python" -I -c "$ADD_PROJECT" "$PROJECT")
-  printf '%s\n' "lock $(digest "$LOCKFILE")" "python $version" "base $BASE" "venv $VENV" \
+  printf '%s\n' "lock $(digest)" "python $version" "base $BASE" "venv $VENV" \
     "project $PROJECT" "installer $([[ -n $UV ]] && echo uv || echo pip)" >"$VENV/.finished.new"
   mv "$VENV/.finished.new" "$VENV/.finished"
   rm "$VENV/.incomplete"
@@ -800,7 +801,7 @@ stage_env() {
   say "env: $VENV, Python $BASE_VERSION"
   if ((DRY_RUN)); then
     choose_installer
-    say "  would install what requirements.lock names, wheels only, hashes required"
+    say "  would install what the *.lock files name, wheels only, hashes required"
     return
   fi
   take_lock
@@ -885,7 +886,7 @@ read_arguments() {
   SKIP=${VQA_SKIP:-} DRY_RUN=${VQA_DRY_RUN:-0} PYTHON=${VQA_PYTHON:-} OFFLINE=${VQA_OFFLINE:-0}
   VENV=${VQA_VENV:-$PROJECT/.venv} INSTALLER=${VQA_INSTALLER:-auto}
   LOCK_WAIT=${VQA_LOCK_WAIT:-1800}
-  local stage
+  local stage file
   while (($#)); do
     case $1 in
       --skip=* | --python=* | --venv=* | --installer=* | --lock-wait=*)
@@ -931,7 +932,9 @@ read_arguments() {
   fi
   [[ $VENV == /* ]] || VENV=$PWD/$VENV
   VENV=${VENV%/}
-  [[ -f $LOCKFILE ]] || bad_usage "no $LOCKFILE: this is not a whole copy of the project"
+  for file in "${LOCKFILES[@]}"; do
+    [[ -f $file ]] || bad_usage "no $file: this is not a whole copy of the project"
+  done
 }
 
 main() {

@@ -1,14 +1,17 @@
-"""Make requirements.lock from pyproject.toml, or check that it still is what pyproject.toml means.
+"""Make the locks from pyproject.toml, or check that they still are what pyproject.toml means.
 
     python .ci/make_lock.py            # keep what is pinned, add and drop what pyproject asks for
     python .ci/make_lock.py --upgrade  # newest versions of everything
-    python .ci/make_lock.py --check    # change nothing; exit 1 where the lock is not up to date
+    python .ci/make_lock.py --check    # change nothing; exit 1 where a lock is not up to date
 
-One universal lock serves Linux, macOS and Windows, Python 3.10 to 3.13. It keeps the hashes of
+A universal lock serves Linux, macOS and Windows, Python 3.10 to 3.13. It keeps the hashes of
 wheels only, so that an installer which demands hashes cannot take a source distribution: building
 is impossible, not merely switched off. It holds no address, so that any mirror will do.
 
-Exit codes: 0 made, or up to date; 1 the lock differs or cannot be made; 3 no package index was
+requirements.lock is complete in itself. wordnet.lock names one package, wanted for its data files
+alone, whose dependencies are left out; an installer that is not told so would refuse it.
+
+Exit codes: 0 made, or up to date; 1 a lock differs or cannot be made; 3 no package index was
 reached, so nothing could be compiled.
 """
 
@@ -36,9 +39,13 @@ else:
 
 PROJECT = Path(__file__).resolve().parent.parent
 PYPROJECT = PROJECT / "pyproject.toml"
-LOCK = PROJECT / "requirements.lock"
+# What uv compiles each lock from.
+LOCKS = {
+    PROJECT / "requirements.lock": [str(PYPROJECT), "--group", "dev", "--group", "installer"],
+    PROJECT / "wordnet.lock": ["--group", "wordnet", "--no-deps"],
+}
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-# Each system the lock must serve: values of its markers, and the platform tags it can install.
+# Each system a lock must serve: values of its markers, and the platform tags it can install.
 SYSTEMS = {
     "Linux x86_64": ("linux", "Linux", "x86_64", "manylinux_2_{}_x86_64", range(28, 4, -1)),
     "Linux aarch64": ("linux", "Linux", "aarch64", "manylinux_2_{}_aarch64", range(28, 16, -1)),
@@ -57,7 +64,7 @@ class NoNetwork(Exception):
 
 
 def dependencies_digest(pyproject: Path = PYPROJECT) -> str:
-    """sha256 of the tables that the lock is made from."""
+    """sha256 of the tables that the locks are made from."""
     table = tomllib.loads(pyproject.read_text(encoding="utf-8"))
     inputs = [
         table["project"]["requires-python"],
@@ -84,29 +91,30 @@ def uv(*arguments: str | Path) -> None:
     sys.exit(f"error: uv could not compile pyproject.toml:\n{done.stderr.strip()}")
 
 
-def compile_lock(upgrade: bool) -> str:
-    """The text that requirements.lock should hold."""
+def compile_lock(lock: Path, upgrade: bool) -> str:
+    """The text that ``lock`` should hold."""
     compiling = ["pip", "compile", "--universal", "--generate-hashes", "--python-version"]
-    compiling += [PYTHONS[0], "--group", "dev", "--group", "installer"]
-    compiling += ["--no-annotate", "--no-header"]
+    compiling += [PYTHONS[0], *LOCKS[lock], "--no-annotate", "--no-header"]
     with tempfile.TemporaryDirectory() as folder:
         requirements, pylock = Path(folder, "requirements.txt"), Path(folder, "pylock.toml")
-        if LOCK.exists() and not upgrade:
+        if lock.exists() and not upgrade:
             # uv prefers the versions (and the hashes) of the file it is about to overwrite.
-            requirements.write_bytes(LOCK.read_bytes())
-        uv(*compiling, "-o", requirements, PYPROJECT)
+            requirements.write_bytes(lock.read_bytes())
+        uv(*compiling, "-o", requirements)
         # The same resolution once more, in the format that tells wheels from source archives.
-        uv(*compiling, "--constraint", requirements, "--format", "pylock.toml", "-o", pylock,
-           PYPROJECT)  # fmt: skip
+        uv(*compiling, "--constraint", requirements, "--format", "pylock.toml", "-o", pylock)
         wheels = wheels_of(tomllib.loads(pylock.read_text(encoding="utf-8")))
         body, problems = keep_wheels(requirements.read_text(encoding="utf-8"), wheels)
     if problems:
-        sys.exit("error: no lock, because\n  " + "\n  ".join(problems))
-    return (
-        "# Made by `python .ci/make_lock.py` from pyproject.toml; do not edit by hand.\n"
-        "# Hashes of wheels only: nothing can be built from source.\n"
-        f"# dependencies sha256: {dependencies_digest()}\n{body}"
-    )
+        sys.exit(f"error: no {lock.name}, because\n  " + "\n  ".join(problems))
+    header = [
+        "# Made by `python .ci/make_lock.py` from pyproject.toml; do not edit by hand.",
+        "# Hashes of wheels only: nothing can be built from source.",
+        f"# dependencies sha256: {dependencies_digest()}",
+    ]
+    if "--no-deps" in LOCKS[lock]:
+        header.append("# Without dependencies: install it with --no-deps.")
+    return "\n".join([*header, body])
 
 
 def wheels_of(pylock: dict[str, Any]) -> dict[tuple[str, str], dict[str, str]]:
@@ -174,22 +182,24 @@ def main() -> int:
     what.add_argument("--upgrade", action="store_true", help="newest versions of everything")
     arguments = parser.parse_args()
     try:
-        text = compile_lock(arguments.upgrade)
+        texts = {lock: compile_lock(lock, arguments.upgrade) for lock in LOCKS}
     except NoNetwork as reason:
         print(f"not compiled: no package index was reached\n{reason}", file=sys.stderr)
         return 3
-    if not arguments.check:
-        scratch = LOCK.with_name(f"{LOCK.name}.{os.getpid()}")
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(LOCK)
-        print(f"{LOCK.name}: {text.count('--hash=')} wheels")
-        return 0
-    if not LOCK.exists() or LOCK.read_text(encoding="utf-8") != text:
-        print("requirements.lock is not what pyproject.toml compiles to;", file=sys.stderr)
-        print("make it anew: python .ci/make_lock.py", file=sys.stderr)
-        return 1
-    print("requirements.lock is what pyproject.toml compiles to, and holds wheels only")
-    return 0
+    code = 0
+    for lock, text in texts.items():
+        if not arguments.check:
+            scratch = lock.with_name(f"{lock.name}.{os.getpid()}")
+            scratch.write_text(text, encoding="utf-8")
+            scratch.replace(lock)
+            print(f"{lock.name}: {text.count('--hash=')} wheels")
+        elif lock.exists() and lock.read_text(encoding="utf-8") == text:
+            print(f"{lock.name} is what pyproject.toml compiles to, and holds wheels only")
+        else:
+            print(f"{lock.name} is not what pyproject.toml compiles to;", file=sys.stderr)
+            print("make it anew: python .ci/make_lock.py", file=sys.stderr)
+            code = 1
+    return code
 
 
 if __name__ == "__main__":

