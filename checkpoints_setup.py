@@ -59,20 +59,26 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file of torchvision's; the 8 hex digits in its name begin its sha256 and decide.
+    """A published file; the 8 hex digits in its name begin its sha256 and decide.
 
     ``size`` is in bytes, exact when ``tolerance`` is 0. Where only torchvision's figure is known
-    (MiB to three decimals), ``tolerance`` covers its rounding.
+    (MiB to three decimals), ``tolerance`` covers its rounding. ``base`` is the URL of its folder
+    where that is not torchvision's.
     """
 
     name: str
     filename: str
     size: int
     tolerance: int = 0
+    base: str = ""
 
     @property
     def prefix(self) -> str:
         return Path(self.filename).stem.rpartition("-")[2]
+
+    @property
+    def origin(self) -> str:
+        return self.base or OFFICIAL
 
     @property
     def about_size(self) -> str:
@@ -94,6 +100,16 @@ KNOWN: tuple[Checkpoint, ...] = (
     Checkpoint("resnet101-v2", "resnet101-cd907fc2.pth", round(170.530 * MIB), tolerance=1024),
     Checkpoint("resnet152", "resnet152-394f9c45.pth", round(230.434 * MIB), tolerance=1024),
     Checkpoint("resnet152-v2", "resnet152-f82ba261.pth", round(230.474 * MIB), tolerance=1024),
+    # The weights of the VGG-19 paper, converted from Caffe (github.com/jcjohnson/pytorch-vgg).
+    # Nobody states the file's size: VGG-19 has 143,667,240 weights of 4 bytes, and the little that
+    # the format adds is covered by the tolerance.
+    Checkpoint(
+        "vgg19-caffe",
+        "vgg19-d01eb7cb.pth",
+        4 * 143_667_240,
+        tolerance=MIB,
+        base="https://web.eecs.umich.edu/~justincj/models/",
+    ),
 )
 
 OK, BAD_INPUT, NOT_HAD, WRONG_BYTES, BUSY, NO_ROOM = 0, 2, 3, 4, 5, 6
@@ -824,8 +840,8 @@ def remove_orphans(target: Path) -> None:
 
 def mend(checkpoint: Checkpoint) -> str:
     return (
-        f"get {OFFICIAL}{checkpoint.filename} ({mib(checkpoint.size)}) on a machine with internet, "
-        f"copy it here (scp {checkpoint.filename} {socket.gethostname()}:), then: "
+        f"get {checkpoint.origin}{checkpoint.filename} ({mib(checkpoint.size)}) on a machine with "
+        f"internet, copy it here (scp {checkpoint.filename} {socket.gethostname()}:), then: "
         f"python checkpoints_setup.py {checkpoint.name} --from {checkpoint.filename}"
     )
 
@@ -898,7 +914,7 @@ def sources_of(args: argparse.Namespace, checkpoint: Checkpoint) -> list[Path | 
     bases: list[str] = [*args.mirror]
     sources: list[Path | str] = []
     if args.source is None:
-        bases += [*os.environ.get("VQA_CHECKPOINT_MIRRORS", "").split(), OFFICIAL]
+        bases += [*os.environ.get("VQA_CHECKPOINT_MIRRORS", "").split(), checkpoint.origin]
     elif "://" in args.source and not args.source.endswith("/"):
         sources.append(check_url(args.source))
     elif "://" in args.source:

@@ -351,6 +351,18 @@ def test_one_wrong_and_one_missing_source_is_could_not_be_had(
     run.assert_nothing(3, "(404)", "wrong")
 
 
+def test_what_is_published_elsewhere_comes_from_there(run: Run, server: FaultServer) -> None:
+    known = [{**TOY, "base": server.url("honest")}]
+    run("toy", "--mirror", server.url("missing"), KNOWN=known)
+    run.assert_right()
+    assert [a.target.split("/")[1] for a in server.log] == ["missing", "honest"]
+    run("toy", "--verify", KNOWN=known)
+    run.assert_right()
+    run.target.unlink()
+    run("toy", "--offline", KNOWN=known)
+    run.assert_nothing(3, f"get {server.url('honest')}{NAME} (")
+
+
 def test_another_mirror_continues_the_part(run: Run, server: FaultServer) -> None:
     run(
         "toy",
@@ -988,9 +1000,31 @@ def test_known_is_what_torchvision_publishes() -> None:
         pairs = r'url="([^"]+)".*?"_file_size": ([0-9.]+)'
         published |= dict(re.findall(pairs, (models / module).read_text(), re.DOTALL))
     for checkpoint in known_by_torch():
+        assert re.fullmatch("[0-9a-f]{8}", checkpoint.prefix)
+        if checkpoint.base:
+            continue
         published_mib = float(published[checkpoints_setup.OFFICIAL + checkpoint.filename])
         assert abs(checkpoint.size / 2**20 - published_mib) <= 0.0005
-        assert re.fullmatch("[0-9a-f]{8}", checkpoint.prefix)
+
+
+def test_the_caffe_weights(tmp_path: Path) -> None:
+    def run(*args: str) -> str:
+        command = [sys.executable, checkpoints_setup.__file__, "--dir", str(tmp_path), *args]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return f"{done.returncode} {done.stdout}{done.stderr}"
+
+    vgg19, caffe = map(checkpoints_setup.lookup, ("vgg19", "vgg19-caffe"))
+    assert caffe == checkpoints_setup.lookup("vgg19-d01eb7cb.pth")
+    assert caffe.origin.startswith("https://") and caffe.origin != vgg19.origin
+    assert caffe.fits(vgg19.size)  # the same tensors
+    assert not caffe.fits(checkpoints_setup.lookup("vgg16").size)
+    assert re.search(r"vgg19-caffe +vgg19-d01eb7cb\.pth +missing", run("--list"))
+    assert run("vgg19-caffe", "--verify").startswith("3 ")
+    (tmp_path / "half.pth").write_bytes(b"half")
+    said = run("vgg19-caffe", "--from", str(tmp_path / "half.pth"))
+    assert said.startswith("4 ")
+    assert "it has 4 bytes, vgg19-d01eb7cb.pth has about 574,668,960 bytes" in said
+    assert f"get {caffe.origin}vgg19-d01eb7cb.pth (548.0 MiB)" in said
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ the last convolution of a ResNet, 14x14 regions of 32x32 pixels each.
 """
 
 import hashlib
+import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 import checkpoints_setup
 from vqa_repro.errors import UserError, first_line
+from vqa_repro.tar_checkpoint import load_tar
 
 # Per-channel statistics of the training pictures, in the order and scale each network was fed.
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR, 0..255 (Simonyan & Zisserman's release)
@@ -90,16 +93,19 @@ class FrozenNetwork:
 def load_backbone(name: str, weights: Path) -> nn.Module:
     """The frozen, truncated network ``name`` with the weights of the state dict at ``weights``.
 
-    Classifier weights may be missing from the file (they are not used); every other key must be
-    there with its shape. Raises UserError otherwise.
+    The classifier's weights may be missing from the file or have other names (they are not used);
+    every other key must be there with its shape, and no further one. Raises UserError otherwise.
     """
     import torchvision  # takes seconds, and what is trained along does without it
 
     try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        if tarfile.is_tarfile(weights):
+            state = load_tar(weights)
+        else:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{weights}: no such checkpoint; see checkpoints_setup.py") from None
-    except Exception as error:  # torch.load raises many kinds for a damaged file
+    except Exception as error:  # many kinds, for a damaged file
         raise UserError(
             f"{weights}: not a checkpoint ({first_line(error)}); fetch it again"
         ) from None
@@ -109,14 +115,19 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
         model: nn.Module = getattr(torchvision.models, name)()
     # Batch counters are used in training only, and older checkpoints lack them.
     unused = ("classifier.", "fc.", "num_batches_tracked")
-    expected = {
-        key for key in model.state_dict() if not key.startswith(unused) and not key.endswith(unused)
-    }
-    missing = sorted(expected - state.keys())
-    if missing:
-        raise UserError(f"{weights}: not {name}: {len(missing)} keys missing, e.g. {missing[0]}")
-    used = {key: state[key].float() for key in expected}
+
+    def needed(keys: Iterable[str]) -> set[str]:
+        return {key for key in keys if not key.startswith(unused) and not key.endswith(unused)}
+
+    expected, found = needed(model.state_dict()), needed(map(str, state))
+    # Of one kind, a deeper network has all the keys of a shallower one, and more.
+    if differing := sorted(expected ^ found):
+        raise UserError(
+            f"{weights}: not {name}: {len(expected - found)} keys missing and "
+            f"{len(found - expected)} too many, e.g. {differing[0]}"
+        )
     try:
+        used = {key: state[key].float() for key in expected}
         model.load_state_dict(used, strict=False, assign=True)
     except RuntimeError as error:
         raise UserError(f"{weights}: not {name}: {str(error).splitlines()[-1].strip()}") from None
