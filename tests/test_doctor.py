@@ -333,6 +333,16 @@ def test_a_checkpoint_must_fit_and_compute(tmp_path: Path) -> None:
         kernels_check.check_checkpoint("resnet18", file)
 
 
+def test_of_a_conversion_from_caffe_the_features_must_fit_and_compute(tmp_path: Path) -> None:
+    state = torchvision.models.vgg16().features.state_dict()
+    file = tmp_path / "weights.pth"
+    torch.save({f"features.{key}": value for key, value in state.items()}, file)
+    assert kernels_check.check_checkpoint("vgg16-caffe", file)["parameters"] == 14_714_688
+    torch.save({f"features.{key}": value * 0 for key, value in state.items()}, file)
+    with pytest.raises(ValueError, match="not finite, or all alike"):
+        kernels_check.check_checkpoint("vgg16-caffe", file)
+
+
 @pytest.fixture
 def resnet50(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the doctor looks for ResNet-50; nothing is there yet."""

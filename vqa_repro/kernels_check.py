@@ -153,23 +153,30 @@ def _synchronize(device: torch.device) -> None:
 def check_checkpoint(name: str, file: Path) -> dict[str, Any]:
     """Load ``file`` into torchvision's model ``name`` and run it on one drawn 224x224 picture.
 
+    Of a conversion from Caffe ("vgg19-caffe") the part that makes features is loaded.
+
     Raises whatever torch raises for a file that does not fit, and ValueError for outputs that are
     not finite or all alike.
     """
     import torchvision  # only here: the other checks are about torch alone
 
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    with torch.device("meta"):
-        model: nn.Module = getattr(torchvision.models, name)()
-    model.load_state_dict(state, assign=True)  # strict: every key, every shape
+    from vqa_repro.backbone import load_backbone
+
+    if name.endswith("-caffe"):
+        model = load_backbone(name.removesuffix("-caffe"), file)
+    else:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.device("meta"):
+            model = getattr(torchvision.models, name)()
+        model.load_state_dict(state, assign=True)  # strict: every key, every shape
     side = torch.linspace(-2, 2, 224)
     disc = (side[:, None] ** 2 + side**2 < 1).float()
     picture = torch.stack([disc, side.expand(224, 224), side[:, None] * disc])[None]
     start = time.perf_counter()
     with torch.inference_mode():
-        logits = model.eval()(picture)
+        outputs = model.eval()(picture)
     seconds = time.perf_counter() - start
-    if not logits.isfinite().all() or logits.std() < 1e-3:
+    if not outputs.isfinite().all() or outputs.std() < 1e-3:
         raise ValueError("its outputs for a picture are not finite, or all alike")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"parameters": parameters, "seconds": round(seconds, 3)}
