@@ -70,7 +70,7 @@ def scores(run: Run, results: dict[int, str], examples: list[Example]) -> dict[s
 
 
 def draw_some(run: Run, material: Material, results: dict[int, str]) -> None:
-    """Attention pictures of a few test questions, taken evenly from every type of answer."""
+    """Attention pictures of a few test questions about different pictures."""
     split = material.test_split
     missing = [path for path in split.images.values() if not path.exists()]
     if missing:
@@ -91,14 +91,15 @@ def draw_some(run: Run, material: Material, results: dict[int, str]) -> None:
 
 
 def spread(examples: list[Example]) -> Iterator[Example]:
-    """PICTURES examples about different pictures, each type of answer in turn."""
-    by_type: dict[str, list[Example]] = {}
+    """Up to PICTURES examples, each about another picture: its first question, its second, ..."""
+    by_picture: dict[str, list[Example]] = {}
     for example in examples:
-        by_type.setdefault(example.answer_type, []).append(example)
-    types = [by_type[name] for name in sorted(by_type)]
-    for number in range(min(PICTURES, len(examples))):
-        of_type = types[number % len(types)]
-        yield of_type[number * len(of_type) // PICTURES]
+        by_picture.setdefault(example.image, []).append(example)
+    pictures = list(by_picture.values())
+    count = min(PICTURES, len(pictures))
+    for number in range(count):
+        asked = pictures[number * len(pictures) // count]
+        yield asked[number % len(asked)]
 
 
 def table(run: Run) -> str:
@@ -113,9 +114,11 @@ def table(run: Run) -> str:
         lines += [f"    {recipe.published.accuracy:6.2f}%  published: {recipe.published.source}"]
     if recipe.changed:
         lines += [f"    this run changed the recipe: {', '.join(recipe.changed)}"]
-    lines += [f"    {metrics[name]:6.2f}   {name}" for name in metrics if name.startswith("wups")]
-    for name, value in metrics["per_answer_type"].items():
-        lines += [f"    {value:6.2f}%  {name}"]
+    others = recipe.published.others if recipe.published else {}
+    parts = {name: value for name, value in metrics.items() if name.startswith("wups")}
+    for name, value in (parts | metrics["per_answer_type"]).items():
+        said = f" (published: {others[name]:.1f})" if name in others else ""
+        lines += [f"    {value:6.2f}%  {name}{said}"]
     return "\n".join(
         [
             *lines,
