@@ -342,6 +342,10 @@ def test_hiecoatt_and_the_baselines_train_too(
         out = tmp_path / model
         assert train.main(["--recipe", str(recipe), "--epochs", "1", "--out", str(out)]) == 0
         assert open_run(out).finished
+        picture, look = drawn_folder / "images" / "1.png", out / "look.png"
+        asked = ["--run", str(out), "--image", str(picture), "--question", "is it red?"]
+        assert predict.main([*asked, "--attention", str(look)]) == 0
+        assert look.stat().st_size > 10_000
 
 
 def test_the_best_epoch_is_kept_and_waiting_for_a_better_one_has_an_end(
