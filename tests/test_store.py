@@ -211,9 +211,18 @@ def test_damaged_pictures_are_left_out_if_told_so(tmp_path: Path) -> None:
     assert grown.left_out == {"d": store.left_out["d"]}
 
 
+def test_where_no_picture_is_there_no_room_is_claimed(tmp_path: Path) -> None:
+    images = {name: tmp_path / f"{name}.png" for name in map(str, range(9))}
+    with pytest.raises(UserError, match=r"^all 9 pictures are missing, e\.g\. .*0\.png"):
+        store_pixels(images, tmp_path / "p.safetensors", 8)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_pictures_that_are_damaged_all_make_no_store(tmp_path: Path) -> None:
     images = {name: tmp_path / f"{name}.png" for name in map(str, range(9))}
-    with pytest.raises(UserError, match=r"^9 of 9 .*4\.png \(missing\), \.\.\.; mend") as error:
+    for path in images.values():
+        path.write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"^9 of 9 .*4\.png \(not .*\), \.\.\.; mend") as error:
         store_pixels(images, tmp_path / "p.safetensors", 8, leave_out_damaged=True)
     assert "5.png" not in str(error.value)
 

@@ -395,7 +395,9 @@ def test_a_test_whose_answers_are_hidden_is_answered_in_full(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(drawn_folder, tmp_path / "data")
     (tmp_path / "data" / "val_annotations.json").unlink()
-    assert train.main(options(tmp_path / "data", tmp_path / "run", 1)) == 0
+    (tmp_path / "data" / "val_questions.json").rename(tmp_path / "data" / "test_questions.json")
+    given = options(tmp_path / "data", tmp_path / "run", 1)
+    assert train.main([*given, "--set", "data.test=test"]) == 0
     said = capsys.readouterr().out
     assert "evaluation server" in said and "hidden  this run" in said
     asked = json.loads((drawn_folder / "val_questions.json").read_text())["questions"]
