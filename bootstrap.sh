@@ -557,10 +557,10 @@ take_lock() {
       take_over "$owner" && say "  process $pid was killed before it was done: continuing its work"
       continue
     fi
-    ((SECONDS < end)) || fail 16 "another bootstrap is at work here" \
-      "process $pid on $host, since $since" "wait for it; if it is no more: rm '$STATE/lock'"
     [[ -n $waiting ]] || say "  waiting for process $pid on $host, at work here since $since"
     waiting=yes
+    ((SECONDS < end)) || fail 16 "another bootstrap is at work here" \
+      "process $pid on $host, since $since" "wait for it; if it is no more: rm '$STATE/lock'"
     sleep 0.5
   done
   OWN_LOCK=$me
