@@ -54,11 +54,6 @@ def answer_split(
     return {i: run.vocabulary.answers[c] for i, c in zip(ids, classes, strict=True)}
 
 
-def is_hidden(split: Split) -> bool:
-    """Whether the data set keeps all answers of ``split`` to itself."""
-    return not any(example.answers for example in split.examples)
-
-
 def where_scored(data: str, split: Split, out: Path, count: int) -> str:
     """One line: who scores the complete results of a split whose answers are hidden."""
     line = f"{out}: {count:,} answers, all of {split.name}, whose right answers are hidden; "
@@ -117,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         split = load_split(
             data.name, args.root, args.split or data.test, single_answers=data.single_answers
         )
-        if is_hidden(split) and not args.out:
+        if split.hidden and not args.out:
             raise UserError(
                 f"{data.name}, {split.name}: its answers are hidden; --out FILE writes the "
                 "results to hand in"
@@ -130,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "questions are not answered: their pictures are left out of the features",
                 file=sys.stderr,
             )
-        if is_hidden(split):
+        if split.hidden:
             metric.check_results(results, [example.question_id for example in split.examples])
             metric.write_results(args.out, results)
             # With --json the line is for a person all the same.

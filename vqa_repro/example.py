@@ -28,3 +28,8 @@ class Split:
     name: str
     examples: list[Example]
     images: dict[str, Path]
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the data set keeps all answers of this split to itself."""
+        return not any(example.answers for example in self.examples)

@@ -46,9 +46,14 @@ def open_features(
                 return store
         return store_pixels(images, path, data.picture_size, leave_out_damaged=leave_out_damaged)
     path = Path(data.features)
+    mend = "were they made from another data set?"
     backbone, preprocess = frozen(data.features)
     if backbone in BACKBONES:
         path = store_path(root, data.name, backbone, preprocess)
+        mend = (
+            f"`python -m vqa_repro.extract --data {data.name} --backbone {backbone} "
+            f"--preprocess {preprocess}` adds them"
+        )
         if not path.exists():
             network = FrozenNetwork(backbone, weights or seeded(data.features), preprocess, device)
             print(
@@ -61,8 +66,7 @@ def open_features(
     if absent:
         raise UserError(
             f"{path}: has no features for {len(absent)} of {len(images)} pictures, e.g. "
-            f"{absent[0]}; `python -m vqa_repro.extract --data {data.name} --backbone {backbone} "
-            f"--preprocess {preprocess}` adds them"
+            f"{absent[0]}; {mend}"
         )
     return store
 

@@ -10,7 +10,7 @@ from vqa_repro import metric, plots, wups
 from vqa_repro.answering import predictions
 from vqa_repro.datasets import DATA_SETS
 from vqa_repro.errors import UserError
-from vqa_repro.example import Example
+from vqa_repro.example import Example, Split
 from vqa_repro.material import Material
 from vqa_repro.model import Network
 from vqa_repro.predict import Predictor, draw
@@ -30,11 +30,10 @@ def finish(run: Run, network: Network, material: Material, seconds: float) -> No
     log = run.log()
     plots.curves(log, run.folder / "curves.png", recipe.title)
     draw_some(run, material, results)
-    validated = [r for r in log if r["type"] == "epoch" and "validation_accuracy" in r]
     epochs = [r for r in log if r["type"] == "epoch"]
     kept = epochs[-1]
     if recipe.training.keep == "best":
-        kept = max(validated, key=lambda record: float(record["validation_accuracy"]))
+        kept = max(epochs, key=lambda record: float(record["validation_accuracy"]))
     write_json(
         run.folder / "metrics.json",
         {
@@ -47,23 +46,23 @@ def finish(run: Run, network: Network, material: Material, seconds: float) -> No
             "kept_epoch": kept["epoch"],
             "validation_accuracy": kept.get("validation_accuracy"),
             "published": recipe.published.accuracy if recipe.published else None,
-            **scores(run, results, material.test_split.examples),
+            **scores(run, results, material.test_split),
         },
     )
 
 
-def scores(run: Run, results: dict[int, str], examples: list[Example]) -> dict[str, Any]:
+def scores(run: Run, results: dict[int, str], split: Split) -> dict[str, Any]:
     """The official metric, and WUPS for the data sets that are scored with it.
 
     Of a split whose answers are hidden there is no score: its server gives one.
     """
-    if not any(example.answers for example in examples):
+    if split.hidden:
         print("  the answers are hidden: the evaluation server scores results.json")
         return {"overall": None, "per_answer_type": {}, "per_question_type": {}}
-    scored: dict[str, Any] = {**metric.score(results, examples)}
+    scored: dict[str, Any] = {**metric.score(results, split.examples)}
     if run.recipe.data.name in DATA_SETS and DATA_SETS[run.recipe.data.name].wups:
         try:
-            scored |= wups.score(results, examples, wups.WordNet())
+            scored |= wups.score(results, split.examples, wups.WordNet())
         except UserError as error:
             print(f"  without WUPS: {error}")
     return scored
