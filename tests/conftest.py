@@ -76,3 +76,51 @@ def run_verb(verb: str, *arguments: object, cwd: Path) -> subprocess.CompletedPr
         stdin=subprocess.DEVNULL,
         timeout=300,
     )
+
+
+OPTIONS = (
+    *("--set", "data.test=val"),
+    *("--set", "data.picture_size=32"),
+    *("--set", "data.validation=0.1"),
+    *("--set", "training.batch_size=12"),
+    *("--set", "model.hidden=16"),
+    *("--set", "model.attention=16"),
+    *("--set", "model.dropout=0.3"),  # so that the random numbers matter to an exact resume
+)
+
+
+def options(folder: Path, out: Path, epochs: int) -> list[str]:
+    return ["--data", str(folder), *OPTIONS, "--epochs", str(epochs), "--out", str(out)]
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("a place")
+
+
+@pytest.fixture(scope="session")
+def finished(place: Path, drawn_folder: Path) -> Path:
+    """A run of 30 epochs that nothing interrupted."""
+    out = place / "whole"
+    done = run_verb("train", *options(drawn_folder, out, 30), cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "this run changed the recipe" in done.stdout and str(out) in done.stdout
+    assert "published" not in done.stdout, "the number of another data set"
+    assert "\r" not in done.stdout + done.stderr, "a bar in what is not a terminal"
+    return out
+
+
+@pytest.fixture(scope="session")
+def finished_hiecoatt(place: Path, drawn_folder: Path) -> Path:
+    """A short run of HieCoAtt, whose attention is over words and regions at three levels."""
+    recipe = place / "hiecoatt.toml"
+    recipe.write_text(
+        f'title = "HieCoAtt, drawn squares"\n[data]\nname = "{drawn_folder}"\ntest = "val"\n'
+        'features = "cnn"\npicture_size = 32\nvalidation = 0.1\n'
+        '[model]\nname = "hiecoatt"\nhidden = 32\nlast_hidden = 32\ndropout = 0.0\n'
+        "[training]\nepochs = 12\nlearning_rate = 3e-3\nbatch_size = 12\n"
+    )
+    out = place / "hiecoatt"
+    done = run_verb("train", "--recipe", recipe, "--out", out, cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROJECT, environ, run_verb
+from conftest import PROJECT, environ, options, run_verb
 from PIL import Image
 
 from vqa_repro import evaluate, outcome, predict, train
@@ -20,37 +20,6 @@ from vqa_repro.errors import UserError
 from vqa_repro.material import prepare
 from vqa_repro.model import load_network
 from vqa_repro.run import open_run
-
-OPTIONS = (
-    *("--set", "data.test=val"),
-    *("--set", "data.picture_size=32"),
-    *("--set", "data.validation=0.1"),
-    *("--set", "training.batch_size=12"),
-    *("--set", "model.hidden=16"),
-    *("--set", "model.attention=16"),
-    *("--set", "model.dropout=0.3"),  # so that the random numbers matter to an exact resume
-)
-
-
-def options(folder: Path, out: Path, epochs: int) -> list[str]:
-    return ["--data", str(folder), *OPTIONS, "--epochs", str(epochs), "--out", str(out)]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("a place")
-
-
-@pytest.fixture(scope="module")
-def finished(place: Path, drawn_folder: Path) -> Path:
-    """A run of 30 epochs that nothing interrupted."""
-    out = place / "whole"
-    done = run_verb("train", *options(drawn_folder, out, 30), cwd=place)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "this run changed the recipe" in done.stdout and str(out) in done.stdout
-    assert "published" not in done.stdout, "the number of another data set"
-    assert "\r" not in done.stdout + done.stderr, "a bar in what is not a terminal"
-    return out
 
 
 def losses(run: Path) -> list[tuple[int, float]]:

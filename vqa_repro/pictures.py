@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from vqa_repro.errors import UserError, first_line
+
+# A file, the bytes of one, or pixels: an array is (H, W, 3) uint8 RGB or (H, W) grey.
+Picture = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 
 FEW = 5  # pictures named in a message about many
 
@@ -35,7 +39,7 @@ class DamagedPictureError(UserError):
         self.reason = reason
 
 
-def read_picture(source: Path | bytes, size: int) -> npt.NDArray[np.uint8]:
+def read_picture(source: Picture, size: int) -> npt.NDArray[np.uint8]:
     """Decode a picture to (size, size, 3) uint8 RGB, squashed: the aspect ratio is not kept.
 
     Squashing (rather than cropping) is what SAN section 4.2 and HieCoAtt section 4.2 do: every
@@ -89,11 +93,11 @@ class PictureReader:
         return ", ".join(named[:FEW]) + (", ..." if len(named) > FEW else "")
 
 
-def _read(source: Path | bytes, size: int) -> tuple[npt.NDArray[np.uint8], str]:
+def _read(source: Picture, size: int) -> tuple[npt.NDArray[np.uint8], str]:
     """The picture as ``read_picture`` gives it, and what the file holds: "RGB", "grey", ..."""
-    name = "the picture" if isinstance(source, bytes) else str(source)
+    name = str(source) if isinstance(source, str | Path) else "the picture"
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with _open(source) as image:
             kind = "grey" if image.mode.startswith("I;16") else _KINDS.get(image.mode, image.mode)
             upright = _UPRIGHT.get(_orientation(image))
             picture = _rgb(image).resize((size, size), Image.Resampling.BILINEAR)
@@ -115,6 +119,14 @@ def _read(source: Path | bytes, size: int) -> tuple[npt.NDArray[np.uint8], str]:
         reason = f"not a readable picture: {first_line(error)}"
         raise DamagedPictureError(f"{name}: {reason}; replace the file", reason) from None
     return np.array(picture.transpose(upright) if upright is not None else picture), kind
+
+
+def _open(source: Picture) -> AbstractContextManager[Image.Image]:
+    if isinstance(source, np.ndarray):
+        return nullcontext(Image.fromarray(source))
+    if isinstance(source, Image.Image):
+        return nullcontext(source.copy())  # what is dropped from it stays in the caller's
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

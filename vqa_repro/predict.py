@@ -23,8 +23,9 @@ from vqa_repro.device import add_device_option, choose_device
 from vqa_repro.errors import UserError, main_guard
 from vqa_repro.features import NO_PICTURE
 from vqa_repro.model import load_network
-from vqa_repro.pictures import read_picture
+from vqa_repro.pictures import Picture, read_picture
 from vqa_repro.run import Run, open_run
+from vqa_repro.vocab import tokenize
 
 TOP = 5
 SHOWN_SIZE = 320  # pixels a side of the picture under the attention
@@ -32,11 +33,16 @@ SHOWN_SIZE = 320  # pixels a side of the picture under the attention
 
 @dataclass(frozen=True)
 class Prediction:
-    """``answers``: the likeliest (text, probability), falling. ``attention``: name -> weights."""
+    """A model's answer to one question.
+
+    Attention over regions goes row by row over a square grid from the upper left corner; names
+    that end in "/question" are attention over ``words``.
+    """
 
     question: str
-    answers: list[tuple[str, float]]
+    answers: list[tuple[str, float]]  # the likeliest (text, probability), falling
     attention: dict[str, npt.NDArray[np.float32]]  # (regions,) or (words,), summing to 1
+    words: list[str]  # the question as the model read it
     unknown_words: list[str]  # words that no training question held
 
     def to_json(self) -> dict[str, Any]:
@@ -44,17 +50,21 @@ class Prediction:
             "question": self.question,
             "answers": [{"answer": text, "probability": p} for text, p in self.answers],
             "attention": {name: weights.tolist() for name, weights in self.attention.items()},
+            "words": self.words,
             "unknown_words": self.unknown_words,
         }
 
 
 class Predictor:
-    """A trained run, loaded once, to be asked many questions."""
+    """A trained run, loaded once, to be asked many questions.
+
+    ``network`` is the model itself, in evaluation mode, with the run's weights.
+    """
 
     def __init__(self, run: Run, device: torch.device, weights: Path | None = None) -> None:
         self.run = run
         self.device = device
-        self._network = load_network(run, device)
+        self.network = load_network(run, device)
         self._made_by = run.features["made_by"]
         self._weights = weights
 
@@ -64,16 +74,23 @@ class Predictor:
             return None
         return FrozenNetwork.like(self._made_by, self._weights, self.device)
 
-    def predict(self, picture: Path | bytes, question: str) -> Prediction:
-        """Answer ``question`` about the picture in a file, or in the bytes of one."""
+    def predict(self, picture: Picture, question: str) -> Prediction:
+        """Answer ``question`` about a picture: its file, the bytes of one, or the picture itself.
+
+        Raises UserError for a picture that cannot be read, and for an empty question.
+        """
+        return self.answer(self.look(picture), question)
+
+    def look(self, picture: Picture) -> Tensor:
+        """The picture as a row (1, ...) of a feature store, for ``answer``: the costly half."""
         if self._made_by == NO_PICTURE:
-            return self.answer(torch.zeros(1, 1, 1, device=self.device), question)
+            return torch.zeros(1, 1, 1, device=self.device)
         pixels = read_picture(picture, self._made_by["size"])
         row = torch.from_numpy(pixels)[None].to(self.device)
         if self._frozen:
             with torch.inference_mode():
                 row = self._frozen(row)
-        return self.answer(row, question)
+        return row
 
     def answer(self, row: Tensor, question: str) -> Prediction:
         """Answer ``question`` about the picture whose row (1, ...) of a feature store this is."""
@@ -81,19 +98,21 @@ class Predictor:
             raise UserError("the question is empty; ask something, for example 'what is it?'")
         vocabulary = self.run.vocabulary
         tokens = torch.tensor([vocabulary.encode(question)], device=self.device)
+        words = tokenize(question)[: tokens.shape[1]] or [question.strip()]
         lengths = torch.tensor([tokens.shape[1]], device=self.device)
         with torch.inference_mode():
-            logits, attention = self._network(row, tokens, lengths)
+            logits, attention = self.network(row, tokens, lengths)
             values, classes = logits[0].float().softmax(0).topk(min(TOP, logits.shape[1]))
         answers = [
             (vocabulary.answers[c], p)
             for c, p in zip(classes.tolist(), values.tolist(), strict=True)
         ]
         maps = {name: weights[0].float().cpu().numpy() for name, weights in attention.items()}
-        return Prediction(question, answers, maps, vocabulary.unknown_words(question))
+        unknown = vocabulary.unknown_words(question)
+        return Prediction(question, answers, maps, words, unknown)
 
 
-def draw(prediction: Prediction, picture: Path | bytes, path: Path, note: str = "") -> None:
+def draw(prediction: Prediction, picture: Picture, path: Path, note: str = "") -> None:
     """Write the picture with the prediction's attention over it as PNG."""
     shown = read_picture(picture, SHOWN_SIZE)
     plots.attention(
