@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from packaging.markers import Marker
-from packaging.tags import compatible_tags, cpython_tags
+from packaging.tags import compatible_tags, cpython_tags, mac_platforms
 from packaging.utils import parse_wheel_filename
 
 if sys.version_info >= (3, 11):
@@ -43,6 +43,7 @@ PYPROJECT = PROJECT / "pyproject.toml"
 LOCKS = {
     PROJECT / "requirements.lock": [str(PYPROJECT), "--group", "dev", "--group", "installer"],
     PROJECT / "wordnet.lock": ["--group", "wordnet", "--no-deps"],
+    PROJECT / "jupyter.lock": ["--group", "jupyter"],
 }
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # Each system a lock must serve: values of its markers, and the platform tags it can install.
@@ -150,6 +151,8 @@ def uncovered(requirement: str, files: list[str]) -> list[str]:
         platforms = [pattern.format(version) for version in versions]
         if sys_platform == "linux":
             platforms += [f"{ALIASES[v]}_{machine}" for v in versions if v in ALIASES]
+        if sys_platform == "darwin":  # wheels for both of its processors
+            platforms += [tag for tag in mac_platforms((14, 0), machine) if "universal2" in tag]
         for python in PYTHONS:
             environment = {
                 "sys_platform": sys_platform,

@@ -7,6 +7,7 @@ from collections import defaultdict
 from importlib import util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -19,7 +20,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKE_LOCK = ROOT / ".ci/make_lock.py"
-LOCKS = ("requirements.lock", "wordnet.lock")
+LOCKS = ("requirements.lock", "wordnet.lock", "jupyter.lock")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 SYSTEMS = {
     "linux": ("Linux", "x86_64", "posix"),
@@ -43,10 +44,18 @@ def entries(lock: str) -> list[tuple[Requirement, list[str]]]:
     return found
 
 
-def wanted() -> list[Requirement]:
-    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    groups = table["dependency-groups"].values()
-    return [Requirement(text) for text in sum(groups, table["project"]["dependencies"])]
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def needed() -> list[Requirement]:
+    return [Requirement(text) for text in pyproject()["project"]["dependencies"]]
+
+
+def wanted(*groups: str) -> list[Requirement]:
+    return [
+        Requirement(text) for group in groups for text in pyproject()["dependency-groups"][group]
+    ]
 
 
 def environment(system: str, python: str) -> dict[str, str]:
@@ -76,14 +85,23 @@ def make_lock() -> ModuleType:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_all_that_is_asked_for_is_locked_once(system: str, python: str) -> None:
     here = environment(system, python)
+    of_training = [*entries("requirements.lock"), *entries("wordnet.lock")]
+    one_environment(here, of_training, [*wanted("dev", "installer", "wordnet"), *needed()])
+    one_environment(here, entries("jupyter.lock"), wanted("jupyter"))
+
+
+def one_environment(
+    here: dict[str, str], all_entries: list[tuple[Requirement, list[str]]], asked: list[Requirement]
+) -> None:
+    """Each package once, and all that is asked for."""
     locked = defaultdict(list)
-    for requirement, _ in entries("requirements.lock") + entries("wordnet.lock"):
+    for requirement, _ in all_entries:
         if requirement.marker is None or requirement.marker.evaluate(here):
             (pin,) = requirement.specifier
             assert pin.operator == "=="
             locked[canonicalize_name(requirement.name)].append(pin.version)
     assert all(len(versions) == 1 for versions in locked.values()), locked
-    for requirement in wanted():
+    for requirement in asked:
         if requirement.marker is None or requirement.marker.evaluate(here):
             (version,) = locked[canonicalize_name(requirement.name)]
             assert requirement.specifier.contains(version), requirement
