@@ -55,11 +55,16 @@ def test_pictures_can_be_looked_at(finished: Path) -> None:
 
 
 def stop_in_the_middle(
-    folder: Path, out: Path, place: Path, number: int, extra: tuple[str, ...] = ()
+    folder: Path,
+    out: Path,
+    place: Path,
+    number: int,
+    extra: tuple[str, ...] = (),
+    epochs: int = 30,
 ) -> subprocess.CompletedProcess[str]:
     """Train, and send signal ``number`` once some epochs are logged."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "vqa_repro.train", *options(folder, out, 30), *extra],
+        [sys.executable, "-m", "vqa_repro.train", *options(folder, out, epochs), *extra],
         cwd=place,
         env=environ(),
         stdout=subprocess.PIPE,
@@ -411,3 +416,23 @@ def test_a_full_disk_leaves_the_last_checkpoint(finished: Path, tmp_path: Path) 
         assert [path.name for path in disk.iterdir()] == ["checkpoint.pt"]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_tensorboard_shows_the_log_also_of_a_resumed_run(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "run"
+    arguments = [*options(drawn_folder, out, 8), "--tensorboard"]
+    stop_in_the_middle(drawn_folder, out, tmp_path, signal.SIGTERM, ("--tensorboard",), epochs=8)
+    assert train.main([*arguments, "--resume"]) == 0
+    seen = EventAccumulator(str(out / "tensorboard"))
+    seen.Reload()
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    for kind in ("step", "epoch"):
+        shown = [(each.step, each.value) for each in seen.Scalars(f"{kind}/loss")]
+        logged = [(line["step"], line["loss"]) for line in log if line["type"] == kind]
+        assert shown == [(step, pytest.approx(loss)) for step, loss in logged]
+    assert len(seen.Scalars("epoch/validation_accuracy")) == 8

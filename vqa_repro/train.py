@@ -15,6 +15,7 @@ import json
 import os
 import shlex
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from vqa_repro import doctor
 from vqa_repro.answering import ask, predictions
 from vqa_repro.device import add_device_option, choose_device, describe
 from vqa_repro.errors import UserError, main_guard
+from vqa_repro.events import Events
 from vqa_repro.interruption import Interruption
 from vqa_repro.loss import cross_entropy
 from vqa_repro.material import Material, prepare
@@ -63,6 +65,7 @@ def train(
     weights: Path | None = None,
     leave_out_damaged: bool = False,
     resume: bool = False,
+    tensorboard: bool = False,
 ) -> Run:
     """Train ``recipe`` and return the finished run.
 
@@ -72,6 +75,7 @@ def train(
     root: where the data sets lie, and their features. Features of a frozen backbone that are not
     there yet are made, with the checkpoint ``weights`` (by default the seeded one), and with
     ``leave_out_damaged`` without the pictures that cannot be read.
+    tensorboard: write event files too, in the run folder.
     Raises UserError for bad input, Stopped when a signal ended it early.
     """
     device = device or choose_device("auto")
@@ -101,7 +105,7 @@ def train(
         f"  run folder: {folder}",
         flush=True,
     )
-    seconds = optimise(run, network, material, device)
+    seconds = optimise(run, network, material, device, tensorboard=tensorboard)
     finish(run, network, material, seconds)
     return run
 
@@ -137,7 +141,9 @@ def done_without(device: torch.device) -> list[str]:
     return lines
 
 
-def optimise(run: Run, network: Network, material: Material, device: torch.device) -> float:
+def optimise(
+    run: Run, network: Network, material: Material, device: torch.device, *, tensorboard: bool
+) -> float:
     """Train ``network`` to the recipe's last epoch; return the seconds of training, all told."""
     training = run.recipe.training
     questions = material.train
@@ -166,6 +172,12 @@ def optimise(run: Run, network: Network, material: Material, device: torch.devic
     run.keep_log_until(step)
     started = time.monotonic() - seconds
     entry: dict[str, Any]
+
+    def record(entry: dict[str, Any]) -> None:
+        log_file.write(json.dumps(entry) + "\n")
+        log_file.flush()
+        if events:
+            events.add(entry)
 
     def save(epoch: int, batch: int) -> None:
         if sums[2]:
@@ -198,7 +210,12 @@ def optimise(run: Run, network: Network, material: Material, device: torch.devic
         dynamic_ncols=True,
     )
     network.train()
-    with bar, Interruption() as interruption, (run.folder / "log.jsonl").open("a") as log_file:
+    with (
+        bar,
+        Interruption() as interruption,
+        (run.folder / "log.jsonl").open("a") as log_file,
+        Events(run.folder, step) if tensorboard else nullcontext() as events,
+    ):
         saved = time.monotonic()
         for epoch in range(first_epoch, training.epochs):
             if training.patience and epoch - best_epoch >= training.patience:
@@ -225,7 +242,7 @@ def optimise(run: Run, network: Network, material: Material, device: torch.devic
                     position = epoch + (number + 1) / len(plan)
                     entry = {"type": "step", "step": step, "epoch": position, "rate": rate}
                     entry |= means(sums, step)
-                    write_line(log_file, entry)
+                    record(entry)
                     bar.set_postfix_str(
                         f"loss {entry['loss']:.3f}, accuracy {entry['accuracy']:.1f}%"
                     )
@@ -247,7 +264,7 @@ def optimise(run: Run, network: Network, material: Material, device: torch.devic
                         save_weights(network, weights)
             entry["seconds"] = time.monotonic() - started
             entry["questions_per_second"] = (epoch + 1) * len(questions) / entry["seconds"]
-            write_line(log_file, entry)
+            record(entry)
             tqdm.write(epoch_in_words(entry, training.epochs))
             save(epoch + 1, 0)
             saved = time.monotonic()
@@ -281,11 +298,6 @@ def accuracy(network: Network, material: Material) -> float:
     """Percent of the held-out questions answered as labelled."""
     predicted = predictions(network, material.rows, material.validation)
     return 100 * float((predicted == material.validation.label.cpu()).float().mean())
-
-
-def write_line(file: Any, entry: dict[str, Any]) -> None:
-    file.write(json.dumps(entry) + "\n")
-    file.flush()
 
 
 def epoch_in_words(entry: dict[str, Any], epochs: int) -> str:
@@ -346,6 +358,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="the run's folder (default: below runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with a run that is there")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write event files into the run's folder too"
+    )
     add_device_option(parser)
     args = parser.parse_args(arguments)
     changes = dict(change(text) for text in args.changes)
@@ -367,6 +382,7 @@ def main(arguments: list[str] | None = None) -> int:
             weights=args.weights,
             leave_out_damaged=args.leave_out_damaged,
             resume=args.resume,
+            tensorboard=args.tensorboard,
         )
     except Stopped as stopped:
         print(stopped)
