@@ -107,7 +107,7 @@ def widened(x: Tensor) -> Tensor:
 
 
 Order = Tensor | slice
-AS_IT_IS = slice(None)
+AS_IT_IS = ALL = slice(None)
 
 
 def by_picture(image_of: Tensor | None, pictures: int) -> tuple[Order, list[int]]:
@@ -125,17 +125,25 @@ def restored(values: Tensor, order: Order) -> Tensor:
     return values if isinstance(order, slice) else values[order.argsort()]
 
 
-def kept(shape: tuple[int, ...], dropout: float) -> tuple[Tensor | None, float]:
-    """A bool mask that is False with probability ``dropout``, and what to multiply the rest by.
+class Kept:
+    """Which numbers of an array of ``shape`` dropout leaves, by a random byte for each.
 
-    A random byte for each number: bernoulli_ takes thirty times as long, longer than the rest of
-    the attention. The probability is rounded to 1/256.
+    bernoulli_ takes twenty times as long, longer than the rest of the attention. The probability is
+    rounded to 1/256. ``scale`` is what the numbers that are left are multiplied by.
     """
-    if not dropout:
-        return None, 1.0
-    size, least = torch.Size(shape).numel(), round(256 * dropout)
-    numbers = torch.randint(-(2**63), 2**63 - 1, (-(-size // 8),))
-    return (numbers.view(torch.uint8)[:size] >= least).view(shape), 256 / (256 - least)
+
+    def __init__(self, shape: tuple[int, ...], dropout: float) -> None:
+        size, self._least = torch.Size(shape).numel(), round(256 * dropout)
+        numbers = torch.randint(-(2**63), 2**63 - 1, (-(-size // 8),))
+        self._bytes = numbers.view(torch.uint8)[:size].view(shape)
+        self.scale = 256 / (256 - self._least)
+
+    def of(self, rows: slice, out: Tensor) -> Tensor:
+        """``out`` with 1 where a number of ``rows`` is left, and 0 where it is dropped.
+
+        Numbers rather than truth values: multiplying by those takes five times as long.
+        """
+        return torch.ge(self._bytes[rows], self._least, out=out)
 
 
 class Dropout(nn.Dropout):
@@ -144,8 +152,10 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or x.device.type != "cpu":
             return F.dropout(x, self.p, self.training)
-        keep, scale = kept(tuple(x.shape), self.p)
-        return x if keep is None else x * keep * scale
+        if not self.p:
+            return x
+        keep = Kept(tuple(x.shape), self.p)
+        return x * keep.of(ALL, torch.empty_like(x)).mul_(keep.scale)
 
 
 class _AdditiveScores(torch.autograd.Function):
@@ -156,33 +166,36 @@ class _AdditiveScores(torch.autograd.Function):
         ctx: Any, image: Tensor, question: Tensor, w: Tensor, counts: list[int], dropout: float
     ) -> Tensor:
         _, R, k = image.shape
-        keep, scale = kept((len(question), R, k), dropout)
+        keep = Kept((len(question), R, k), dropout) if dropout else None
         scores = image.new_empty(len(question), R)
-        question_2, w = 2 * question, scale * w
-        block = image.new_empty(max(counts), R, k)
+        question_2 = 2 * question
+        if keep:
+            w = keep.scale * w
+        block, mask = (image.new_empty(max(counts), R, k) for _ in range(2))
         start = 0
         for image_i, n in zip(image, counts, strict=True):
             H, rows = block[:n], slice(start, start + n)
             torch.add(question_2[rows, None, :], image_i, alpha=2, out=H)
             H.sigmoid_().mul_(2).sub_(1)
-            if keep is not None:
-                H.mul_(keep[rows])
+            if keep:
+                H.mul_(keep.of(rows, mask[:n]))
             torch.mv(H.view(n * R, k), w, out=scores[rows].view(n * R))
             start += n
-        ctx.save_for_backward(image, question, w, keep)
-        ctx.counts, ctx.scale = counts, scale
+        ctx.save_for_backward(image, question, w)
+        ctx.counts, ctx.keep = counts, keep
         return scores
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_scores: Tensor) -> tuple[Tensor | None, ...]:
-        image, question, w, keep = ctx.saved_tensors
+        image, question, w = ctx.saved_tensors
+        keep: Kept | None = ctx.keep
         _, R, k = image.shape
         d_image, d_question = torch.empty_like(image), torch.empty_like(question)
         d_w = torch.zeros_like(w)
         question_2 = 2 * question
         d_scores = d_scores.contiguous()
-        block, block_2 = (image.new_empty(max(ctx.counts), R, k) for _ in range(2))
+        block, block_2, mask = (image.new_empty(max(ctx.counts), R, k) for _ in range(3))
         start = 0
         for i, n in enumerate(ctx.counts):
             H, d_x, rows = block[:n], block_2[:n], slice(start, start + n)
@@ -190,14 +203,17 @@ class _AdditiveScores(torch.autograd.Function):
             H.sigmoid_().mul_(2).sub_(1)
             # d tanh(x) = 1 - tanh(x)^2; the factor w is multiplied at the end.
             torch.mul(H, H, out=d_x).neg_().add_(1).mul_(d_scores[rows, :, None])
-            if keep is not None:
-                H.mul_(keep[rows])
-                d_x.mul_(keep[rows])
+            if keep:
+                left = keep.of(rows, mask[:n])
+                H.mul_(left)
+                d_x.mul_(left)
             d_w.addmv_(H.view(n * R, k).T, d_scores[rows].view(n * R))
             torch.sum(d_x, 0, out=d_image[i])
             torch.sum(d_x, 1, out=d_question[rows])
             start += n
-        return d_image.mul_(w), d_question.mul_(w), ctx.scale * d_w, None, None
+        if keep:
+            d_w.mul_(keep.scale)
+        return d_image.mul_(w), d_question.mul_(w), d_w, None, None
 
 
 class _CoAttention(torch.autograd.Function):
@@ -214,34 +230,38 @@ class _CoAttention(torch.autograd.Function):
         dropout: float,
     ) -> tuple[Tensor, Tensor]:
         (N, T, d), R = Q_b.shape, V.shape[1]
-        keep, scale = kept((N, R, d), dropout)
-        w_hv = scale * w_hv
+        keep = Kept((N, R, d), dropout) if dropout else None
+        if keep:
+            w_hv = keep.scale * w_hv
         scores, seen = V.new_empty(N, R), torch.empty_like(Q_b)
-        C_block, H_block = V.new_empty(max(counts), T, R), V.new_empty(max(counts), R, d)
+        most = max(counts)
+        C_block = V.new_empty(most, T, R)
+        H_block, mask = (V.new_empty(most, R, d) for _ in range(2))
         start = 0
         for i, n in enumerate(counts):
             C, H_v, rows = C_block[:n], H_block[:n], slice(start, start + n)
             _affinity(Q_b[rows], b[rows], V[i], C)
             torch.mm(C.view(n * T, R), W_v_V[i], out=seen[rows].view(n * T, d))
             _region_states(C, W_q_Q[rows], W_v_V[i], H_v)
-            if keep is not None:
-                H_v.mul_(keep[rows])
+            if keep:
+                H_v.mul_(keep.of(rows, mask[:n]))
             torch.mv(H_v.view(n * R, d), w_hv, out=scores[rows].view(n * R))
             start += n
-        ctx.save_for_backward(Q_b, b, W_q_Q, V, W_v_V, w_hv, keep)
-        ctx.counts, ctx.scale = counts, scale
+        ctx.save_for_backward(Q_b, b, W_q_Q, V, W_v_V, w_hv)
+        ctx.counts, ctx.keep = counts, keep
         return scores, seen
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_scores: Tensor, d_seen: Tensor) -> tuple[Tensor | None, ...]:
-        Q_b, b, W_q_Q, V, W_v_V, w_hv, keep = ctx.saved_tensors
+        Q_b, b, W_q_Q, V, W_v_V, w_hv = ctx.saved_tensors
+        keep: Kept | None = ctx.keep
         (_, T, d), R, most = Q_b.shape, V.shape[1], max(ctx.counts)
         d_Q_b, d_b, d_W_q_Q = map(torch.empty_like, (Q_b, b, W_q_Q))
         d_V, d_W_v_V, d_w = torch.empty_like(V), torch.empty_like(W_v_V), torch.zeros_like(w_hv)
         d_scores, d_seen = d_scores.contiguous(), d_seen.contiguous()
         C_block, dC_block = V.new_empty(most, T, R), V.new_empty(most, T, R)
-        H_block, dH_block = V.new_empty(most, R, d), V.new_empty(most, R, d)
+        H_block, dH_block, mask = (V.new_empty(most, R, d) for _ in range(3))
         start = 0
         for i, n in enumerate(ctx.counts):
             C, H_v, d_H, d_C = C_block[:n], H_block[:n], dH_block[:n], dC_block[:n]
@@ -250,9 +270,10 @@ class _CoAttention(torch.autograd.Function):
             _region_states(C, W_q_Q[rows], W_v_V[i], H_v)
             # d_H: of the tanh's argument.
             torch.mul(H_v, H_v, out=d_H).neg_().add_(1).mul_(w_hv).mul_(d_scores[rows, :, None])
-            if keep is not None:
-                H_v.mul_(keep[rows])
-                d_H.mul_(keep[rows])
+            if keep:
+                left = keep.of(rows, mask[:n])
+                H_v.mul_(left)
+                d_H.mul_(left)
             d_w.addmv_(H_v.view(n * R, d).T, d_scores[rows].view(n * R))
             seen_i = d_seen[rows].view(n * T, d)
             torch.sum(d_H, 0, out=d_W_v_V[i])
@@ -265,7 +286,9 @@ class _CoAttention(torch.autograd.Function):
             torch.mm(d_C.view(n * T, R), V[i], out=d_Q_b[rows].view(n * T, d))
             torch.mm(d_C.view(n * T, R).T, Q_b[rows].view(n * T, d), out=d_V[i])
             start += n
-        return d_Q_b, d_b, d_W_q_Q, d_V, d_W_v_V, ctx.scale * d_w, None, None
+        if keep:
+            d_w.mul_(keep.scale)
+        return d_Q_b, d_b, d_W_q_Q, d_V, d_W_v_V, d_w, None, None
 
 
 def _affinity(Q_b: Tensor, b: Tensor, V_i: Tensor, C: Tensor) -> None:

@@ -35,10 +35,10 @@ def make_optimizer(training: Training, network: nn.Module) -> torch.optim.Optimi
     groups = [group for group in groups if group["params"]]
     rate = training.learning_rate
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=training.momentum)
+        return torch.optim.SGD(groups, lr=rate, momentum=training.momentum, fused=True)
     if training.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=rate, alpha=0.99, eps=1e-8)
-    return torch.optim.AdamW(groups, lr=rate)
+    return torch.optim.AdamW(groups, lr=rate, fused=True)
 
 
 def before_step(training: Training, network: nn.Module) -> None:
