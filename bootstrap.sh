@@ -3,7 +3,7 @@
 #
 # Needs bash 4 and a Python 3.10 to 3.13, compiles nothing. In this order below: help, talking,
 # running commands, settings, Python, machine facts, the lock, installers, the environment,
-# the stages, arguments.
+# JupyterLab, the stages, arguments.
 { # bash reads a script while running it: the braces make it read all of it first
 set -Eeuo pipefail
 if ((BASH_VERSINFO[0] < 4)); then
@@ -15,13 +15,15 @@ LOCKFILE=$PROJECT/requirements.lock
 LOCKFILES=("$LOCKFILE" "$PROJECT/wordnet.lock") # the second is to be installed with --no-deps
 STATE=$PROJECT/.bootstrap # the installer, the logs and the lock of this script
 STAGES=(check env checkpoint doctor train)
+JUPYTER=$STATE/jupyter/${HOSTNAME:-?} # a home may be shared: each machine has a server of its own
 SELF=./bootstrap.sh
 [[ $PWD -ef $PROJECT ]] || printf -v SELF %q "$PROJECT/bootstrap.sh"
-readonly PROJECT LOCKFILE LOCKFILES STATE STAGES SELF
+MAKE="$SELF env" # what makes the environment that is being made
+readonly PROJECT LOCKFILE STATE STAGES JUPYTER SELF
 
 usage() {
   cat <<'HELP'
-./bootstrap.sh [STAGE] [OPTIONS] [-- TRAIN ARGUMENTS]
+./bootstrap.sh [STAGE] [OPTIONS] [-- ARGUMENTS OF train OR jupyter]
 
 Without a STAGE, all of them in this order; with one, that one (and env first, where it needs it):
   check        is this machine fit? all problems at once; changes nothing
@@ -31,6 +33,14 @@ Without a STAGE, all of them in this order; with one, that one (and env first, w
   train        python -m vqa_repro.train --resume TRAIN ARGUMENTS
 Also:
   test [PYTEST ARGUMENTS]   the tests, in that environment
+  jupyter                   JupyterLab on this machine, for a browser on yours through SSH
+  jupyter stop              ends it, and its kernels
+
+JupyterLab has an environment of its own inside the other (jupyter.lock); its kernel, vqa_repro,
+runs in the other. It runs in the background, listens on 127.0.0.1 alone and wants a token: what to
+type on your side is printed, and once more by the same command while it runs. It goes on when the
+connection drops or the browser is closed, and so does a training in a notebook; only what a cell
+prints while no browser is open may be lost. Its log and settings lie in .bootstrap/jupyter.
 
 Options                    or variable
   --skip STAGE             VQA_SKIP         leave a stage out; may be repeated ("a b" in VQA_SKIP)
@@ -57,6 +67,7 @@ Exit codes
   15   a package is not the one that the *.lock files name (hash mismatch)
   16   another bootstrap held the lock for too long
   17   the doctor found something broken
+  18   JupyterLab does not start
   129, 130, 143  hung up, Ctrl-C, terminated; the same command continues
 Stages train and test end with the exit codes of train and pytest.
 HELP
@@ -173,8 +184,8 @@ signs_of_life() { # WHAT: until it is ended, or bootstrap is gone
     [[ -t 1 ]] || echo
   done
 }
-end_group() { # PID: the command and all that it has started
-  local tries=50
+end_group() { # PID [TENTHS]: the command and all that it has started, which has so long to obey
+  local tries=${2:-50}
   kill -- "-$1" 2>/dev/null || return 0
   while kill -0 -- "-$1" 2>/dev/null && ((tries-- > 0)); do sleep 0.1; done
   kill -9 -- "-$1" 2>/dev/null || true
@@ -629,7 +640,7 @@ choose_installer() { # sets UV, and says why
   if UV=$(command -v uv) && version=$("$UV" --version 2>/dev/null); then
     say "  installer: $version found at $UV, as $why"
   elif [[ $INSTALLER == uv ]]; then
-    fail 14 "no uv" "$why" "$SELF env --installer pip"
+    fail 14 "no uv" "$why" "$MAKE --installer pip"
   else
     UV=''
     say "  installer: pip, as $why"
@@ -679,9 +690,9 @@ make_venv() {
   if [[ -e $VENV && ! -e $VENV/.incomplete && ! -e $VENV/.finished ]] \
     && [[ ! -d $VENV || -n $(ls -A "$VENV") ]]; then
     fail 2 "$VENV is in the way" "it was not made by bootstrap.sh, so it is left alone" \
-      "$SELF env --venv OTHER_FOLDER, or remove it yourself"
+      "$MAKE --venv OTHER_FOLDER, or remove it yourself"
   fi
-  why=$(mkdir -p -- "$VENV" 2>&1) || fail 13 "cannot make $VENV" "$why" "$SELF env --venv DIR"
+  why=$(mkdir -p -- "$VENV" 2>&1) || fail 13 "cannot make $VENV" "$why" "$MAKE --venv DIR"
   # A package that an earlier run had half linked counts as installed, so begin anew; what was
   # downloaded is in the cache.
   if [[ -e $VENV/.incomplete ]] || ! same_place; then
@@ -737,14 +748,14 @@ explain_failure() { # WHAT
     fail 15 "$1" "what arrived is not what the *.lock files name" \
       "try another index or mirror; if it stays: python .ci/make_lock.py and read the difference"
   elif log_says 'no space left|quota exceeded' || (($(free_mb "$VENV") < 100)); then
-    fail 12 "$1" "no room on the disk" "make room, then $SELF env; or --venv DIR, UV_CACHE_DIR=DIR"
+    fail 12 "$1" "no room on the disk" "make room, then $MAKE; or --venv DIR, UV_CACHE_DIR=DIR"
   elif log_says 'permission denied|read-only file system'; then
-    fail 13 "$1" "no permission to write" "$SELF env --venv DIR, UV_CACHE_DIR=DIR"
+    fail 13 "$1" "no permission to write" "$MAKE --venv DIR, UV_CACHE_DIR=DIR"
   elif ((OFFLINE)); then
     fail 14 "$1" "not all packages are here, and --offline forbids to fetch them" \
-      "$SELF env, without --offline; or PIP_FIND_LINKS=FOLDER with the wheels"
+      "$MAKE, without --offline; or PIP_FIND_LINKS=FOLDER with the wheels"
   fi
-  fail 14 "$1" "the last lines of the log say it" "$SELF env (what has arrived is kept)"
+  fail 14 "$1" "the last lines of the log say it" "$MAKE (what has arrived is kept)"
 }
 # The packages' folder learns where the project is, so that python -m vqa_repro.X works from
 # anywhere. As an escaped import line: a path file is otherwise read in the locale's encoding.
@@ -763,6 +774,120 @@ finish_env() {
   mv "$VENV/.finished.new" "$VENV/.finished"
   rm "$VENV/.incomplete"
   READY=yes
+}
+
+make_env() { # what LOCKFILES name, in VENV
+  take_lock
+  READY=''
+  if env_ready; then
+    say "  the other process has made it"
+  else
+    choose_installer
+    make_venv
+    install_packages
+    finish_env
+    FRESH=yes
+    say "  done in $SECONDS s"
+  fi
+  release_lock
+}
+
+# ---------------------------------------------------------------- JupyterLab
+
+SERVER='' SINCE=''  # the process that runs here, and since when
+PORT='' URL_PATH='' # where it listens; its path with the token
+
+# Its kernel, and settings that arguments after -- override; in the environment, not in the home.
+# Nothing here asks the internet: no news, no updates, no extensions to be had.
+readonly CONFIGURE='
+import json, os, sys
+project, python = sys.argv[1:]
+def write(value, *path):
+    path = os.path.join(sys.prefix, *path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="ascii") as file:
+        json.dump(value, file, indent=1)
+command = [python, "-I", "-Xfrozen_modules=off", "-m", "ipykernel_launcher"]
+kernel = {"argv": command + ["-f", "{connection_file}"], "display_name": "vqa_repro"}
+kernel.update(language="python", metadata={"debugger": True})
+write(kernel, "share", "jupyter", "kernels", "vqa_repro", "kernel.json")
+server = {"ip": "127.0.0.1", "port": 8888, "open_browser": False, "root_dir": project}
+server.update(allow_root=os.geteuid() == 0)
+lab = {"default_url": "/lab/tree/notebooks/tour.ipynb", "extension_manager": "readonly"}
+lab.update(check_for_updates_class="jupyterlab.NeverCheckForUpdate", news_url=None)
+kernels = {"allowed_kernelspecs": ["vqa_repro"], "ensure_native_kernel": False}
+write({"ServerApp": server, "LabApp": lab, "KernelSpecManager": kernels,
+    "MultiKernelManager": {"default_kernel_name": "vqa_repro"}},
+    "etc", "jupyter", "jupyter_server_config.json")
+names = "apputils-extension:announcements", "extensionmanager-extension"
+write({"disabledExtensions": {"@jupyterlab/" + name: True for name in names}},
+    "etc", "jupyter", "labconfig", "page_config.json")
+'
+# The token comes on standard input: what other users see of a process is its command line.
+readonly TUNNEL='
+import sys
+from vqa_repro.ssh import tunnel_lines
+print(*tunnel_lines(int(sys.argv[1]), sys.stdin.read().strip()), sep="\n")
+'
+find_server() { # sets SERVER and the like; false if none runs here
+  local began file
+  SERVER='' PORT='' URL_PATH=''
+  { read -r SERVER began SINCE <"$JUPYTER/server"; } 2>/dev/null || return 1
+  if ! alive "$SERVER" "$began"; then
+    SERVER=''
+    return 1
+  fi
+  file=$JUPYTER/runtime/jpserver-$SERVER.json # written by Jupyter when it listens
+  PORT=$(sed -n 's/^ *"port": \([0-9]*\).*/\1/p' "$file" 2>/dev/null) || true
+  URL_PATH=$(sed -n 's/^ *"base_url": "\(.*\)".*/\1/p; s/^ *"token": "\(..*\)".*/?token=\1/p' \
+    "$file" 2>/dev/null | tr -d '\n') || true
+}
+start_server() { # ENVIRONMENT: of the kernel
+  (
+    umask 077
+    mkdir -p "$JUPYTER"
+    : >"$JUPYTER/log"
+  )
+  "$VENV/bin/python" -I -c "$CONFIGURE" "$PROJECT" "$1/bin/python"
+  set -m # a process group of its own
+  (
+    trap - ERR EXIT INT TERM
+    trap '' HUP # a dropped connection
+    unset "${!JUPYTER_@}"
+    export JUPYTER_CONFIG_DIR=$STATE/jupyter/config JUPYTER_DATA_DIR=$STATE/jupyter/data
+    export JUPYTER_RUNTIME_DIR=$JUPYTER/runtime IPYTHONDIR=$STATE/jupyter/ipython
+    export VIRTUAL_ENV=$1 PATH=$1/bin:$PATH # for JupyterLab's terminals
+    cd -- "$PROJECT"
+    exec "$VENV/bin/python" -I -m jupyterlab ${REST[@]+"${REST[@]}"}
+  ) </dev/null >>"$JUPYTER/log" 2>&1 &
+  set +m
+  CHILD=$! # until it listens, Ctrl-C ends it
+  printf '%s %s %(%F %T)T\n' "$CHILD" "$(started "$CHILD")" -1 >"$JUPYTER/server"
+}
+await_server() { # until it listens
+  local end=$((SECONDS + 300)) # a slow disk takes minutes over the first imports
+  until find_server && [[ $URL_PATH == *token=* ]]; do
+    if [[ -z $SERVER ]]; then
+      LOG=$JUPYTER/log LOG_FROM=0
+      fail 18 "JupyterLab does not start" "the last lines of its log say it" "$SELF jupyter"
+    fi
+    ((SECONDS < end)) || end_group "$SERVER"
+    sleep 0.1
+  done
+  CHILD=''
+}
+stop_server() {
+  if ! find_server; then
+    say "jupyter: none runs on ${HOSTNAME:-?}"
+    return
+  fi
+  if ((DRY_RUN)); then
+    say "jupyter: would stop process $SERVER"
+    return
+  fi
+  end_group "$SERVER" 300 # Jupyter ends its kernels first; one that trains is given time to save
+  rm -f "$JUPYTER/server"
+  say "jupyter: stopped (process $SERVER)"
 }
 
 # ---------------------------------------------------------------- the stages
@@ -804,19 +929,7 @@ stage_env() {
     say "  would install what the *.lock files name, wheels only, hashes required"
     return
   fi
-  take_lock
-  READY=''
-  if env_ready; then
-    say "  the other process has made it"
-  else
-    choose_installer
-    make_venv
-    install_packages
-    finish_env
-    FRESH=yes
-    say "  done in $SECONDS s"
-  fi
-  release_lock
+  make_env
 }
 stage_checkpoint() {
   local command=(checkpoints_setup.py vgg19) python=$VENV/bin/python
@@ -871,6 +984,34 @@ stage_test() {
   cd -- "$PROJECT"
   exec "$VENV/bin/python" -m pytest ${REST[@]+"${REST[@]}"}
 }
+stage_jupyter() {
+  local env=$VENV
+  # The environment of JupyterLab, for all that is called from here.
+  local VENV=$env/jupyter LOCKFILES=("$PROJECT/jupyter.lock") READY='' MAKE="$SELF jupyter"
+  if ((DRY_RUN)); then
+    env_ready || say "jupyter: would install what jupyter.lock names in $VENV"
+    say "jupyter: would start JupyterLab on 127.0.0.1${REST[*]:+, with ${REST[*]}}"
+    return
+  fi
+  VENV=$env need_env
+  if ! env_ready; then
+    VENV=$env need_python # the same as the environment's
+    say "jupyter: $VENV"
+    make_env
+  fi
+  take_lock
+  if find_server; then
+    say "jupyter: runs since $SINCE (process $SERVER on ${HOSTNAME:-?})"
+    ((${#REST[@]} == 0)) || say "  its arguments stay as they were; first: $SELF jupyter stop"
+  else
+    say "jupyter: starting JupyterLab"
+    start_server "$env"
+  fi
+  await_server
+  release_lock
+  "$env/bin/python" -I -c "$TUNNEL" "$PORT" <<<"$URL_PATH"
+  say "to stop it: $SELF jupyter stop"
+}
 need_env() {
   [[ -x $VENV/bin/python ]] || fail 2 "no environment in $VENV" "stage env was left out" "$SELF env"
 }
@@ -882,7 +1023,7 @@ bad_usage() {
   exit 2
 }
 read_arguments() {
-  VERB=all REST=()
+  VERB=all REST=() STOP=''
   SKIP=${VQA_SKIP:-} DRY_RUN=${VQA_DRY_RUN:-0} PYTHON=${VQA_PYTHON:-} OFFLINE=${VQA_OFFLINE:-0}
   VENV=${VQA_VENV:-$PROJECT/.venv} INSTALLER=${VQA_INSTALLER:-auto}
   LOCK_WAIT=${VQA_LOCK_WAIT:-1800}
@@ -905,15 +1046,19 @@ read_arguments() {
       --offline) OFFLINE=1 ;;
       -h | --help) usage && exit 0 ;;
       --) REST=("${@:2}") && break ;;
-      check | env | checkpoint | doctor | train)
+      check | env | checkpoint | doctor | train | jupyter)
         [[ $VERB == all ]] || bad_usage "one stage at a time: '$VERB' or '$1'"
         VERB=$1
+        ;;
+      stop)
+        [[ $VERB == jupyter ]] || bad_usage "'stop' is for jupyter: $SELF jupyter stop"
+        STOP=stop
         ;;
       test)
         [[ $VERB == all ]] || bad_usage "one stage at a time: '$VERB' or '$1'"
         VERB=test REST=("${@:2}") && break
         ;;
-      *) bad_usage "unknown argument '$1' (arguments for train go after --)" ;;
+      *) bad_usage "unknown argument '$1' (arguments for train and jupyter go after --)" ;;
     esac
     shift
   done
@@ -927,12 +1072,12 @@ read_arguments() {
     PYTHON=$(command -v -- "$PYTHON") || bad_usage "--python: no such program as named"
     [[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON
   fi
-  if [[ ${#REST[@]} != 0 && ! $VERB =~ ^(all|train|test)$ ]]; then
+  if [[ ${#REST[@]} != 0 && ! $VERB =~ ^(all|train|test|jupyter)$ ]]; then
     bad_usage "stage $VERB takes no arguments after --"
   fi
   [[ $VENV == /* ]] || VENV=$PWD/$VENV
   VENV=${VENV%/}
-  for file in "${LOCKFILES[@]}"; do
+  for file in "${LOCKFILES[@]}" "$PROJECT/jupyter.lock"; do
     [[ -f $file ]] || bad_usage "no $file: this is not a whole copy of the project"
   done
 }
@@ -941,9 +1086,13 @@ main() {
   local stage stages
   read_arguments "$@"
   clean_environment
-  case $VERB in
+  case $VERB$STOP in
     all) stages=("${STAGES[@]}") ;;
     check | env | checkpoint) stages=("$VERB") ;;
+    jupyterstop)
+      stop_server
+      return
+      ;;
     *) stages=(env "$VERB") ;;
   esac
   for stage in "${stages[@]}"; do
@@ -955,6 +1104,7 @@ main() {
       doctor) stage_doctor ;;
       train) stage_train ;;
       test) stage_test ;;
+      jupyter) stage_jupyter ;;
     esac
   done
   if [[ $VERB == env || " $SKIP " == *" train "* ]]; then say "next: $SELF train"; fi

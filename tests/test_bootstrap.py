@@ -169,6 +169,7 @@ def copy(tmp_path: Path, wheelhouse: Path) -> Copy:
     made.quick_uv()
     made.lock("alpha==1.0", "beta==1.0")
     made.lock_words("1.0")
+    (root / "jupyter.lock").write_text("# a lock\n")
     return made
 
 
@@ -212,12 +213,12 @@ def test_help_names_every_option_and_exit_code(copy: Copy) -> None:
     text = copy.run("--help").stdout
     script = (ROOT / "bootstrap.sh").read_text(encoding="utf-8")
     codes = set(re.findall(r"\b(?:fail|problem|on_signal) (\d+)", script))
-    assert {"10", "11", "12", "13", "14", "15", "16", "17", "143"} <= codes
+    assert {"10", "11", "12", "13", "14", "15", "16", "17", "18", "143"} <= codes
     explained = text.partition("Exit codes")[2]
     assert all(re.search(rf"\b{code}\b", explained) for code in codes)
     for name in set(re.findall(r"VQA_[A-Z_]*[A-Z]", script)) - {"VQA_REPRO_WITHOUT"}:
         assert f"--{name[4:].lower().replace('_', '-')}" in text
-    assert all(f"\n  {stage} " in text for stage in STAGES)
+    assert all(f"\n  {stage} " in text for stage in (*STAGES, "test", "jupyter"))
     assert files_below(copy.root, copy.home) == before
 
 

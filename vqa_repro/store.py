@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from vqa_repro.atomic import write_atomic
 from vqa_repro.errors import UserError

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from vqa_repro import doctor
 from vqa_repro.answering import ask, predictions

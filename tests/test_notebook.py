@@ -1,0 +1,76 @@
+"""notebooks/tour.ipynb, run from top to bottom, on drawn pictures in place of easy-VQA."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import PROJECT
+from nbclient import NotebookClient
+
+TOUR = PROJECT / "notebooks" / "tour.ipynb"
+
+
+def test_the_notebook_is_committed_without_outputs() -> None:
+    # As git has it: the file of a person who ran it holds outputs.
+    show = ["git", "-C", str(PROJECT), "show", f":{TOUR.relative_to(PROJECT)}"]
+    shown = subprocess.run(show, capture_output=True, text=True)
+    text = shown.stdout if shown.returncode == 0 else TOUR.read_text(encoding="utf-8")
+    tour = nbformat.reads(text, as_version=4)
+    nbformat.validate(tour)
+    assert tour.metadata.kernelspec.name == "vqa_repro"
+    for cell in tour.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None, cell.source
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel called vqa_repro: this Python, this project."""
+    folder = tmp_path / "kernels" / "vqa_repro"
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": command, "display_name": "vqa_repro", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(
+    kernel: None, tmp_path: Path, drawn_folder: Path
+) -> None:
+    tour = nbformat.read(TOUR, as_version=4)
+    (parameters,) = (cell for cell in tour.cells if "parameters" in cell.metadata.get("tags", []))
+    changes = {
+        "data.name": str(drawn_folder),
+        "data.test": "val",
+        "data.picture_size": 32,
+        "data.validation": 0.1,
+        "model.hidden": 16,
+        "model.attention": 16,
+        "training.batch_size": 12,
+        "training.epochs": 3,
+    }
+    parameters.source = (
+        f"FOLDER = Path({str(tmp_path)!r})\nRECIPE = 'easy-vqa'\nCHANGES = {changes}"
+    )
+    NotebookClient(tour, timeout=400, resources={"metadata": {"path": tmp_path}}).execute()
+
+    outputs = [output for cell in tour.cells for output in cell.get("outputs", [])]
+    said = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert [o.text for o in outputs if o.get("name") == "stderr"] == []
+    figures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(figures) == 3  # pictures and questions, curves, attention
+
+    run = tmp_path / "runs" / drawn_folder.name
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["epochs"] == 3
+    assert f"{metrics['overall']:.2f}%  this run" in said
+    assert "120 questions about 40 pictures" in said
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.lower().startswith("<!doctype html>")
