@@ -1,17 +1,32 @@
-"""The table of runs beside the published figures."""
+"""The report on runs: the table, the page, the pictures for slides."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import environ
+from PIL import Image
 
-from vqa_repro import report
+from vqa_repro import comparison, gallery, report
+from vqa_repro import report_page as page
 from vqa_repro.errors import UserError
-from vqa_repro.recipe import load_recipe
+from vqa_repro.recipe import load_recipe, recipe_names
 from vqa_repro.run import Run, create_run, open_run, write_json
 from vqa_repro.vocab import Vocabulary
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+QUIET = (
+    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
 VOCABULARY = Vocabulary(("<pad>", "<unk>", "what"), ("chair", "table"))
 
 
@@ -36,7 +51,7 @@ def test_seeds_are_one_row_beside_the_paper_and_changes_another(
 ) -> None:
     runs = [finished(tmp_path, seed, 45.0 + seed) for seed in range(3)]
     runs.append(finished(tmp_path, 0, 40.0, **{"model.input_dropout": 0.0}))
-    assert report.main([str(run) for run in runs]) == 0
+    assert report.main([*map(str, runs), "--markdown"]) == 0
     said = capsys.readouterr().out
     assert "### daquar-reduced, test (290 questions)" in said
     _, _, same, changed = rows(said)
@@ -50,7 +65,8 @@ def test_seeds_are_one_row_beside_the_paper_and_changes_another(
 
 def test_it_is_written_whole_to_a_file(tmp_path: Path) -> None:
     out = tmp_path / "table.md"
-    assert report.main([str(finished(tmp_path, 0, 45.0)), "--out", str(out)]) == 0
+    run = finished(tmp_path, 0, 45.0)
+    assert report.main([str(run), "--markdown", "--out", str(out)]) == 0
     assert len(rows(out.read_text())) == 3
 
 
@@ -67,3 +83,274 @@ def test_hidden_answers_have_no_figure(tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "hidden")
     write_json(tmp_path / "hidden" / "metrics.json", {**metrics, "overall": None})
     assert rows(report.markdown([open_run(tmp_path / "hidden")]))[2][3] == ""
+
+
+def log(folder: Path, epochs: int, *, of: int = 20) -> None:
+    lines: list[dict[str, Any]] = [
+        {"type": "step", "step": 10 * n, "epoch": n / 10, "loss": 3.0, "accuracy": 2.0}
+        for n in range(1, 8)
+    ]
+    lines += [
+        {"type": "epoch", "step": 100 * n, "epoch": n, "loss": 3 / n, "accuracy": 40.0 + n}
+        | {"validation_accuracy": 30.0 + n}
+        for n in range(1, epochs + 1)
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def add_gallery(folder: Path, wrong: int = 3, question: str = "what is it?") -> None:
+    """Wrong answers, with attention of SAN and HieCoAtt, and one right one."""
+    maps = {"hop 1": [0.1, 0.2, 0.3, 0.4], "phrase/image": [0.25] * 4, "phrase/question": [0.3] * 4}
+    asked = [
+        asdict(
+            gallery.Asked(
+                n, f"{question} {n}", ["what", "is", "it", "?"], ["cat"], "cat", float(n == 0),
+                0.25, [("cat" if n == 0 else "dog", 0.5)], maps, "1.jpg",
+            )
+        )
+        for n in range(wrong + 1)
+    ]  # fmt: skip
+    errors = list(range(1, wrong + 1))
+    content = {"lists": {"best": [0], "errors": errors}, "wrong": wrong, "asked": asked}
+    (folder / "gallery.json").write_text(json.dumps(content))
+    (folder / "gallery").mkdir()
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(folder / "gallery" / "1.jpg")
+
+
+def made(*runs: Path, language: str = "en") -> str:
+    return page.page([open_run(run) for run in runs], language, None)
+
+
+def unfinished(folder: Path, epochs: int) -> Path:
+    run = finished(folder, 1, 99.0)
+    (run / "metrics.json").unlink()
+    log(run, epochs)
+    return run
+
+
+def test_the_page_is_one_file_that_asks_nothing_of_the_network(
+    finished_hiecoatt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a page.html"
+    assert report.main([str(finished_hiecoatt), "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    html = out.read_text()
+    assert not re.search(r"""(?:src|href|url|action)\s*[=(]\s*["']?\s*(?!#|data:)[a-z/.]""", html)
+    assert "default-src 'none'" in html and 'http-equiv="refresh"' not in html
+    assert "Question level" in html and "问题层" in html
+    assert "HieCoAtt, drawn squares" in html and "data:image/jpeg" in html
+
+
+def test_the_difference_is_marked_in_words(tmp_path: Path) -> None:
+    runs = [finished(tmp_path, 0, 45.0), finished(tmp_path, 0, 20.0, **{"model.layers": 1})]
+    html = made(*runs)
+    assert '<span class="within">≈ -1.2' in html and "within the sampling error (±5.8)" in html
+    assert '<span class="lower">▼ -26.2' in html
+    assert "Yang et al. 2016" in html and "model.layers=1" in html
+    assert "--recipe san-2-lstm-daquar-reduced --set model.layers=1" in html
+
+
+def test_types_stand_beside_the_published_ones(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    metrics = json.loads((run / "metrics.json").read_text())
+    write_json(run / "metrics.json", {**metrics, "per_answer_type": {"color": 51.25}})
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["published"]["others"]["color"] = 50.0
+    write_json(run / "recipe.json", recipe)
+    assert re.search(r"color</th>.*51\.2.*50\.0, ▲ \+1\.2", made(run), re.DOTALL)
+
+
+def test_an_unfinished_run_shows_what_there_is(tmp_path: Path) -> None:
+    fresh = unfinished(tmp_path, 0)
+    (fresh / "log.jsonl").unlink()
+    assert "not finished: epoch 0 of 20" in made(fresh) and "Nothing is logged yet" in made(fresh)
+    log(fresh, 0)
+    assert made(fresh).count("<polyline") > 1, "the first steps are a curve"
+    log(fresh, 3)
+    with (fresh / "log.jsonl").open("a") as file:
+        file.write('{"type": "epoch", "st')  # being written
+    html = made(fresh, finished(tmp_path, 0, 45.0))
+    assert "not finished: epoch 3 of 20" in html and "held-out accuracy 33.0%" in html
+    assert "<strong>45.0</strong>" in html and "99.0</strong>" not in html
+
+
+def test_watch_ends_with_the_last_run_and_only_then_the_page_stays(tmp_path: Path) -> None:
+    run, out = unfinished(tmp_path, 2), tmp_path / "watched.html"
+    watcher = subprocess.Popen(
+        [sys.executable, "-m", "vqa_repro.report", run, "--watch", "1", "--out", out],
+        env=environ(), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        for _ in range(1200):
+            if out.exists():
+                break
+            time.sleep(0.1)
+        assert '<meta http-equiv="refresh" content="1">' in out.read_text()
+        assert "epoch 2 of 20" in out.read_text()
+        metrics = {"data": "daquar-reduced", "split": "test", "questions": 290, "overall": 41.5}
+        write_json(run / "metrics.json", {**metrics, "seconds": 1.0, "epochs": 20})
+        watcher.communicate(timeout=120)
+    finally:
+        watcher.kill()
+    assert watcher.returncode == 0
+    assert "41.5" in out.read_text() and 'http-equiv="refresh' not in out.read_text()
+
+
+def test_a_run_without_a_gallery_says_how_to_make_one(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    assert f"python -m vqa_repro.gallery {run}" in made(run)
+    (run / "metrics.json").unlink()
+    assert "vqa_repro.gallery" not in made(run)
+
+
+def test_both_languages_say_everything() -> None:
+    for key, texts in page.words().items():
+        assert set(texts) == set(page.LANGUAGES), key
+        fields = [set(re.findall(r"{\w+}", text)) for text in texts.values()]
+        assert fields[0] == fields[1] and all(texts.values()), key
+    used = (page.FOLDER / "report.html").read_text()
+    for key in re.findall(r'\bt\("(\w+)"[,)]', used):
+        assert key in page.words(), key
+
+
+BAD = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}\ud800"
+
+
+def test_texts_of_strangers_stay_texts(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    for name, key in (("recipe", "title"), ("environment", "device"), ("environment", BAD)):
+        content = json.loads((run / f"{name}.json").read_text())
+        (run / f"{name}.json").write_text(json.dumps({**content, key: BAD} if key != BAD else
+                                                     {**content, "without": [BAD]}))  # fmt: skip
+    metrics = json.loads((run / "metrics.json").read_text())
+    bad_types = {"per_answer_type": {BAD: 1.0}, "wups_" + BAD: 2.0}
+    (run / "metrics.json").write_text(json.dumps({**metrics, **bad_types}))
+    log(run, 2)
+    add_gallery(run, question=BAD)
+    out = tmp_path / "r.html"
+    report.write([run], out, "en", None)
+    html = out.read_text()
+    assert html.count("<script") == 1 and "<img" not in html and "alert(1)" in html
+    assert "{{ 7*7 }}" in html
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", []),
+        ("metrics.json", {"questions": "many"}),
+        ("metrics.json", {"questions": 3, "epochs": 1, "seconds": 1, "overall": "high"}),
+        ("metrics.json", {"questions": 3, "epochs": 1, "seconds": 1, "overall": 1e9}),
+        ("metrics.json", {"questions": 3, "epochs": 1, "seconds": 1, "per_answer_type": [1]}),
+        ("environment.json", {"device": 1}),
+        ("environment.json", "x"),
+        ("features.json", {"channels": 3, "scale": 1.0}),
+        ("log.jsonl", {"step": 1, "type": "epoch", "epoch": "1", "loss": 1, "accuracy": 1}),
+        ("log.jsonl", {"step": 1, "type": "epoch", "epoch": 1, "loss": 1e999, "accuracy": 1}),
+        ("gallery.json", {"lists": {}}),
+    ],
+)
+def test_a_hostile_run_folder_is_one_clear_line(tmp_path: Path, name: str, content: object) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    (run / name).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=re.escape(name)) as error:
+        report.write([run], tmp_path / "r.html", "en", None)
+    assert "\n" not in str(error.value) and not (tmp_path / "r.html").exists()
+
+
+def test_the_command_or_the_recipe_repeats_the_run(tmp_path: Path) -> None:
+    for number, name in enumerate(recipe_names()[::6]):
+        changes = {"training.seed": 3, "model.dropout": 0.25}
+        recipe = load_recipe(name, {} if "question-only" in name else changes)
+        run = Run(tmp_path / str(number), recipe, VOCABULARY, {})
+        command, file = comparison.repeat(run)
+        assert f"--recipe {name}" in command and not file
+        (tmp_path / "recipe.toml").write_text(comparison.toml(recipe.to_json()))
+        again = load_recipe(str(tmp_path / "recipe.toml"), {}).to_json()
+        for key in ("title", "data", "model", "training", "published"):
+            assert again[key] == recipe.to_json()[key], (name, key)
+
+
+def test_pictures_for_slides(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    log(run, 3)
+    add_gallery(run, question="$5 or $6?")
+    out = tmp_path / "slides"
+    assert report.main([str(run), "--png", str(out), "--out", str(tmp_path / "r.html")]) == 0
+    names = {path.name for path in out.iterdir()}
+    assert {"curves.png", "accuracy.png", "1-45.0-best-1.png", "1-45.0-errors-3.png"} <= names
+    for path in out.iterdir():
+        with Image.open(path) as image:
+            assert image.width > 500
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM:
+        pytest.skip("no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield running
+        running.close()
+
+
+@pytest.mark.slow
+def test_leafing_and_the_error_sheet_in_a_browser(browser: Any, tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    log(run, 3)
+    add_gallery(run, question=BAD)
+    out = tmp_path / "r.html"
+    report.write([run], out, "en", None)
+    context = browser.new_context(viewport={"width": 420, "height": 800})
+    tab = context.new_page()
+    asked, errors = [], []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("console", lambda message: errors.append(message.text))
+    tab.on("dialog", lambda dialog: (errors.append("a dialog"), dialog.dismiss()))
+    tab.goto(out.as_uri())
+    album = tab.locator("#g1-errors")
+    leaf = album.locator(".leaf:visible")
+    assert leaf.count() == 1 and album.locator("output").inner_text() == "1 / 3"
+    album.locator(".on").click()
+    assert album.locator("output").inner_text() == "2 / 3"
+    assert leaf.get_attribute("data-question") == "2"
+    tab.keyboard.press("ArrowLeft")
+    assert leaf.get_attribute("data-question") == "1" and album.locator(".back").is_disabled()
+    tab.keyboard.press("2")
+    tab.keyboard.press("ArrowRight")
+    leaf.get_by_label("attention on the wrong region").check()
+    sheet = tab.locator(".sheet")
+    counts = dict(
+        zip(page.ERROR_CLASSES, sheet.locator("tbody .count").all_inner_texts(), strict=True)
+    )
+    assert counts == {"region": "1", "answer": "1", "ambiguous": "0", "label": "0"}
+    assert sheet.locator("tbody .share").all_inner_texts() == ["50%", "50%", "0%", "0%"]
+    assert sheet.locator(".all").inner_text() == "2 / 3"
+    with tab.expect_download() as download:
+        sheet.locator(".save").click()
+    saved = tmp_path / "marks.json"
+    download.value.save_as(saved)
+    assert json.loads(saved.read_text())["marks"] == {"1": "answer", "2": "region"}
+
+    tab.reload()
+    assert sheet.locator(".all").inner_text() == "2 / 3", "kept over a reload"
+    album.locator(".on").click()
+    tab.keyboard.press("4")
+    assert sheet.locator(".all").inner_text() == "3 / 3"
+    sheet.locator("input[type=file]").set_input_files(saved)
+    tab.wait_for_function("document.querySelector('.all').textContent === '2 / 3'")
+    saved.write_text("no marks")
+    sheet.locator("input[type=file]").set_input_files(saved)
+    sheet.locator(".not-marks").wait_for(state="visible")
+
+    tab.get_by_label("中文").check()
+    assert tab.locator("h1").inner_text() == page.words()["title"]["zh"]
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert tab.evaluate(overflow) <= 0, "a small screen needs no scrolling sideways"
+    tab.emulate_media(media="print")
+    assert album.locator(".leaf:visible").count() == 3, "paper shows more than the open leaf"
+    assert tab.locator("button:visible, fieldset:visible").count() == 0
+    assert errors == []
+    assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}

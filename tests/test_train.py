@@ -32,8 +32,9 @@ def test_the_run_folder_is_complete(finished: Path) -> None:
     assert names == {
         *("recipe.json", "environment.json", "vocabulary.json", "features.json", "log.jsonl"),
         *("model.safetensors", "checkpoint.pt", "checkpoint.previous.pt"),
-        *("results.json", "metrics.json", "curves.png"),
+        *("results.json", "metrics.json", "curves.png", "gallery.json"),
         *(f"attention/{n}.png" for n in range(1, outcome.PICTURES + 1)),
+        *(f"gallery/{n}.jpg" for n in range(1, 13)),  # all pictures of the test, each once
     }
     environment = json.loads((finished / "environment.json").read_text())
     assert environment["packages"]["torch"] in torch.__version__

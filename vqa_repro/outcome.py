@@ -1,19 +1,20 @@
 """What comes of a training: answers to the test questions, their score, pictures, a table."""
 
+import io
 import shlex
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from PIL import Image
 
-from vqa_repro import metric, plots, wups
-from vqa_repro.answering import predictions
+from vqa_repro import gallery, metric, plots, wups
 from vqa_repro.datasets import DATA_SETS
 from vqa_repro.errors import UserError
-from vqa_repro.example import Example, Split
+from vqa_repro.example import Split
+from vqa_repro.gallery import Asked, Gallery
 from vqa_repro.material import Material
 from vqa_repro.model import Network
-from vqa_repro.predict import Predictor, draw
 from vqa_repro.run import Run, read_json, write_json
 
 PICTURES = 8  # attention pictures drawn at the end
@@ -22,14 +23,15 @@ PICTURES = 8  # attention pictures drawn at the end
 def finish(run: Run, network: Network, material: Material, seconds: float) -> None:
     """Test, draw, and mark the run as finished."""
     recipe = run.recipe
-    answers = run.vocabulary.answers
-    predicted = predictions(network, material.rows, material.test).tolist()
-    ids = material.test.question_id.tolist()
-    results = {i: answers[p] for i, p in zip(ids, predicted, strict=True)}
+    answered = gallery.answer_all(network, material.rows, material.test)
+    results = gallery.results_of(run, material.test, answered)
     metric.write_results(run.folder / "results.json", results)
     log = run.log()
     plots.curves(log, run.folder / "curves.png", recipe.title)
-    draw_some(run, material, results)
+    try:
+        draw_some(run, gallery.make(run, network, material, answered, results))
+    except UserError as error:
+        print(f"  no gallery for the report and no attention pictures: {error}")
     epochs = [r for r in log if r["type"] == "epoch"]
     kept = epochs[-1]
     if recipe.training.keep == "best":
@@ -68,37 +70,27 @@ def scores(run: Run, results: dict[int, str], split: Split) -> dict[str, Any]:
     return scored
 
 
-def draw_some(run: Run, material: Material, results: dict[int, str]) -> None:
+def draw_some(run: Run, made: Gallery) -> None:
     """Attention pictures of a few test questions about different pictures."""
-    split = material.test_split
-    missing = [path for path in split.images.values() if not path.exists()]
-    if missing:
-        print(f"  no attention pictures: {missing[0]} is missing")
-        return
     folder = run.folder / "attention"
     folder.mkdir(exist_ok=True)
-    predictor = Predictor(run, material.rows.device)
-    for number, example in enumerate(spread(split.examples), start=1):
-        note = results[example.question_id]
-        if example.answers:
-            right = metric.accuracy(note, example.answers) > 0
-            note += " (right)" if right else f" (wrong), should be {example.answer}"
-        picture = split.images[example.image]
-        row = torch.tensor([material.row_of[example.image]], device=material.rows.device)
-        prediction = predictor.answer(material.rows[row], example.question)
-        draw(prediction, picture, folder / f"{number}.png", note)
+    shown = [made.asked[position] for position in made.lists["sample"][:PICTURES]]
+    for number, asked in enumerate(shown, start=1):
+        if asked.picture is None:  # a model that sees no picture, and none is there
+            print("  no attention pictures: the pictures are missing")
+            return
+        draw(asked, made.pictures[asked.picture], folder / f"{number}.png")
 
 
-def spread(examples: list[Example]) -> Iterator[Example]:
-    """Up to PICTURES examples, each about another picture: its first question, its second, ..."""
-    by_picture: dict[str, list[Example]] = {}
-    for example in examples:
-        by_picture.setdefault(example.image, []).append(example)
-    pictures = list(by_picture.values())
-    count = min(PICTURES, len(pictures))
-    for number in range(count):
-        asked = pictures[number * len(pictures) // count]
-        yield asked[number % len(asked)]
+def draw(asked: Asked, picture: bytes, path: Path) -> None:
+    """Write the ``picture`` (a JPEG) with the attention over it as PNG."""
+    note = asked.answers[0][0]
+    if asked.accuracy is not None:
+        right = asked.accuracy > 0
+        note += " (right)" if right else f" (wrong), should be {asked.label}"
+    maps = {name: np.array(weights) for name, weights in asked.attention.items()}
+    pixels = np.array(Image.open(io.BytesIO(picture)))
+    plots.attention(pixels, asked.question, asked.answers, maps, path, note)
 
 
 def table(run: Run) -> str:
@@ -125,6 +117,7 @@ def table(run: Run) -> str:
             f"  curves             {run.folder / 'curves.png'}",
             f"  where it looked    {run.folder / 'attention'}",
             f"  answers            {run.folder / 'results.json'}",
+            f"  all of it, a page  python -m vqa_repro.report {shlex.quote(str(run.folder))}",
             f"  ask it             python -m vqa_repro.predict --run {shlex.quote(str(run.folder))}"
             " --image PICTURE --question QUESTION --attention look.png",
         ]

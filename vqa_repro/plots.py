@@ -1,5 +1,6 @@
 """Pictures of a run: curves, and attention over the pictures asked about."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from vqa_repro.atomic import write_atomic
 Floats = npt.NDArray[np.floating[Any]]
 # Attention is smoothed with a Gaussian of half a region, as wide as one needs to hide the grid.
 SMOOTHING = 0.5
+# (64, 4) uint8 RGBA, from no attention to most: laid over the picture.
+_SHARES = np.linspace(0, 1, 64)
+HEAT = matplotlib.colormaps["jet"](_SHARES, alpha=0.15 + 0.5 * _SHARES, bytes=True)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -48,7 +52,57 @@ def curves(log: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle(title)
+    figure.suptitle(_literal(title))
+    save(figure, path)
+
+
+def overlaid(rows: Sequence[tuple[str, Sequence[Sequence[Mapping[str, Any]]]]], path: Path) -> None:
+    """Curves of all runs over epochs: a colour for each row (title, logs of its runs)."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    quantities = (
+        ("loss", "loss in training"),
+        ("accuracy", "accuracy in training, %"),
+        ("validation_accuracy", "accuracy on held-out pictures, %"),
+    )
+    for panel, (key, words) in zip(panels, quantities, strict=True):
+        for number, (title, logs) in enumerate(rows):
+            for n, log in enumerate(logs):
+                shown = [r for r in log if r["type"] == "epoch" and key in r]
+                panel.plot(
+                    [r["epoch"] for r in shown],
+                    [r[key] for r in shown],
+                    color=f"C{number % 10}",
+                    marker="." if len(shown) == 1 else None,
+                    label=_literal(title) if n == 0 else None,
+                )
+        panel.set(xlabel="epoch", title=words)
+        panel.grid(alpha=0.3)
+    panels[0].set_yscale("log")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", fontsize=8)
+    save(figure, path)
+
+
+def beside_published(
+    figures: Sequence[tuple[str, float, float | None, float | None]], path: Path
+) -> None:
+    """Accuracies in percent: (title, ours, its spread over seeds, the published one)."""
+    titles, ours, spread, published = zip(*figures, strict=True)
+    names = [textwrap.fill(_literal(title), 44) for title in titles]
+    rows = sum(max(2, name.count("\n") + 1) for name in names)
+    figure = Figure(figsize=(9, 1.4 + 0.25 * rows), layout="constrained")
+    axes = figure.subplots()
+    at = list(range(len(figures)))[::-1]
+    errors = [deviation or 0.0 for deviation in spread]
+    axes.barh(at, ours, xerr=errors, height=0.6, capsize=3, color="C0", label="ours")
+    known = [(value, y) for value, y in zip(published, at, strict=True) if value is not None]
+    if known:
+        values, places = zip(*known, strict=True)
+        axes.scatter(values, places, marker="|", s=400, color="k", label="published")
+    axes.set_yticks(at, names, fontsize=8)
+    axes.set_xlabel("accuracy on the test, % (mean, standard deviation over seeds)")
+    figure.legend(loc="outside lower center", fontsize=8, ncols=2)
     save(figure, path)
 
 
@@ -88,19 +142,24 @@ def attention(
     for panel, (name, weights) in zip(panels[1:], on_image.items(), strict=False):
         panel.imshow(picture)
         heat = over_picture(weights, (width, height))
-        panel.imshow(matplotlib.colormaps["jet"](heat), alpha=0.15 + 0.5 * heat)
-        panel.set_title(f"{name} (largest weight {np.max(weights):.0%})", fontsize=9)
+        panel.imshow(HEAT[np.rint(heat * (len(HEAT) - 1)).astype(int)])
+        panel.set_title(_literal(f"{name} (largest weight {np.max(weights):.0%})"), fontsize=9)
     for panel in panels[:-1]:
         panel.set_axis_off()
     bars = panels[-1]
     texts = [text for text, _ in answers][::-1]
     values = [probability for _, probability in answers][::-1]
     bars.barh(range(len(texts)), values)
-    bars.set_yticks(range(len(texts)), texts)
+    bars.set_yticks(range(len(texts)), [_literal(text) for text in texts])
     bars.set_xlim(0, 1)
     bars.set_title("probability", fontsize=9)
-    figure.suptitle(f"{question}\n{note}" if note else question, fontsize=11)
+    figure.suptitle(_literal(f"{question}\n{note}" if note else question), fontsize=11)
     save(figure, path)
+
+
+def _literal(text: str) -> str:
+    """``text`` as matplotlib shows it unchanged: between dollar signs it would read a formula."""
+    return text.replace("$", r"\$")
 
 
 def _is_grid(name: str) -> bool:

@@ -1,22 +1,35 @@
-"""Runs side by side: the paper's figures beside ours, as a Markdown table.
+"""Runs beside the published figures: a page to read, leaf through and fill in.
 
-python -m vqa_repro.report runs/*
-python -m vqa_repro.report runs/san-2-lstm-daquar* --out table.md
+python -m vqa_repro.report runs/*                         # report.html, one file, needs no network
+python -m vqa_repro.report runs/* --watch 30              # anew every 30 s until all are finished
+python -m vqa_repro.report runs/* --png slides            # pictures for slides
+python -m vqa_repro.report runs/* --markdown              # the table alone, for a README
 """
 
 import argparse
+import re
 import shlex
 import statistics
-from collections import defaultdict
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from vqa_repro import gallery, outcome, plots
 from vqa_repro.atomic import write_atomic
+from vqa_repro.comparison import (
+    Row,
+    made_by,
+    names_of,
+    read_environment,
+    read_log,
+    rows,
+    tables,
+)
 from vqa_repro.errors import UserError, main_guard
-from vqa_repro.run import Run, open_run, read_json
+from vqa_repro.report_page import LANGUAGES, page
+from vqa_repro.run import Run, open_run
 
-Group = list[tuple[Run, dict[str, Any]]]  # runs that differ in their seeds alone, their metrics
+SHOWN = 3  # attention pictures of each list among the PNG files
 
 
 def markdown(runs: Sequence[Run]) -> str:
@@ -24,68 +37,46 @@ def markdown(runs: Sequence[Run]) -> str:
 
     Raises UserError, naming the run, for one that is not finished.
     """
-    groups: dict[str, Group] = defaultdict(list)
     for run in runs:
         if not run.finished:
             raise UserError(f"{run.folder}: not finished; train it with --resume")
-        groups[_what(run)].append((run, read_json(run.folder / "metrics.json")))
     lines = []
-    for data, split in dict.fromkeys(
-        (m["data"], m["split"]) for g in groups.values() for _, m in g
-    ):
-        of_data = [
-            g for g in groups.values() if (g[0][1]["data"], g[0][1]["split"]) == (data, split)
-        ]
-        questions = of_data[0][0][1]["questions"]
+    for (data, split), of_data in tables(rows(runs)).items():
+        questions = of_data[0].metrics[0]["questions"]
         lines += [f"### {data}, {split} ({questions:,} questions)", "", *_table(of_data), ""]
     return "\n".join([*lines, *_made_with(runs)])
 
 
-def _what(run: Run) -> str:
-    """The recipe and what was changed in it, but for the seed."""
-    recipe = run.recipe.to_json()
-    changes = [key for key in run.recipe.changed if key != "training.seed"]
-    values = [recipe[section][key] for section, key in (c.split(".", 1) for c in changes)]
-    return ", ".join([run.recipe.title, *map("{}={}".format, changes, values)])
-
-
-def _table(groups: Sequence[Group]) -> list[str]:
-    names = ["overall"]
-    for group in groups:
-        for _, metrics in group:
-            names += [n for n in metrics if n.startswith("wups") and n not in names]
+def _table(of_data: Sequence[Row]) -> list[str]:
+    names = names_of(of_data)
     head = ["", "seeds", "published", *(_in_words(name) for name in names), "minutes", "epochs"]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for group in groups:
-        run, first = group[0]
-        published = run.recipe.published
-        rows.append(
+    cells = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for row in of_data:
+        minutes = statistics.mean(m["seconds"] for m in row.metrics) / 60
+        cells.append(
             [
-                _what(run),
-                str(len(group)),
-                f"{published.accuracy:.1f}" if published else "",
-                *(_mean(name, group) for name in names),
-                f"{statistics.mean(m['seconds'] for _, m in group) / 60:.1f}",
-                str(first["epochs"]),
+                row.title,
+                str(len(row.metrics)),
+                f"{row.published.accuracy:.1f}" if row.published else "",
+                *(_mean(name, row) for name in names),
+                f"{minutes:.1f}",
+                str(row.metrics[0]["epochs"]),
             ]
         )
-    return ["| " + " | ".join(row) + " |" for row in rows]
+    return ["| " + " | ".join(row) + " |" for row in cells]
 
 
-def _mean(name: str, group: Group) -> str:
+def _mean(name: str, row: Row) -> str:
     """Mean and standard deviation over the seeds, and the published figure where there is one."""
-    values = [metrics[name] for _, metrics in group if metrics.get(name) is not None]
-    if not values:
+    figure = row.figure(name)
+    if figure is None:
         return ""
-    text = f"{statistics.mean(values):.1f}"
-    if len(values) > 1:
-        text += f" ± {statistics.stdev(values):.1f}"
-    published = group[0][0].recipe.published
-    if published and name in published.others:
-        text += f" ({published.others[name]:.1f})"
-    if published and name == "overall":
-        text = f"**{text}** ({statistics.mean(values) - published.accuracy:+.1f})"
-    return text
+    text = f"{figure.mean:.1f}"
+    if figure.deviation is not None:
+        text += f" ± {figure.deviation:.1f}"
+    if name != "overall":
+        return text if figure.published is None else f"{text} ({figure.published:.1f})"
+    return f"**{text}**" + ("" if figure.difference is None else f" ({figure.difference:+.1f})")
 
 
 def _in_words(name: str) -> str:
@@ -93,31 +84,104 @@ def _in_words(name: str) -> str:
 
 
 def _made_with(runs: Sequence[Run]) -> list[str]:
-    """Where, with what features, and how to repeat it."""
-    lines = []
-    environments = [read_json(run.folder / "environment.json") for run in runs]
-    devices = {f"{e['device']}, torch {e['packages']['torch']}": None for e in environments}
-    lines += ["Trained on " + "; ".join(devices) + "."]
-    for made_by in {str(run.features["made_by"]): run.features["made_by"] for run in runs}.values():
-        lines += [
-            "Features: " + ", ".join(f"{key} {value}" for key, value in made_by.items()) + "."
-        ]
+    """Where, and with what features."""
+    environments = [read_environment(run) for run in runs]
+    devices = {f"{e['device']}, torch {e['packages'].get('torch')}": None for e in environments}
+    lines = ["Trained on " + "; ".join(devices) + "."]
+    for made in {str(made_by(run)): made_by(run) for run in runs}.values():
+        lines += ["Features: " + ", ".join(f"{key} {value}" for key, value in made.items()) + "."]
     return lines
+
+
+def slides(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Write curves.png, accuracy.png, and attention pictures of each recipe's first gallery."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--png {folder}: cannot be made: {error.strerror}") from None
+    together = rows(runs)
+    written = [folder / "curves.png"]
+    plots.overlaid([(row.title, [read_log(run) for run in row.runs]) for row in together], *written)
+    figures = [(row.title, *figure) for row in together if (figure := row.figure("overall"))]
+    if figures:
+        written.append(folder / "accuracy.png")
+        plots.beside_published(figures, written[-1])
+    for number, row in enumerate(together, start=1):
+        run, kept = next(((r, g) for r in row.runs if (g := gallery.read(r.folder))), (None, None))
+        if run is None or kept is None:
+            continue
+        name = re.sub(r"[^A-Za-z0-9.-]+", "-", run.folder.name).strip(".-")
+        for listed, positions in kept.lists.items():
+            for n, asked in enumerate([kept.asked[p] for p in positions[:SHOWN]], start=1):
+                if asked.picture is not None:
+                    written.append(folder / f"{number}-{name}-{listed}-{n}.png")
+                    outcome.draw(asked, kept.pictures[asked.picture], written[-1])
+    return written
+
+
+def write(folders: Sequence[Path], out: Path, language: str, refresh: float | None) -> bool:
+    """Write the page; ``refresh`` (seconds) goes into it while a run is not finished.
+
+    Returns whether all runs are finished.
+    """
+    runs = [open_run(folder) for folder in folders]
+    finished = all(run.finished for run in runs)
+    # A text of a stranger's may hold half a surrogate pair, which is no UTF-8.
+    text = page(runs, language, None if finished else refresh).encode(errors="replace")
+    write_atomic(out, lambda file: file.write(text))
+    return finished
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 86_400:
+        raise argparse.ArgumentTypeError("between 1 and 86400 seconds")
+    return value
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m vqa_repro.report", description=__doc__.splitlines()[0]
+        prog="python -m vqa_repro.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished run folders")
-    parser.add_argument("--out", type=Path, help="write the table there")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folders; they may still train"
+    )
+    parser.add_argument("--out", type=Path, help="write there (default: report.html)")
+    parser.add_argument(
+        "--language", choices=LANGUAGES, default="en", help="which the page begins with"
+    )
+    parser.add_argument("--png", type=Path, metavar="DIR", help="write pictures for slides too")
+    parser.add_argument(
+        "--watch",
+        type=seconds,
+        metavar="SECONDS",
+        help="write the page anew so often until all runs are finished",
+    )
+    parser.add_argument(
+        "--markdown", action="store_true", help="the table alone, printed or written to --out"
+    )
     args = parser.parse_args(arguments)
-    text = markdown([open_run(folder) for folder in args.runs])
-    if args.out:
-        write_atomic(args.out, lambda file: file.write(text.encode() + b"\n"))
-        print(f"table: {shlex.quote(str(args.out))}")
-    else:
-        print(text)
+    if args.markdown:
+        if args.watch or args.png:
+            raise UserError("--markdown: goes without --watch and --png")
+        text = markdown([open_run(folder) for folder in args.runs])
+        if args.out:
+            write_atomic(args.out, lambda file: file.write(text.encode() + b"\n"))
+            print(f"table: {shlex.quote(str(args.out))}")
+        else:
+            print(text)
+        return 0
+    out = args.out or Path("report.html")
+    finished = write(args.runs, out, args.language, args.watch)
+    print(f"page: {shlex.quote(str(out))}", flush=True)
+    while args.watch and not finished:
+        time.sleep(args.watch)
+        finished = write(args.runs, out, args.language, args.watch)
+    if args.png:
+        written = slides([open_run(folder) for folder in args.runs], args.png)
+        print(f"pictures for slides: {len(written)} in {shlex.quote(str(args.png))}")
     return 0
 
 

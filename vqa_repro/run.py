@@ -10,7 +10,8 @@ checkpoint.pt       weights, optimiser, random numbers, position: what --resume 
                     checkpoint.previous.pt is the one before
 results.json        answers to the test questions, in the submission format
 metrics.json        written last: its presence says that the run is finished
-curves.png, attention/
+gallery.json        test questions worth looking at, for the report; gallery/ has their pictures
+curves.png, attention/, tensorboard/
 """
 
 import io
