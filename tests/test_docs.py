@@ -1,0 +1,502 @@
+"""The documents: what they tell to type works, what they point to is there.
+
+Every line of a fenced block without a language is a command. Options, recipes and stages are
+checked for all of them; those of ``RUN`` are run in a folder where the names that the documents
+use are there. Python blocks are run, a document's one after the other; the three examples of
+extending.md are added to a copy of the package, and the Slurm script is pre-empted.
+"""
+
+import ast
+import csv
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from conftest import OPTIONS, PROJECT, environ
+
+import checkpoints_setup
+from vqa_repro.datasets import find_data_set
+from vqa_repro.model import build
+from vqa_repro.recipe import load_recipe
+from vqa_repro.run import Run
+from vqa_repro.train import change
+from vqa_repro.vocab import Vocabulary
+
+DOCUMENTS = [*sorted(PROJECT.glob("README*.md")), *sorted((PROJECT / "docs").glob("*.md"))]
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+# Verbs that are run; the others' options are checked. Train is run on FOLDER, for one epoch.
+RUN = ("evaluate", "predict", "report", "ssh")
+# The programs of other projects that may begin a line; its syntax is checked.
+OTHERS = re.compile(
+    r"PIP_FIND_LINKS=\S*|cd|curl|git|lftp|pip|plink|rsync|sbatch|scp|sftp|sha256sum|squeue|srun|ssh|"
+    r"ssh-keygen|tail|tar|tensorboard|tmux|vncserver"
+)
+# Words of commands that stand for something of the reader's.
+STANDS_FOR = re.compile(r"[A-Z][A-Z_|]*|\$.*")
+
+
+class Block(NamedTuple):
+    document: Path
+    line: int  # of its first line
+    language: str
+    text: str
+
+
+@cache
+def blocks(document: Path) -> list[Block]:
+    found: list[Block] = []
+    opened: tuple[int, str] | None = None
+    lines = document.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.startswith("```"):
+            continue
+        if opened is None:
+            opened = number + 1, line[3:].strip()
+        else:
+            text = "\n".join(lines[opened[0] - 1 : number - 1]) + "\n"
+            found.append(Block(document, *opened, text))
+            opened = None
+    assert opened is None, f"{document}: a block without an end"
+    return found
+
+
+def shell_blocks(document: Path) -> list[Block]:
+    """Commands and scripts; a block that begins with the name of a folder shows a layout."""
+    return [
+        block
+        for block in blocks(document)
+        if block.language in ("", "bash") and not re.match(r"\S+/\n", block.text)
+    ]
+
+
+def lines(text: str) -> list[str]:
+    """The commands of a block: a backslash at a line's end continues it."""
+    return [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def prose(document: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def in_sentences(document: Path) -> Iterator[str]:
+    """Commands within the text."""
+    for quoted in re.findall(r"`([^`]+)`", prose(document)):
+        command = " ".join(quoted.split())
+        if "…" not in command:
+            yield command
+
+
+def ours(document: Path, begin: str) -> Iterator[list[str]]:
+    """The words after ``begin`` of every command that begins with it, or with srun and it."""
+    told = [line for block in shell_blocks(document) for line in lines(block.text)]
+    for command in [*told, *in_sentences(document)]:
+        command = re.sub(r"^srun (-\S+ )*(\.venv/bin/)?", "", command)
+        if command.startswith(begin):
+            words = shlex.split(command.removeprefix(begin), comments=True)
+            yield [word for word in words if word != "&"]
+
+
+def verbs(document: Path) -> Iterator[tuple[str, list[str]]]:
+    for words in ours(document, "python -m vqa_repro."):
+        yield words[0], words[1:]
+
+
+def value_of(option: str, words: list[str]) -> str | None:
+    return words[words.index(option) + 1] if option in words else None
+
+
+# ---------------------------------------------------------------- commands: do they exist?
+
+
+@cache
+def help_of(module: str) -> str:
+    said = StringIO()
+    main = importlib.import_module(module).main
+    with redirect_stdout(said), pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    return said.getvalue()
+
+
+def options(words: list[str]) -> set[str]:
+    return {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+
+
+def lacking(words: list[str], usage: str) -> set[str]:
+    return {word for word in options(words) if not re.search(rf"(?<![\w-]){word}(?![\w-])", usage)}
+
+
+@each_document
+def test_shell_blocks_are_commands_that_a_shell_can_read(document: Path) -> None:
+    for block in shell_blocks(document):
+        done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True)
+        assert done.returncode == 0, f"{document}:{block.line}: {done.stderr}"
+        if block.text.startswith("#!"):
+            continue
+        for line in lines(block.text):
+            known = re.match(
+                r"\./bootstrap\.sh|python (-m vqa_repro\.|checkpoints_setup\.py)", line
+            )
+            assert known or OTHERS.fullmatch(line.split()[0]), f"{document}: who reads this? {line}"
+
+
+@each_document
+def test_verbs_have_the_options_that_are_given_to_them(document: Path) -> None:
+    for verb, words in verbs(document):
+        usage = help_of(f"vqa_repro.{verb}")
+        assert lacking(words, usage) == set(), f"{document}: {verb} {shlex.join(words)}"
+
+
+@each_document
+def test_recipes_data_sets_and_what_is_set_in_them_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    # Recipes that a document writes are tried with its examples.
+    written = set(re.findall(r"^# vqa_repro/recipes/(.*)\.toml$", text, flags=re.M))
+    for verb, words in verbs(document):
+        data = value_of("--data", words)
+        if data and not STANDS_FOR.fullmatch(data):
+            find_data_set(data)
+        name = value_of("--recipe", words) or "easy-vqa"
+        if verb == "train" and name not in written and not STANDS_FOR.fullmatch(name):
+            given = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+            try_recipe(name, dict(change(each) for each in given if "KEY" not in each))
+    for names in re.findall(r"^recipes=\(([^)]*)\)", text, flags=re.M):
+        for name in names.split():
+            try_recipe(name, {})
+
+
+def try_recipe(name: str, changes: dict[str, object]) -> None:
+    """Raises UserError for a recipe or option that does not exist."""
+    recipe = load_recipe(name, changes)
+    vocabulary = Vocabulary(("<pad>", "<unk>", "what"), ("yes", "no"))
+    with torch.device("meta"):
+        build(Run(Path("unused"), recipe, vocabulary, {"channels": 512, "scale": 1.0}))
+
+
+@each_document
+def test_bootstrap_has_what_is_shown(document: Path) -> None:
+    usage = bootstrap("--help").stdout
+    for words in ours(document, "./bootstrap.sh"):
+        words = words if words[:1] != ["test"] else ["test"]  # the rest is pytest's
+        assert lacking(words, usage) == set(), f"{document}: {shlex.join(words)}"
+        if not any(STANDS_FOR.fullmatch(word) for word in words):
+            done = bootstrap(*words)
+            assert done.returncode == 0, f"{document}: {shlex.join(words)}: {done.stderr}"
+
+
+@cache
+def bootstrap(*words: str) -> subprocess.CompletedProcess[str]:
+    """./bootstrap.sh, which says what it would do."""
+    return subprocess.run(
+        ["bash", "bootstrap.sh", *words],
+        cwd=PROJECT,
+        env={**os.environ, "VQA_DRY_RUN": "1", "VQA_OFFLINE": "1", "COLUMNS": "100"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@each_document
+def test_checkpoints_setup_has_what_is_shown(document: Path) -> None:
+    usage = help_of("checkpoints_setup")
+    for words in ours(document, "python checkpoints_setup.py"):
+        assert lacking(words, usage) == set(), f"{document}: {shlex.join(words)}"
+        if words and not words[0].startswith("-"):
+            checkpoints_setup.lookup(words[0])
+
+
+# ---------------------------------------------------------------- commands and Python: run
+
+
+@pytest.fixture
+def workspace(
+    tmp_path: Path,
+    drawn_folder: Path,
+    finished: Path,
+    finished_hiecoatt: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """We are in a folder where the documents' names are there: PICTURE, FOLDER, runs, resources."""
+    place = tmp_path / "workspace"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    (place / "FOLDER").symlink_to(drawn_folder)
+    for name in ("PICTURE", "picture.png"):
+        shutil.copy(drawn_folder / "images" / "1.png", place / name)
+    (place / "runs").mkdir()
+    (place / "runs" / "easy-vqa").symlink_to(finished)
+    (place / "runs" / "hiecoatt").symlink_to(finished_hiecoatt)
+    (place / "RUN").symlink_to(finished)
+    small_vqa_v2(drawn_folder, place / "resources" / "vqa")
+    return place
+
+
+def small_vqa_v2(folder: Path, vqa: Path) -> None:
+    """VQA v2's files of train and val, as published, with few questions."""
+    vqa.mkdir(parents=True)
+    for split in ("train", "val"):
+        questions = json.loads((folder / f"{split}_questions.json").read_text())
+        (vqa / f"v2_OpenEnded_mscoco_{split}2014_questions.json").write_text(json.dumps(questions))
+        annotations = json.loads((folder / f"{split}_annotations.json").read_text())
+        for annotation in annotations["annotations"]:
+            annotation["answers"] *= 10
+            annotation["multiple_choice_answer"] = annotation["answers"][0]["answer"]
+        path = vqa / f"v2_mscoco_{split}2014_annotations.json"
+        path.write_text(json.dumps(annotations))
+
+
+def can_be_run(verb: str, words: list[str]) -> bool:
+    if verb == "train":
+        return value_of("--data", words) == "FOLDER"
+    return verb in RUN and value_of("--data", words) in (None, "FOLDER")
+
+
+@pytest.mark.slow
+@each_document
+def test_commands_run(document: Path, workspace: Path) -> None:
+    if document.name == "extending.md":
+        pytest.skip("they need its examples, with which they are run below")
+    for block in shell_blocks(document):
+        for verb, words in verbs_of(block):
+            if not can_be_run(verb, words):
+                continue
+            epochs = ["--epochs", "1"] if verb == "train" else []
+            words = [name for word in words for name in expanded(word)]
+            code = importlib.import_module(f"vqa_repro.{verb}").main([*words, *epochs])
+            assert code == 0, f"{document}:{block.line}: {verb} {shlex.join(words)}"
+
+
+def verbs_of(block: Block) -> Iterator[tuple[str, list[str]]]:
+    """Those that a person types; scripts are not among them."""
+    for line in lines(block.text) if not block.text.startswith("#!") else []:
+        if line.startswith("python -m vqa_repro."):
+            verb, *words = shlex.split(line.removeprefix("python -m vqa_repro."), comments=True)
+            yield verb, [word for word in words if word != "&"]
+
+
+def expanded(word: str) -> list[str]:
+    """As a shell does: runs/* are the folders in runs."""
+    return sorted(map(str, Path().glob(word))) if "*" in word else [word]
+
+
+@pytest.mark.slow
+@each_document
+def test_python_runs(document: Path, workspace: Path) -> None:
+    names: dict[str, object] = {"__name__": "document"}
+    for block in blocks(document):
+        if block.language == "python" and not block.text.startswith("# "):
+            padded = "\n" * (block.line - 1) + block.text  # so that errors name the line
+            exec(compile(padded, str(document), "exec"), names)
+
+
+@pytest.mark.slow
+def test_a_run_without_its_checkpoints_answers(
+    finished: Path, tmp_path: Path, drawn_folder: Path
+) -> None:
+    """moving.md names the four files that are enough."""
+    import vqa_repro
+
+    moving = (PROJECT / "docs" / "moving.md").read_text(encoding="utf-8")
+    enough = ["recipe.json", "vocabulary.json", "features.json", "model.safetensors"]
+    assert "`recipe.json`, `vocabulary.json`,\n`features.json` and `model.safetensors`" in moving
+    for name in enough:
+        shutil.copy(finished / name, tmp_path)
+    picture = drawn_folder / "images" / "1.png"
+    here, there = (
+        vqa_repro.load(run).predict(picture, "is it red?") for run in (finished, tmp_path)
+    )
+    assert here.answers == there.answers
+
+
+# ---------------------------------------------------------------- extending.md and slurm.md
+
+
+@pytest.mark.slow
+def test_the_examples_of_extending_work_as_they_stand(drawn_folder: Path, tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PROJECT / "vqa_repro", tmp_path / "vqa_repro", ignore=ignored)
+    shutil.copy(PROJECT / "checkpoints_setup.py", tmp_path)
+    (tmp_path / "tests").mkdir()
+    document = PROJECT / "docs" / "extending.md"
+    for block in blocks(document):
+        if block.language == "diff":
+            apply = ["git", "apply", "-"]
+            done = subprocess.run(apply, cwd=tmp_path, input=block.text, text=True)
+            assert done.returncode == 0, f"{document}:{block.line}: does not apply"
+        elif block.text.startswith("# "):
+            (tmp_path / block.text.splitlines()[0].removeprefix("# ")).write_text(block.text)
+    mine_from(drawn_folder, tmp_path / "resources")
+    shutil.copy(drawn_folder / "images" / "1.png", tmp_path / "PICTURE")
+
+    env = {**environ(), "PYTHONPATH": str(tmp_path)}
+    commands = [["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]]
+    for block in shell_blocks(document):
+        for verb, words in verbs_of(block):
+            epochs = ["--epochs", "2"] if verb == "train" else []
+            commands.append(["-m", f"vqa_repro.{verb}", *words, *epochs])
+    assert len(commands) == 3
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    assert (tmp_path / "look.png").is_file()
+
+
+def mine_from(folder: Path, root: Path) -> None:
+    """The drawn questions as extending.md's data set has them."""
+    shutil.copytree(folder / "images", root / "pictures")
+    for split, name in (("train", "mine_train.csv"), ("val", "mine_test.csv")):
+        questions = json.loads((folder / f"{split}_questions.json").read_text())["questions"]
+        annotations = json.loads((folder / f"{split}_annotations.json").read_text())
+        with (root / name).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["picture", "question", "answer"])
+            for question, annotation in zip(questions, annotations["annotations"], strict=True):
+                answer = annotation["answers"][0]["answer"]
+                writer.writerow([f"{question['image_id']}.png", question["question"], answer])
+
+
+@pytest.mark.slow
+def test_the_slurm_script_is_queued_again_and_goes_on(drawn_folder: Path, tmp_path: Path) -> None:
+    document = PROJECT / "docs" / "slurm.md"
+    script = next(b.text for b in shell_blocks(document) if "scontrol requeue" in b.text)
+    small = shlex.join(["--data", str(drawn_folder), *OPTIONS, "--epochs", "60"])
+    assert "--recipe san-2-lstm-vqa-v2" in script
+    (tmp_path / "job").write_text(script.replace("--recipe san-2-lstm-vqa-v2", small))
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "activate").write_text(f'PATH="{programs}:$PATH"\n')
+    for name, text in {
+        "python": f'exec {shlex.quote(sys.executable)} "$@"',
+        "srun": 'echo $$ >step; exec "$@"',  # the step's process, to which Slurm sends signals
+        "scontrol": 'echo "$@" >>requeued',
+    }.items():
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "1234", "SLURM_ARRAY_TASK_ID": "1", "SLURM_CPUS_PER_TASK": "1"}
+
+    def job(until: signal.Signals | None) -> int:
+        """Run the script; send its step a signal once it trains. Its exit code."""
+        env = {**environ(), **slurm}
+        with (tmp_path / "job.log").open("a") as log:
+            process = subprocess.Popen(["bash", "job"], cwd=tmp_path, env=env, stdout=log)
+        if until is not None:
+            before = said(tmp_path).count("  epoch ")
+            while said(tmp_path).count("  epoch ") == before and process.poll() is None:
+                time.sleep(0.05)
+            os.kill(int((tmp_path / "step").read_text()), until)
+        return process.wait(timeout=300)
+
+    assert job(signal.SIGUSR1) == 138
+    assert (tmp_path / "requeued").read_text() == "requeue 1234\n"
+    assert job(signal.SIGTERM) == 143
+    assert job(None) == 0
+    assert (tmp_path / "requeued").read_text() == "requeue 1234\n", "a cancelled job came back"
+    run = tmp_path / "runs" / "san-2-lstm-vqa-v2-1"
+    assert (run / "metrics.json").is_file()
+    assert json.loads((run / "recipe.json").read_text())["training"]["seed"] == 1
+    assert said(tmp_path).count("resumed after step") == 2
+    assert re.search(r"[\r\x1b]", said(tmp_path)) is None
+
+
+def said(folder: Path) -> str:
+    return (folder / "job.log").read_text()
+
+
+def test_the_ssh_configuration_is_one(tmp_path: Path) -> None:
+    if shutil.which("ssh") is None:
+        pytest.skip("no ssh here")
+    configurations = [b for d in DOCUMENTS for b in blocks(d) if b.language == "ssh-config"]
+    assert configurations
+    for number, block in enumerate(configurations):
+        path = tmp_path / f"config{number}"
+        path.write_text(block.text)
+        host = block.text.split()[1]
+        done = subprocess.run(["ssh", "-G", "-F", path, host], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "localforward 8888 [127.0.0.1]:8888" in done.stdout
+
+
+# ---------------------------------------------------------------- links and quotations
+
+
+def anchors(document: Path) -> set[str]:
+    """The headings' names in links, as GitHub and GitLab make them."""
+    headings = re.findall(r"^#+ +(.*)$", prose(document), flags=re.M)
+    names = set()
+    for heading in headings:
+        text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower().replace("`", "")
+        names.add(re.sub(r"[^\w\- ]", "", text).strip().replace(" ", "-"))
+    return names
+
+
+@each_document
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+        if re.match(r"https?:", target):
+            continue
+        path, _, heading = target.partition("#")
+        there = (document.parent / path).resolve() if path else document
+        assert there.exists(), f"{document}: {target}"
+        assert PROJECT in (there, *there.parents), f"{document}: {target} is outside"
+        assert not heading or heading in anchors(there), f"{document}: {target}"
+
+
+def sources() -> Iterator[str]:
+    """Every text that this project may print; what is put into it later is a blank character."""
+    paths = [*(PROJECT / "vqa_repro").rglob("*.py"), PROJECT / "checkpoints_setup.py"]
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(
+                    part.value if isinstance(part, ast.Constant) else "\0" for part in node.values
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+    yield (PROJECT / "bootstrap.sh").read_text(encoding="utf-8")
+
+
+def test_the_messages_explained_are_those_that_come() -> None:
+    text = (PROJECT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    explained = text.partition("## Messages of other programs")[0]
+    messages = re.findall(r"\*\*`([^`]+)`\*\*", explained)
+    assert len(messages) > 50
+    come = list(sources())
+    patterns = {}
+    for message in messages:
+        parts = [part.strip() for part in " ".join(message.split()).split("…")]
+        patterns[message] = re.compile(".*".join(map(re.escape, parts)))
+    lost = [m for m, pattern in patterns.items() if not any(map(pattern.search, come))]
+    assert lost == [], "nothing says these"
+
+
+def test_there_is_something_to_check() -> None:
+    """A changed layout must not make the checks above pass over nothing."""
+    languages = [block.language for document in DOCUMENTS for block in blocks(document)]
+    assert {"", "bash", "diff", "python", "ssh-config", "toml"} <= set(languages)
+    commands = [verb for document in DOCUMENTS for verb, _ in verbs(document)]
+    assert {"train", "evaluate", "predict", "extract", "report", "serve"} <= set(commands)
