@@ -881,7 +881,8 @@ finish_env() {
   local version
   version=$("$VENV/bin/python" -I -c "$ADD_PROJECT" "$PROJECT")
   printf '%s\n' "lock $(digest)" "python $version" "base $BASE" "venv $VENV" \
-    "project $PROJECT" "torch ${BUILD:-cu130}" "installer $([[ -n $UV ]] && echo uv || echo pip)" >"$VENV/.finished.new"
+    "project $PROJECT" "torch ${BUILD:-cu130}" \
+    "installer $([[ -n $UV ]] && echo uv || echo pip)" >"$VENV/.finished.new"
   mv "$VENV/.finished.new" "$VENV/.finished"
   rm "$VENV/.incomplete"
   READY=yes
@@ -1065,7 +1066,8 @@ stage_checkpoint() {
     [[ -n $BASE ]] || fail 11 "no usable Python" "${REJECTED[*]-none found}" "$SELF check"
     python=$BASE
   fi
-  if [[ -n $BUNDLE ]]; then
+  if [[ -n $BUNDLE ]] && { [[ -n $OPENED ]] \
+    || ! "$python" "$PROJECT/checkpoints_setup.py" vgg19 --offline </dev/null &>/dev/null; }; then
     need_python
     take_lock
     open_bundle

@@ -506,6 +506,22 @@ def test_a_wheel_that_is_not_the_locks_is_refused_though_the_manifest_names_it(
     assert "lacks alpha==1.0, which the locks name" in made.open(exits=19)
 
 
+def test_what_no_lock_names_is_not_offered_though_the_manifest_names_it(made: Project) -> None:
+    """Such as another uv, which would be run."""
+    evil = make_wheel(made.out / "wheels", "uv", "1.0", {"uv.data/scripts/uv": b"evil"})
+    digest = hashlib.sha256(evil.read_bytes()).hexdigest()
+    name, size = f"wheels/{evil.name}", evil.stat().st_size
+    entry = {"size": size, "sha256": digest, "parts": [size]}
+    with (made.out / "MANIFEST.sha256").open("a") as manifest:
+        manifest.write(f"{digest}  {name}\n")
+    rewrite(made.out, lambda about: about["files"].update({name: entry}))  # type: ignore
+    made.open()
+    assert not (made.into / name).exists() and (made.into / ALPHA).exists()
+    lie = entry | {"sha256": hashlib.sha256((made.out / ALPHA).read_bytes()).hexdigest()}
+    rewrite(made.out, lambda about: about["files"].update({name: lie}))  # type: ignore
+    assert "do not make" in made.open(exits=19)
+
+
 def test_other_files_that_lie_about_are_left_alone(made: Project) -> None:
     (made.out / ".DS_Store").touch()
     make_wheel(made.out / "wheels", "evil", "9.0", {"evil.py": b""})

@@ -80,7 +80,8 @@ def read_bundle(folder: Path) -> Bundle:
             )
             pieces = [Piece(p, size, hashes.pop(p)) for p, size in zip(names, sizes, strict=True)]
             whole = Whole(natural(entry["size"]), str(entry["sha256"]), pieces)
-            if not pieces or sum(sizes) != whole.size or not SAFE_PATH.fullmatch(name):
+            agrees = len(pieces) != 1 or pieces[0].sha256 == whole.sha256
+            if not (pieces and agrees and sum(sizes) == whole.size and SAFE_PATH.fullmatch(name)):
                 refuse(
                     f"{folder / DESCRIPTION}: the parts of {name} do not make {name}; {MAKE_ANEW}"
                 )
@@ -164,15 +165,18 @@ def open_bundle(folder: Path, into: Path, python: str, torch: str) -> None:
     size = sum(whole.size for whole in bundle.files.values())
     say(f"verifying {len(bundle.files)} files, {megabytes(size)}")
     verify(folder, bundle)
-    by_hash = {whole.sha256 for whole in bundle.files.values()}
-    for entry in wanted_wheels(locks.values(), python):
-        if entry.hashes.isdisjoint(by_hash):
+    wanted = wanted_wheels(locks.values(), python)
+    there = {whole.sha256 for whole in bundle.files.values()}
+    for entry in wanted:
+        if entry.hashes.isdisjoint(there):
             what = f"{entry.name}=={entry.version}, which the locks name"
             refuse(f"{folder} lacks {what}; {MAKE_ANEW}")
+    locked = {sha256 for entry in wanted for sha256 in entry.hashes}
     offered = {
         name: whole
         for name, whole in bundle.files.items()
-        if re.fullmatch(r"wheels/[^/]+\.whl|checkpoints/[^/]+\.pth", name)
+        if (re.fullmatch(r"wheels/[^/]+\.whl", name) and whole.sha256 in locked)
+        or re.fullmatch(r"checkpoints/[^/]+\.pth", name)
     }
     for kind in ("wheels", "checkpoints"):
         (into / kind).mkdir(parents=True, exist_ok=True)
