@@ -288,6 +288,7 @@ def test_killed_while_it_is_made_it_goes_on(project: Project) -> None:
         make_wheel(project.index, f"more{number}", "1.0", {"x": bytes(10)})
     project.lock(*(f"more{number}==1.0" for number in range(12)))
     part = project.out.with_name(project.out.name + ".part")
+    part.mkdir()  # a kill before the first file
     for wanted in (1, 5, 9):
         process = project.start("make", project.out, "--python", PYTHON, "--torch", "cu130")
         while process.poll() is None and len(list((part / "wheels").glob("*.whl"))) < wanted:
@@ -477,7 +478,14 @@ def test_every_fault_is_found_before_anything_is_offered(made: Project) -> None:
         shutil.rmtree(made.home / "elsewhere", ignore_errors=True)
 
 
-@pytest.mark.parametrize("damage", [truncate, change_a_byte, link_instead])
+def link_the_new(out: Path) -> None:
+    """What is about to be written is a link out of the folder."""
+    (out.parent / "mine").touch()
+    (out / "bundle.json.new").symlink_to(out.parent / "mine")
+    truncate(out)
+
+
+@pytest.mark.parametrize("damage", [truncate, change_a_byte, link_instead, link_the_new])
 def test_making_it_once_more_mends_it(made: Project, damage: Callable[[Path], None]) -> None:
     damage(made.out)
     made.asked.clear()
@@ -485,6 +493,7 @@ def test_making_it_once_more_mends_it(made: Project, damage: Callable[[Path], No
     wheels = [path for path in made.asked if path.endswith(".whl")]
     assert wheels == ["/usual/alpha-1.0-py3-none-any.whl"]
     made.open()
+    assert damage is not link_the_new or (made.home / "mine").read_bytes() == b""
 
 
 def test_a_bundle_of_another_lock_is_refused(made: Project) -> None:

@@ -98,6 +98,8 @@ def begin(out: Path, part: Path, settings: dict[str, Any], made_from: dict[str, 
     for folder in (out, part):
         if not os.path.lexists(folder):
             continue
+        if folder == part and folder.is_dir() and set(os.listdir(folder)) <= {f"{DESCRIPTION}.new"}:
+            continue  # killed before its first file
         try:
             found = json.loads((folder / DESCRIPTION).read_bytes())
             theirs = {key: found[key] for key in settings}
@@ -123,11 +125,13 @@ def begin(out: Path, part: Path, settings: dict[str, Any], made_from: dict[str, 
         os.rename(out, part)
     elif part.exists():
         say(f"{part} is being continued")
-    for folder in (part / "wheels", part / "checkpoints", part / "arriving"):
-        if folder.is_symlink():
-            folder.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
+    part.mkdir(parents=True, exist_ok=True)
+    for path in list(part.rglob("*")):
+        if path.is_symlink():  # writing would follow it
+            path.unlink()
     replace(part / DESCRIPTION, json.dumps(settings))
+    for folder in (part / "wheels", part / "checkpoints", part / "arriving"):
+        folder.mkdir(exist_ok=True)
     return False
 
 
