@@ -387,13 +387,11 @@ def test_driver_and_cards_decide_on_the_build(
         f"Some Card, 16160 MiB, compute capability {said.replace('[N/A]', '?')}, driver {driver}"
         for said in capabilities
     ]
-    (state, said) = re.findall(r"torch +(ok|problem) +(.*)", out)[0]
-    assert (state, said.startswith(f"the build {build}, " if known else build)) == (
-        "ok" if known else "problem",
-        True,
-    )
+    ((state, said),) = re.findall(r"torch +(ok|problem) +(.*)", out)
+    assert state == ("ok" if known else "problem")
+    assert said.startswith(f"the build {build}, " if known else build)
     if not known:  # nor is anything installed, until the user says what is wanted
-        assert copy.run("env", exits=20).stdout.count("export CUDA_VISIBLE_DEVICES=''") <= 1
+        assert "CUDA_VISIBLE_DEVICES" in copy.run("env", exits=20).stdout
         assert not copy.venv.exists()
         out = copy.run("check", CUDA_VISIBLE_DEVICES="").stdout
         assert "hides every card: the CPU will do" in out and "the build cu130" in out
@@ -739,7 +737,6 @@ def test_killed_at_any_moment_it_recovers(copy: Copy) -> None:
         copy.run("env")
         assert copy.python("import alpha, beta; print(alpha.version)") == "1.0"
         assert not (copy.venv / ".incomplete").exists()
-        assert not (copy.root / ".bootstrap/lock").is_symlink()
 
 
 def test_a_big_wheel_goes_on_where_it_was_killed(copy: Copy, tmp_path: Path) -> None:
