@@ -463,6 +463,9 @@ def test_another_build_comes_from_its_own_index(copy: Copy, tmp_path: Path, inst
         environ = {"VQA_OFFLINE": "0", "PIP_INDEX_URL": f"{url}/usual"}
         options = ("--torch", "cu126", "--torch-index", f"{url}/special", "--installer", installer)
         copy.run("env", *options, **environ)
+        copy.run("bundle", str(tmp_path / "out"), *options[:4], "--skip", "checkpoint", **environ)
+    wheels = {path.name.partition("-py3")[0] for path in (tmp_path / "out/wheels").iterdir()}
+    assert wheels == {"alpha-1.0", "torch-2.0+cu126", "torchvision-2.0+cu126", "words-1.0"}
     assert copy.python("import alpha, torch; print(torch.build, alpha.version)") == "cu126 1.0"
 
 

@@ -9,6 +9,7 @@ PIP_FIND_LINKS, a password from a keyring) pip downloads: verified too, but anew
 import contextlib
 import html.parser
 import importlib.util
+import itertools
 import os
 import platform
 import re
@@ -64,21 +65,16 @@ def read_locks(folder: Path, torch: str) -> dict[str, bytes]:
 def wanted_wheels(locks: Iterable[bytes], python: str) -> list[Entry]:
     """What the locks name for this Python (3.X, whatever its third number) and this platform."""
     found: dict[tuple[str, str], Entry] = {}
-    for lock in locks:
-        for patch in ("0", "99"):
-            seen = set()
-            for entry in entries(lock.decode(), f"{python}.{patch}"):
-                key = entry[:2]
-                hashes = entry.hashes
-                if key in found and key not in seen:  # one wheel has to please both locks
-                    hashes &= found[key].hashes
-                seen.add(key)
-                if not hashes:
-                    raise UserError(
-                        f"the locks name different wheels of {'=='.join(key)}; make them anew: "
-                        "python .ci/make_lock.py"
-                    )
-                found[key] = entry._replace(hashes=hashes)
+    for lock, patch in itertools.product(locks, ("0", "99")):
+        for entry in entries(lock.decode(), f"{python}.{patch}"):
+            key = (entry.name, entry.version)
+            hashes = entry.hashes & found.get(key, entry).hashes  # one wheel for all locks
+            if not hashes:
+                raise UserError(
+                    f"the locks name different wheels of {entry.name}=={entry.version}; make them "
+                    "anew: python .ci/make_lock.py"
+                )
+            found[key] = entry._replace(hashes=hashes)
     return list(found.values())
 
 
@@ -166,7 +162,7 @@ def indexes(pip: list[str]) -> list[str]:
     if get("PIP_NO_INDEX") or get("UV_NO_INDEX"):
         return []
     main = get("UV_DEFAULT_INDEX") or get("UV_INDEX_URL") or get("PIP_INDEX_URL")
-    if not main:
+    if not main and pip:
         text = subprocess.run([*pip, "download", "--help"], capture_output=True, text=True).stdout
         default = re.search(r"\(default\s+(https://[^\s)]+)\)", text)
         main = default[1] if default else ""
@@ -284,7 +280,7 @@ def platform_tags() -> Iterator[str]:
 
 
 def pip_command(scratch: Path) -> list[str]:
-    """pip of this Python, or the wheel of it that its ensurepip carries, unpacked."""
+    """pip of this Python, or the wheel of it that its ensurepip carries, unpacked; or nothing."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-I", "-m", "pip"]
     if importlib.util.find_spec("ensurepip"):
@@ -296,16 +292,19 @@ def pip_command(scratch: Path) -> list[str]:
                 with zipfile.ZipFile(wheel) as archive:
                     archive.extractall(scratch)
                 return [sys.executable, "-I", str(scratch / "pip")]
-    raise BundleError(NOT_HAD, f"{sys.executable} has neither pip nor ensurepip; take another")
+    return []
 
 
 def fetch_by_pip(
     entry: Entry, scratch: Path, python: str, sources: list[str], pip: list[str]
 ) -> Path:
     """Download one wheel from these indexes, with all else that pip is set to use."""
+    requirement = f"{entry.name}=={entry.version}"
+    if not pip:
+        why = f"no index has it, and {sys.executable} has no pip to look elsewhere"
+        raise BundleError(NOT_HAD, f"{requirement}: {why}; take another Python")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    requirement = f"{entry.name}=={entry.version}"
     (scratch / "wanted.txt").write_text(lock_text([entry]), encoding="ascii")
     command = [*pip, "download", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
     command += ["--no-cache-dir", "--retries", "5", "--implementation", "cp"]
