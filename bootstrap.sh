@@ -161,16 +161,14 @@ attached() { # COMMAND...: let it talk to the user
   CHILD=''
 }
 logged() { # WHAT COMMAND...: one of the installer's, under the lock; output to the log
-  local what=$1 signs me
+  local what=$1 signs
   shift
   open_log
   mkdir -p "$STATE/tmp"
   set -m
   (
     trap - ERR
-    # Noted, so that a later run can end it should this one be killed.
-    me=$BASHPID
-    echo "$me $(started "$me")" >"$STATE/child"
+    note_child
     package_settings
     cd -- "$PROJECT" # the folder we are called from may have settings for uv
     "$@" </dev/null 2>&1 | redact >>"$LOG"
@@ -184,6 +182,10 @@ logged() { # WHAT COMMAND...: one of the installer's, under the lock; output to 
   rm -f "$STATE/child"
   kill "$signs" && wait "$signs" 2>/dev/null || true
   [[ ! -t 1 ]] || printf '\r\e[K'
+}
+note_child() { # so that a later run can end us, should this one be killed
+  local me=$BASHPID
+  echo "$me $(started "$me")" >"$STATE/child"
 }
 signs_of_life() { # WHAT: until it is ended, or bootstrap is gone
   trap - EXIT ERR INT TERM HUP
@@ -658,8 +660,9 @@ told_by_bundle() { # KEY: what bundle.json says, before it is verified; nothing 
   echo "${found%%$'\n'*}"
 }
 # shellcheck disable=SC2329 # called through attached
-bundle_py() { # VERB ARGUMENTS...
+bundle_py() { # VERB ARGUMENTS..., under the lock
   trap - ERR
+  note_child
   if [[ $1 == make ]]; then package_settings; fi
   cd -- "$PROJECT"
   exec "$BASE" -E -s -B -m vqa_repro.bundle "$@"

@@ -958,6 +958,28 @@ def test_a_bundle_brings_all_to_a_machine_without_a_network(
     assert there.python("import alpha; print(alpha.version)") == "1.0"
 
 
+def test_the_maker_of_a_bundle_that_was_killed_is_ended(connected: Copy, tmp_path: Path) -> None:
+    """Or it would go on writing where the next one writes."""
+    out, part = tmp_path / "out", tmp_path / "out.part/arriving"
+    pause = 0.02
+    with served(tmp_path / "index", pause=lambda: pause) as url:
+        connected.environ["PIP_INDEX_URL"] = f"{url}/usual"
+        process = connected.start("bundle", str(out))
+        wait_for(lambda: any(path.stat().st_size > 1_000_000 for path in part.glob("uv*.part")))
+        process.kill()
+        process.wait()
+        maker = int((connected.root / ".bootstrap/child").read_text().split()[0])
+        assert is_alive(maker)
+        pause = 0.5
+        second = connected.start("bundle", str(out))
+        wait_for(lambda: not is_alive(maker))
+        pause = 0.0
+        said, err = second.communicate(timeout=120)
+        process.communicate()
+    assert second.returncode == 0 and "is being continued" in said and "continuing at" in err
+    assert "nothing to do" in connected.run("bundle", str(out)).stdout
+
+
 @pytest.mark.slow
 def test_a_bundle_serves_pip_too(connected: Copy, tmp_path: Path) -> None:
     out = tmp_path / "out, here"
@@ -1017,10 +1039,13 @@ def test_killed_while_installing_from_a_bundle_it_recovers(connected: Copy, tmp_
     out = tmp_path / "out"
     connected.run("bundle", str(out), "--split", "10M")
     there = server(connected, out, tmp_path)
+    killed = []
     for delay in (0.3, 0.6, 0.9):
-        process = there.start("env", "--bundle", str(out))
+        killed.append(there.start("env", "--bundle", str(out)))
         time.sleep(delay)
-        process.kill()
-        process.communicate()
+        killed[-1].kill()
+        killed[-1].wait()  # what it had started may go on
     there.run("env", "--bundle", str(out))
+    for process in killed:
+        process.communicate()
     assert there.python("import alpha; print(alpha.version)") == "1.0"
