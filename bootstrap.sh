@@ -252,33 +252,8 @@ clean_environment() {
   done
 }
 
-# pip.conf's way to the packages as PIP_NAME=value, one a line, where no variable says otherwise.
-readonly READ_PIP_CONF='
-import configparser, os, sys
-get, home = os.environ.get, os.path.expanduser
-files = [d + "/pip/pip.conf" for d in (get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")]
-files += ["/etc/pip.conf", home("~/.pip/pip.conf")]
-files += [home("~/Library/Application Support/pip/pip.conf")]
-files += [(get("XDG_CONFIG_HOME") or home("~/.config")) + "/pip/pip.conf"]
-files += [sys.prefix + "/pip.conf", get("PIP_CONFIG_FILE") or ""]
-conf = configparser.RawConfigParser(strict=False)
-for file in files if get("PIP_CONFIG_FILE") != os.devnull else []:
-    try:
-        conf.read(file, encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError):
-        pass
-names = """index_url extra_index_url no_index find_links trusted_host cert client_cert proxy
-    cache_dir timeout retries keyring_provider""".split()
-found = {}
-for section in ("global", "download", "install"):
-    for key, value in conf.items(section) if conf.has_section(section) else []:
-        found[key.replace("-", "_")] = " ".join(value.split())
-for name in names:
-    if found.get(name) and "PIP_" + name.upper() not in os.environ:
-        print("PIP_%s=%s" % (name.upper(), found[name]))
-'
 read_settings() { # needs BASE
-  CONF=$("$BASE" -I -c "$READ_PIP_CONF")
+  CONF=$("$BASE" -I -B "$PROJECT/vqa_repro/pip_conf.py")
   [[ -z $CONF ]] || USED+=" pip.conf: $(cut -d = -f 1 <<<"$CONF" | xargs)"
 }
 cache_dir() { # uv's; beside this script where the usual place is closed to us

@@ -30,7 +30,7 @@ UV_VERSION = subprocess.check_output([UV, "--version"], text=True).split()[1]
 STAGES = ("check", "env", "checkpoint", "doctor", "train")
 Files = dict[str, tuple[int, int, int]]
 MODULES = (  # what bootstrap.sh needs of the package before there is an environment
-    *("errors", "limited", "driver", "lock", "wheels", "big_wheels"),
+    *("errors", "limited", "driver", "pip_conf", "lock", "wheels", "big_wheels"),
     *("bundle", "bundle_make", "bundle_open", "bundle_pieces"),
 )
 KILLS = int(os.environ.get("VQA_KILLS", "6"))
