@@ -98,3 +98,12 @@ class Rows:
         if self.resident is not None:
             return self.resident.index_select(0, rows)
         return torch.from_numpy(self._mapped[rows.cpu().numpy()]).to(self.device)
+
+
+class SomeRows(Rows):
+    """Rows gathered from the store where they are asked for: for a few pictures."""
+
+    def __init__(self, store: Store, device: torch.device) -> None:
+        self.device = device
+        self._mapped = store.rows
+        self.resident = None

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from vqa_repro import datasets
+from vqa_repro.distributed import ALONE, World
 from vqa_repro.errors import UserError
 from vqa_repro.example import Example, Split
 from vqa_repro.features import Rows, open_features, root_mean_square
@@ -22,8 +23,8 @@ class Material:
     train: Questions
     validation: Questions
     test: Questions
-    rows: Rows
-    row_of: dict[str, int]  # picture key -> row
+    rows: Rows  # of this process's pictures: every world.size-th of the store, from world.rank
+    store: Store
     test_split: Split
     left_out: list[str]  # what was done without, one phrase each
 
@@ -37,6 +38,7 @@ def prepare(
     weights: Path | None = None,
     *,
     leave_out_damaged: bool = False,
+    world: World = ALONE,
 ) -> tuple[Run, Material]:
     """Read the data set, open the features, number words and answers.
 
@@ -79,8 +81,8 @@ def prepare(
         train=trainable,
         validation=arrays(held),
         test=arrays(test_split.examples),
-        rows=Rows(store, device),
-        row_of=store.row_of,
+        rows=Rows(replace(store, rows=store.rows[world.rank :: world.size]), device),
+        store=store,
         test_split=test_split,
         left_out=left_out,
     )

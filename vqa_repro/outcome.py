@@ -2,6 +2,7 @@
 
 import io
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from PIL import Image
 
 from vqa_repro import gallery, metric, plots, wups
 from vqa_repro.datasets import DATA_SETS
+from vqa_repro.distributed import ALONE, World
 from vqa_repro.errors import UserError
 from vqa_repro.example import Split
+from vqa_repro.features import SomeRows
 from vqa_repro.gallery import Asked, Gallery
 from vqa_repro.material import Material
 from vqa_repro.model import Network
@@ -20,10 +23,16 @@ from vqa_repro.run import Run, read_json, write_json
 PICTURES = 8  # attention pictures drawn at the end
 
 
-def finish(run: Run, network: Network, material: Material, seconds: float) -> None:
-    """Test, draw, and mark the run as finished."""
+def finish(
+    run: Run, network: Network, material: Material, seconds: float, world: World = ALONE
+) -> None:
+    """Test, draw, and mark the run as finished. All processes test, the first does the rest."""
     recipe = run.recipe
-    answered = gallery.answer_all(network, material.rows, material.test)
+    answered = gallery.answer_all(network, material.rows, material.test, world)
+    if not world.first:
+        return
+    if world.size > 1:  # what it looks at closer may be another's
+        material = replace(material, rows=SomeRows(material.store, material.rows.device))
     results = gallery.results_of(run, material.test, answered)
     metric.write_results(run.folder / "results.json", results)
     log = run.log()
