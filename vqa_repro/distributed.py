@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -115,7 +115,7 @@ def joined(device_name: str) -> Iterator[tuple[World, str]]:
 
     Without torchrun, and with one process, nothing is started. ``device_name`` is what was asked
     for with --device: of several GPUs, each process of a machine takes its own. Processes but the
-    first are silent on standard output.
+    first are silent on standard output, and have to ``leave``.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -138,16 +138,25 @@ def joined(device_name: str) -> Iterator[tuple[World, str]]:
         dist.init_process_group(backend)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"torchrun's processes do not find each other: {error}") from None
-    spoken = sys.stdout
     if not world.first:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         yield world, device_name
-    finally:
-        if not world.first:
-            sys.stdout.close()
-            sys.stdout = spoken
+    except SharedError:
         dist.destroy_process_group()
+        raise
+    # After other errors it stays: the others may be waiting for this process, and it for them.
+    dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End a process that is not the first, at once.
+
+    As the interpreter ends, a thread of torch's now and then aborts a process that is done, upon
+    which torchrun would end the first one too.
+    """
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @contextmanager
@@ -169,14 +178,15 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and dist.is_initialized()):
-            return super().forward(x)
+            alone: Tensor = super().forward(x)
+            return alone
         C = x.shape[1]
         per_channel = x.transpose(0, 1).reshape(C, -1)
         count = x.new_full((1,), per_channel.shape[1])
-        sums = _AddedUp.apply(torch.cat([per_channel.sum(1), count]))
+        sums: Tensor = _AddedUp.apply(torch.cat([per_channel.sum(1), count]))
         mean, count = sums[:C] / sums[C], sums[C].detach()
         centred = x - mean[:, None, None]
-        squares = _AddedUp.apply(centred.square().sum((0, 2, 3)))
+        squares: Tensor = _AddedUp.apply(centred.square().sum((0, 2, 3)))
         variance = squares / count
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None
@@ -198,4 +208,5 @@ class _AddedUp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return World(size=dist.get_world_size()).add_up(gradient.clone())
+        summed: Tensor = World(size=dist.get_world_size()).add_up(gradient.clone())
+        return summed

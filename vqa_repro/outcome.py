@@ -15,7 +15,7 @@ from vqa_repro.distributed import ALONE, World
 from vqa_repro.errors import UserError
 from vqa_repro.example import Split
 from vqa_repro.features import SomeRows
-from vqa_repro.gallery import Asked, Gallery
+from vqa_repro.gallery import Answered, Asked, Gallery
 from vqa_repro.material import Material
 from vqa_repro.model import Network
 from vqa_repro.run import Run, read_json, write_json
@@ -27,12 +27,17 @@ def finish(
     run: Run, network: Network, material: Material, seconds: float, world: World = ALONE
 ) -> None:
     """Test, draw, and mark the run as finished. All processes test, the first does the rest."""
-    recipe = run.recipe
     answered = gallery.answer_all(network, material.rows, material.test, world)
-    if not world.first:
-        return
-    if world.size > 1:  # what it looks at closer may be another's
+    if world.size > 1:  # what is looked at closer may be another process's
         material = replace(material, rows=SomeRows(material.store, material.rows.device))
+    world.by_first(lambda: write(run, network, material, answered, seconds))
+
+
+def write(
+    run: Run, network: Network, material: Material, answered: Answered, seconds: float
+) -> None:
+    """Write and draw what came of the training, metrics.json last."""
+    recipe = run.recipe
     results = gallery.results_of(run, material.test, answered)
     metric.write_results(run.folder / "results.json", results)
     log = run.log()

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from vqa_repro import doctor
 from vqa_repro.answering import predictions
 from vqa_repro.device import add_device_option, choose_device, describe
-from vqa_repro.distributed import ALONE, SharedError, World, joined
+from vqa_repro.distributed import ALONE, SharedError, World, joined, leave
 from vqa_repro.errors import EXIT_BAD_INPUT, UserError, main_guard
 from vqa_repro.interruption import Interruption
 from vqa_repro.log import Log, means
@@ -369,6 +369,7 @@ def main(arguments: list[str] | None = None) -> int:
         if value is not None:
             changes[key] = value
     recipe = load_recipe(args.recipe or "easy-vqa", changes)
+    code = 0
     with joined(args.device) as (world, device):
         try:
             run = train(
@@ -382,16 +383,18 @@ def main(arguments: list[str] | None = None) -> int:
                 tensorboard=args.tensorboard,
                 world=world,
             )
+            if world.first:
+                print(table(run))
         except Stopped as stopped:
             print(stopped)
-            return stopped.exit_code
+            code = stopped.exit_code
         except SharedError:
             if world.first:
                 raise
-            return EXIT_BAD_INPUT
-        if world.first:
-            print(table(run))
-        return 0
+            code = EXIT_BAD_INPUT
+    if not world.first:
+        leave(code)
+    return code
 
 
 def change(text: str) -> tuple[str, Any]:
