@@ -294,7 +294,7 @@ class _CoAttention(torch.autograd.Function):
 def _affinity(Q_b: Tensor, b: Tensor, V_i: Tensor, C: Tensor) -> None:
     """C (n, T, R) = tanh(Q_b V_i^T + b), of n questions about one picture."""
     n, T, R = C.shape
-    torch.addmm(b.reshape(n * T, 1), Q_b.view(n * T, -1), V_i.T, out=C.view(n * T, R))
+    torch.addmm(b.reshape(n * T, 1), Q_b.view(n * T, V_i.shape[1]), V_i.T, out=C.view(n * T, R))
     C.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 

@@ -123,7 +123,8 @@ class Step:
                 self._network.cnn(features).sum().backward()
             return weight.new_zeros(3)
         questions = self._questions
-        tokens, lengths = questions.tokens[:, :words][which], questions.lengths[which]
+        tokens = questions.tokens[:, :words][which]
+        lengths = questions.lengths[which].clamp(max=words)  # what fills up may be longer
         logits = self._network(features, tokens, lengths, image_of).logits
         losses = cross_entropy(logits, questions, which, self._training.answers)
         (losses * weight).sum().backward()  # type: ignore[no-untyped-call]
