@@ -18,7 +18,10 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called ``name``. Raises UserError for a GPU asked for by name and not there."""
+    """The device called ``name``, which becomes the current one if it is a GPU.
+
+    Raises UserError for a GPU asked for by name and not there.
+    """
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
@@ -32,6 +35,8 @@ def choose_device(name: str) -> torch.device:
             f"--device {name}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs; "
             "`python -m vqa_repro.doctor` says why"
         )
+    if device.type == "cuda":  # Triton and CUDA graphs go by it
+        torch.cuda.set_device(device)
     return device
 
 
