@@ -171,6 +171,8 @@ def optimise(
         return batches(questions, training.batch_size, training.order, seed, world)
 
     step = Step(training, network, material.rows, questions, world)
+    if device.type == "cuda" and step.eager:
+        print(f"  done without CUDA graphs: {step.eager}")
     # Batches of whole pictures vary in number a little from epoch to epoch; this is the plan.
     steps = training.epochs * len(shuffled(0))
     done = first_epoch = first_batch = 0
