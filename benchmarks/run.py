@@ -319,12 +319,14 @@ def epoch_figures(
 
 
 def again(*arguments: object, processes: int = 1) -> dict[str, float]:
-    """The figures that this file prints when called with ``arguments``, in processes of its own."""
+    """The figures that this file prints when called with ``arguments``, in processes of its own.
+
+    Each with one thread, so that more processes are more processors.
+    """
     command = [sys.executable, *("-m", "torch.distributed.run", "--nproc-per-node", str(processes))]
-    threads = max(1, (os.cpu_count() or 1) // processes)
     done = subprocess.run(
         [*command, __file__, *map(str, arguments), "--json"],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

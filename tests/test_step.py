@@ -14,7 +14,7 @@ from vqa_repro.optim import learning_rate, make_optimizer, resume
 from vqa_repro.questions import batches
 from vqa_repro.recipe import Training
 from vqa_repro.san import SAN
-from vqa_repro.step import Recorded, Room, Step
+from vqa_repro.step import Recorded, Room, Step, rounded_up
 
 CPU = torch.device("cpu")
 SIZES = (steps.WORDS, steps.ANSWERS, steps.CHANNELS)
@@ -102,6 +102,13 @@ def test_replays_train_as_steps_one_by_one_do(monkeypatch: pytest.MonkeyPatch) -
     for a, b in zip(replayed._parameters, one_by_one._parameters, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     assert 1 <= len(recorded) == len(set(map(str, recorded))) < done / 2
+
+
+def test_sizes_are_few_and_at_most_an_eighth_too_large() -> None:
+    sizes = [rounded_up(count, 4) for count in range(2000)]
+    assert sizes == sorted(sizes) and len(set(sizes)) < 70
+    assert all(size >= max(1, count) for count, size in enumerate(sizes))
+    assert all(size <= max(count + 3, count * 9 / 8) for count, size in enumerate(sizes) if count)
 
 
 def test_a_step_that_cannot_be_recorded_says_so_and_is_taken(

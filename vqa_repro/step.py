@@ -21,7 +21,7 @@ from vqa_repro.optim import before_step, make_optimizer, set_rate
 from vqa_repro.questions import Batch, Questions
 from vqa_repro.recipe import Training
 
-# Sizes of batches are rounded up to multiples of these.
+# Sizes of batches are rounded up to multiples of at least these.
 QUESTIONS, PICTURES, WORDS = 16, 4, 4
 
 
@@ -192,9 +192,14 @@ class Step:
         return Recorded(graph, tally, gradients)
 
 
-def rounded_up(count: int, to: int) -> int:
-    """The multiple of ``to`` that holds ``count``, and at least one of them."""
-    return max(1, -(-count // to)) * to
+def rounded_up(count: int, least: int) -> int:
+    """The next multiple that holds ``count``: of ``least``, or of more where that adds an eighth.
+
+    Few sizes, because recording one takes far longer than replaying it.
+    """
+    count = max(count, 1)
+    multiple = max(least, 2 ** (count.bit_length() - 1) // 8)
+    return -(-count // multiple) * multiple
 
 
 def reason_for_eager(network: Network, device: torch.device) -> str | None:
