@@ -198,7 +198,7 @@ def rounded_up(count: int, least: int) -> int:
     Few sizes, because recording one takes far longer than replaying it.
     """
     count = max(count, 1)
-    multiple = max(least, 2 ** (count.bit_length() - 1) // 8)
+    multiple = max(least, (1 << count.bit_length() - 1) // 8)
     return -(-count // multiple) * multiple
 
 
