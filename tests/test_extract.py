@@ -1,6 +1,7 @@
 """Features of frozen networks: what is stored, by whom it was made, and asking such a run."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -59,7 +60,9 @@ def options(few: Path, weights: Path, root: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def store(few: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("root")
-    assert extract.main(options(few, weights, root)) == 0
+    # In a process of its own, with as many threads as those of the tests that compare bytes.
+    command = [sys.executable, "-m", "vqa_repro.extract", *options(few, weights, root)]
+    subprocess.run(command, env=environ(), check=True, capture_output=True)
     return extract.store_path(root, str(few), "vgg16", "caffe")
 
 
@@ -100,23 +103,86 @@ def test_rows_are_the_last_pooling_layer_region_by_region(
         torch.testing.assert_close(ours, maps[:, row, column], rtol=2e-3, atol=2e-3)
 
 
-def test_killed_and_given_again_it_goes_on(
+def given_until_something_is_kept(command: list[str], done: Path) -> None:
+    """Start ``command`` and kill it, all of it, as soon as a row is safe."""
+    process = subprocess.Popen(
+        command,
+        env=environ(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while process.poll() is None and not (done.exists() and any(done.read_bytes())):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+
+
+def test_killed_and_given_again_it_is_the_same_byte_for_byte(
     few: Path, weights: Path, store: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "vqa_repro.extract", *options(few, weights, tmp_path)]
     finished = extract.store_path(tmp_path, str(few), "vgg16", "caffe")
-    part = finished.with_name(finished.name + ".done")
-    process = subprocess.Popen(
-        command, env=environ(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and not (part.exists() and any(part.read_bytes())):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
-    assert not finished.exists() and any(part.read_bytes())
-    assert extract.main(options(few, weights, tmp_path)) == 0
-    np.testing.assert_array_equal(open_store(finished).rows, open_store(store).rows)
-    assert not part.exists()
+    done = finished.with_name(finished.name + ".done")
+    given_until_something_is_kept(command, done)
+    assert not finished.exists() and any(done.read_bytes()) and not all(done.read_bytes())
+    subprocess.run(command, env=environ(), check=True, capture_output=True)
+    assert finished.read_bytes() == store.read_bytes()
+    assert not done.exists()
+
+
+def test_two_processes_make_what_one_makes_also_after_a_kill(
+    few: Path, weights: Path, store: Path, tmp_path: Path
+) -> None:
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--master-port", "0", "-m", "vqa_repro.extract", *options(few, weights, tmp_path)),
+    ]
+    finished = extract.store_path(tmp_path, str(few), "vgg16", "caffe")
+    done = finished.with_name(finished.name + ".done")
+    given_until_something_is_kept(command, done)
+    time.sleep(1)
+    assert any(done.read_bytes())
+    ran = subprocess.run(command, env=environ(), capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert finished.read_bytes() == store.read_bytes()
+    assert ran.stdout.count("features: ") == 1, "one process speaks"
+    assert sorted(finished.parent.iterdir()) == [finished]
+
+
+def test_bad_input_of_several_processes_is_said_once(
+    few: Path, weights: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(few, data)
+    for number in (1, 42):  # of both processes' shares
+        (data / "images" / f"{number}.png").write_bytes(b"no picture")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--master-port", "0", "-m", "vqa_repro.extract", *options(data, weights, tmp_path)),
+    ]
+    ran = subprocess.run(command, env=environ(), capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 1 and "exitcode  : 2" in ran.stderr
+    assert ran.stderr.count("error: 2 of 6 pictures are damaged: ") == 1, ran.stderr
+    assert not extract.store_path(tmp_path, str(data), "vgg16", "caffe").exists()
+
+
+def test_low_precision_is_near_and_says_what_it_is(
+    store: Path, few: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert extract.main([*options(few, weights, tmp_path), "--precision", "bfloat16"]) == 0
+    path = extract.store_path(tmp_path, str(few), "vgg16", "caffe", "bfloat16")
+    assert f"train on them with --features {path}" in capsys.readouterr().out
+    low, exact = open_store(path), open_store(store)
+    assert low.made_by == {**exact.made_by, "precision": "bfloat16"}
+    assert "precision" not in exact.made_by, "as in features of before"
+    difference = np.linalg.norm(low.rows.astype(float) - exact.rows)
+    assert 0 < difference < 0.02 * np.linalg.norm(exact.rows.astype(float))
+    network = FrozenNetwork.like(low.made_by, weights, torch.device("cpu"))
+    picture = torch.from_numpy(read_picture(few / "images" / "1.png", 448))[None]
+    with torch.inference_mode():
+        row = network(picture)[0].half().numpy()
+    assert np.abs(row - low.rows[low.row_of["1"]].astype(float)).max() < 0.1
 
 
 def test_damaged_pictures_are_an_error_unless_told_otherwise(

@@ -14,8 +14,9 @@ from vqa_repro.device import describe
 from vqa_repro.errors import UserError
 from vqa_repro.example import Split
 from vqa_repro.extract import extract, seeded, store_path
+from vqa_repro.fill import store_pixels
 from vqa_repro.recipe import Data
-from vqa_repro.store import Store, open_store, store_pixels
+from vqa_repro.store import Store, open_store
 
 NO_PICTURE = {"backbone": "no picture"}  # made_by of the features of models that see none
 
@@ -60,7 +61,7 @@ def open_features(
                 f"  no features yet; {len(images):,} pictures through {data.features} "
                 f"({network.made_by['weights']}) on {describe(device)} -> {path}"
             )
-            return extract(images, path, network, device, leave_out_damaged=leave_out_damaged)
+            return extract(images, path, network, leave_out_damaged=leave_out_damaged)
     store = open_store(path)
     absent = [key for key in images if key not in store.row_of and key not in store.left_out]
     if absent:
