@@ -103,19 +103,23 @@ def test_rows_are_the_last_pooling_layer_region_by_region(
         torch.testing.assert_close(ours, maps[:, row, column], rtol=2e-3, atol=2e-3)
 
 
-def given_until_something_is_kept(command: list[str], done: Path) -> None:
-    """Start ``command`` and kill it, all of it, as soon as a row is safe."""
-    process = subprocess.Popen(
-        command,
-        env=environ(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    while process.poll() is None and not (done.exists() and any(done.read_bytes())):
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def when_something_is_kept(process: subprocess.Popen[str], path: Path) -> None:
+    """Wait until a row of the store to come is safe."""
+    done = path.with_name(path.name + ".done")
+    for _ in range(30_000):
+        if process.poll() is not None or (done.exists() and any(done.read_bytes())):
+            return
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
+    process.kill()
+    raise AssertionError("no row was written in five minutes")
+
+
+def begin(command: list[str]) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environ(), text=True, **pipes)
 
 
 def test_killed_and_given_again_it_is_the_same_byte_for_byte(
@@ -124,30 +128,35 @@ def test_killed_and_given_again_it_is_the_same_byte_for_byte(
     command = [sys.executable, "-m", "vqa_repro.extract", *options(few, weights, tmp_path)]
     finished = extract.store_path(tmp_path, str(few), "vgg16", "caffe")
     done = finished.with_name(finished.name + ".done")
-    given_until_something_is_kept(command, done)
+    process = begin(command)
+    when_something_is_kept(process, finished)
+    process.kill()
+    process.communicate(timeout=60)
     assert not finished.exists() and any(done.read_bytes()) and not all(done.read_bytes())
-    subprocess.run(command, env=environ(), check=True, capture_output=True)
+    subprocess.run(command, env=environ(), check=True, capture_output=True, timeout=300)
     assert finished.read_bytes() == store.read_bytes()
     assert not done.exists()
 
 
-def test_two_processes_make_what_one_makes_also_after_a_kill(
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_two_processes_make_what_one_makes_also_after_one_was_killed(
     few: Path, weights: Path, store: Path, tmp_path: Path
 ) -> None:
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-        *("--master-port", "0", "-m", "vqa_repro.extract", *options(few, weights, tmp_path)),
-    ]
+    command = [*TORCHRUN, "-m", "vqa_repro.extract", *options(few, weights, tmp_path)]
     finished = extract.store_path(tmp_path, str(few), "vgg16", "caffe")
-    done = finished.with_name(finished.name + ".done")
-    given_until_something_is_kept(command, done)
-    time.sleep(1)
-    assert any(done.read_bytes())
+    process = begin(command)
+    when_something_is_kept(process, finished)
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1 and "SIGKILL" in said, said
+    assert not finished.exists() and not Path(f"/proc/{ranks[0]}").exists(), "all end"
     ran = subprocess.run(command, env=environ(), capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert finished.read_bytes() == store.read_bytes()
     assert ran.stdout.count("features: ") == 1, "one process speaks"
-    assert sorted(finished.parent.iterdir()) == [finished]
+    assert list(finished.parent.iterdir()) == [finished]
 
 
 def test_bad_input_of_several_processes_is_said_once(
@@ -157,12 +166,9 @@ def test_bad_input_of_several_processes_is_said_once(
     shutil.copytree(few, data)
     for number in (1, 42):  # of both processes' shares
         (data / "images" / f"{number}.png").write_bytes(b"no picture")
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-        *("--master-port", "0", "-m", "vqa_repro.extract", *options(data, weights, tmp_path)),
-    ]
+    command = [*TORCHRUN, "-m", "vqa_repro.extract", *options(data, weights, tmp_path)]
     ran = subprocess.run(command, env=environ(), capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 1 and "exitcode  : 2" in ran.stderr
+    assert ran.returncode == 1 and "exitcode  : 2" in ran.stderr, ran.stderr
     assert ran.stderr.count("error: 2 of 6 pictures are damaged: ") == 1, ran.stderr
     assert not extract.store_path(tmp_path, str(data), "vgg16", "caffe").exists()
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from vqa_repro.attention import Answer
-from vqa_repro.features import Rows
 from vqa_repro.model import Network
 from vqa_repro.questions import Batch, Questions, batches
+from vqa_repro.rows import Rows
 
 BATCH = 1024  # questions
 
@@ -31,7 +31,7 @@ def predictions(network: Network, rows: Rows, questions: Questions) -> Tensor:
     with torch.inference_mode():
         classes = [
             ask(network, rows, questions, batch).logits.argmax(1)
-            for batch in batches(questions, BATCH, "stored")
+            for batch in rows.ahead(batches(questions, BATCH, "stored"))
         ]
     network.train(training)
     return torch.cat(classes).cpu()

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from vqa_repro.backbone import BACKBONES, FrozenNetwork, Preprocess
 from vqa_repro.device import describe
@@ -82,20 +81,3 @@ def root_mean_square(rows: npt.NDArray[Any]) -> float:
     """Of the numbers in up to 256 rows, taken evenly."""
     some = rows[:: max(1, len(rows) // 256)]
     return float(np.sqrt(np.mean([np.square(row, dtype=np.float32).mean() for row in some])))
-
-
-class Rows:
-    """The rows of a store where the computing happens, if they fit; gathered from disk if not."""
-
-    def __init__(self, store: Store, device: torch.device) -> None:
-        self.device = device
-        self._mapped = store.rows
-        self.resident: Tensor | None = None
-        if device.type == "cpu" or store.rows.nbytes < 0.8 * torch.cuda.mem_get_info(device)[0]:
-            self.resident = torch.from_numpy(np.array(store.rows)).to(device)
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """rows (I,) int64 -> (I, ...) on the device."""
-        if self.resident is not None:
-            return self.resident.index_select(0, rows)
-        return torch.from_numpy(self._mapped[rows.cpu().numpy()]).to(self.device)

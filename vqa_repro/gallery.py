@@ -27,11 +27,11 @@ from vqa_repro.atomic import write_atomic
 from vqa_repro.device import add_device_option, choose_device
 from vqa_repro.errors import UserError, first_line, main_guard
 from vqa_repro.example import Example, Split
-from vqa_repro.features import Rows
 from vqa_repro.material import Material, prepare
 from vqa_repro.model import Network, load_network
 from vqa_repro.pictures import read_picture
 from vqa_repro.questions import Questions, batches
+from vqa_repro.rows import Rows
 from vqa_repro.run import Run, open_run
 from vqa_repro.vocab import tokenize
 
@@ -207,7 +207,7 @@ def _ask(
     training = network.training
     network.eval()
     with torch.inference_mode():
-        for batch in batches(questions, BATCH, "stored"):
+        for batch in rows.ahead(batches(questions, BATCH, "stored")):
             logits, attention = ask(network, rows, questions, batch)
             look(logits, batch.questions, attention)
     network.train(training)

@@ -9,9 +9,10 @@ import torch
 from vqa_repro import datasets
 from vqa_repro.errors import UserError
 from vqa_repro.example import Example, Split
-from vqa_repro.features import Rows, open_features, root_mean_square
+from vqa_repro.features import open_features, root_mean_square
 from vqa_repro.questions import Questions, encode, hold_out
 from vqa_repro.recipe import Recipe
+from vqa_repro.rows import Place, Rows
 from vqa_repro.run import Run
 from vqa_repro.store import Store
 from vqa_repro.vocab import build_vocabulary
@@ -37,8 +38,11 @@ def prepare(
     weights: Path | None = None,
     *,
     leave_out_damaged: bool = False,
+    place: Place | None = None,
 ) -> tuple[Run, Material]:
     """Read the data set, open the features, number words and answers.
+
+    place: where features are kept; by default where there is room for them.
 
     ``run`` is the one that goes on, or None; returned is that one or a new one for ``folder``.
     """
@@ -79,7 +83,7 @@ def prepare(
         train=trainable,
         validation=arrays(held),
         test=arrays(test_split.examples),
-        rows=Rows(store, device),
+        rows=Rows(store, device, place),
         row_of=store.row_of,
         test_split=test_split,
         left_out=left_out,

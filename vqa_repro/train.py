@@ -36,6 +36,7 @@ from vqa_repro.optim import before_step, learning_rate, make_optimizer, set_rate
 from vqa_repro.outcome import finish, table
 from vqa_repro.questions import batches
 from vqa_repro.recipe import Recipe, load_recipe, parse_value, recipe_names
+from vqa_repro.rows import PLACES, Place
 from vqa_repro.run import Run, create_run, open_run
 
 RUNS = Path("runs")
@@ -66,6 +67,7 @@ def train(
     leave_out_damaged: bool = False,
     resume: bool = False,
     tensorboard: bool = False,
+    place: Place | None = None,
 ) -> Run:
     """Train ``recipe`` and return the finished run.
 
@@ -76,6 +78,7 @@ def train(
     there yet are made, with the checkpoint ``weights`` (by default the seeded one), and with
     ``leave_out_damaged`` without the pictures that cannot be read.
     tensorboard: write event files too, in the run folder.
+    place: where features are kept; by default where there is room for them.
     Raises UserError for bad input, Stopped when a signal ended it early.
     """
     device = device or choose_device("auto")
@@ -87,7 +90,9 @@ def train(
     print(recipe.title)
     begun = run is not None
     run, material = prepare(
-        recipe, folder, run, root, device, weights, leave_out_damaged=leave_out_damaged
+        *(recipe, folder, run, root, device, weights),
+        leave_out_damaged=leave_out_damaged,
+        place=place,
     )
     vocabulary = run.vocabulary
     network = build(run).to(device)
@@ -95,8 +100,9 @@ def train(
         without = done_without(device) + material.left_out
         for line in without:
             print(f"  done without {line}")
-        create_run(run, {**doctor.environment(), "device": describe(device), "without": without})
-    print(f"  on {describe(device)}, torch {torch.__version__}")
+        facts = {"device": describe(device), "features": material.rows.in_words, "without": without}
+        create_run(run, {**doctor.environment(), **facts})
+    print(f"  on {describe(device)}, torch {torch.__version__}; {material.rows.in_words}")
     parameters = sum(p.numel() for p in network.parameters())
     print(
         f"  {parameters:,} parameters; {len(material.train):,} questions to train on, "
@@ -222,7 +228,7 @@ def optimise(
                 tqdm.write(f"  no better epoch since epoch {best_epoch}: stopped")
                 break
             plan = shuffled(epoch)
-            for number, batch in enumerate(plan):
+            for number, batch in enumerate(material.rows.ahead(plan)):
                 if epoch == first_epoch and number < first_batch:
                     bar.update(len(batch.questions))
                     continue
@@ -356,6 +362,12 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="do without the questions about pictures that cannot be read",
     )
+    parser.add_argument(
+        "--rows",
+        choices=PLACES,
+        help="where features are kept; by default where there is room: in the device's memory, "
+        "there without the zeros, in the host's memory, on the disk",
+    )
     parser.add_argument("--out", type=Path, help="the run's folder (default: below runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with a run that is there")
     parser.add_argument(
@@ -383,6 +395,7 @@ def main(arguments: list[str] | None = None) -> int:
             leave_out_damaged=args.leave_out_damaged,
             resume=args.resume,
             tensorboard=args.tensorboard,
+            place=args.rows,
         )
     except Stopped as stopped:
         print(stopped)
