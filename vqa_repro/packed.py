@@ -79,7 +79,8 @@ def pack(parts: Iterable[Tensor], rows: int, room: int) -> Packed:
         first[done : done + len(part)] = used + counts.cumsum(0) - counts
         found = flat[mask]
         if used + len(found) + 1 > len(values):
-            values = torch.cat([values, torch.empty_like(values[: len(values) // 8 + len(found)])])
+            more = len(values) // 8 + len(found) + 1
+            values = torch.cat([values, values.new_empty(more)])
         values[used : used + len(found)] = found
         done, used = done + len(part), used + len(found)
     values[used] = 0  # looked at, though not used, for zeros behind the last number
