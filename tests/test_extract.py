@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -60,9 +61,7 @@ def options(few: Path, weights: Path, root: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def store(few: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("root")
-    # In a process of its own, with as many threads as those of the tests that compare bytes.
-    command = [sys.executable, "-m", "vqa_repro.extract", *options(few, weights, root)]
-    subprocess.run(command, env=environ(), check=True, capture_output=True)
+    assert extract.main(options(few, weights, root)) == 0
     return extract.store_path(root, str(few), "vgg16", "caffe")
 
 
@@ -103,74 +102,102 @@ def test_rows_are_the_last_pooling_layer_region_by_region(
         torch.testing.assert_close(ours, maps[:, row, column], rtol=2e-3, atol=2e-3)
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+# `extract`, of pictures of 64 x 64, and slow enough to be stopped in the middle.
+SMALL = """
+import sys, time
+from vqa_repro import backbone, extract, fill
+backbone.BACKBONES["vgg16"] = backbone.Backbone(512, size=64, regions=4)
+fill.SAVE_EVERY = fill.SAY_EVERY = 0.0
+fast = extract.Extractor.__call__
+def slow(*arguments):
+    time.sleep(0.2)
+    return fast(*arguments)
+extract.Extractor.__call__ = slow
+extract.main_guard(extract.main)
+"""
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def when_something_is_kept(process: subprocess.Popen[str], path: Path) -> None:
-    """Wait until a row of the store to come is safe."""
-    done = path.with_name(path.name + ".done")
-    for _ in range(30_000):
-        if process.poll() is not None or (done.exists() and any(done.read_bytes())):
-            return
-        time.sleep(0.01)
-    process.kill()
-    raise AssertionError("no row was written in five minutes")
+class Small:
+    """Runs of ``extract`` in processes of their own, for stores below ``root``."""
+
+    def __init__(self, root: Path, data: Path, weights: Path, *launcher: str) -> None:
+        (root / "small.py").write_text(SMALL)
+        given = options(data, weights, root)
+        self._command = [sys.executable, *launcher, str(root / "small.py"), *given]
+        self.path = extract.store_path(root, str(data), "vgg16", "caffe")
+        self.done = self.path.with_name(self.path.name + ".done")
+
+    def run(self) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self._command, env=environ(), capture_output=True, text=True, timeout=300
+        )
+
+    def begin(self) -> subprocess.Popen[str]:
+        """Start, and wait until some rows are safe."""
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(self._command, env=environ(), text=True, **pipes)
+        while process.poll() is None and not (self.done.exists() and any(self.done.read_bytes())):
+            time.sleep(0.01)
+        return process
 
 
-def begin(command: list[str]) -> subprocess.Popen[str]:
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=environ(), text=True, **pipes)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path, weights: Path) -> Small:
+    """The 52 drawn pictures, by one process that nothing interrupted."""
+    small = Small(tmp_path_factory.mktemp("small"), drawn_folder, weights)
+    ran = small.run()
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.search(r"^  \d+ of 52 pictures, [\d.]+ images/s, \d+ s left$", ran.stdout, re.M)
+    assert "\r" not in ran.stdout + ran.stderr, "a bar in what is not a terminal"
+    return small
 
 
 def test_killed_and_given_again_it_is_the_same_byte_for_byte(
-    few: Path, weights: Path, store: Path, tmp_path: Path
+    whole: Small, drawn_folder: Path, weights: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "vqa_repro.extract", *options(few, weights, tmp_path)]
-    finished = extract.store_path(tmp_path, str(few), "vgg16", "caffe")
-    done = finished.with_name(finished.name + ".done")
-    process = begin(command)
-    when_something_is_kept(process, finished)
+    small = Small(tmp_path, drawn_folder, weights)
+    process = small.begin()
     process.kill()
     process.communicate(timeout=60)
-    assert not finished.exists() and any(done.read_bytes()) and not all(done.read_bytes())
-    subprocess.run(command, env=environ(), check=True, capture_output=True, timeout=300)
-    assert finished.read_bytes() == store.read_bytes()
-    assert not done.exists()
+    before = small.done.read_bytes()
+    assert not small.path.exists() and any(before) and not all(before)
+    assert small.run().returncode == 0
+    assert small.path.read_bytes() == whole.path.read_bytes()
+    assert list(small.path.parent.iterdir()) == [small.path]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_two_processes_make_what_one_makes_also_after_one_was_killed(
-    few: Path, weights: Path, store: Path, tmp_path: Path
+    whole: Small, drawn_folder: Path, weights: Path, tmp_path: Path
 ) -> None:
-    command = [*TORCHRUN, "-m", "vqa_repro.extract", *options(few, weights, tmp_path)]
-    finished = extract.store_path(tmp_path, str(few), "vgg16", "caffe")
-    process = begin(command)
-    when_something_is_kept(process, finished)
+    small = Small(tmp_path, drawn_folder, weights, *TORCHRUN)
+    process = small.begin()
     ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(ranks) == 2
     os.kill(int(ranks[1]), signal.SIGKILL)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1 and "SIGKILL" in said, said
-    assert not finished.exists() and not Path(f"/proc/{ranks[0]}").exists(), "all end"
-    ran = subprocess.run(command, env=environ(), capture_output=True, text=True, timeout=300)
+    assert not small.path.exists() and not Path(f"/proc/{ranks[0]}").exists(), "all end"
+    ran = small.run()
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert finished.read_bytes() == store.read_bytes()
+    assert small.path.read_bytes() == whole.path.read_bytes()
     assert ran.stdout.count("features: ") == 1, "one process speaks"
-    assert list(finished.parent.iterdir()) == [finished]
+    assert list(small.path.parent.iterdir()) == [small.path]
 
 
 def test_bad_input_of_several_processes_is_said_once(
-    few: Path, weights: Path, tmp_path: Path
+    drawn_folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
-    shutil.copytree(few, data)
+    shutil.copytree(drawn_folder, data)
     for number in (1, 42):  # of both processes' shares
         (data / "images" / f"{number}.png").write_bytes(b"no picture")
-    command = [*TORCHRUN, "-m", "vqa_repro.extract", *options(data, weights, tmp_path)]
-    ran = subprocess.run(command, env=environ(), capture_output=True, text=True, timeout=300)
+    small = Small(tmp_path, data, weights, *TORCHRUN)
+    ran = small.run()
     assert ran.returncode == 1 and "exitcode  : 2" in ran.stderr, ran.stderr
-    assert ran.stderr.count("error: 2 of 6 pictures are damaged: ") == 1, ran.stderr
-    assert not extract.store_path(tmp_path, str(data), "vgg16", "caffe").exists()
+    assert ran.stderr.count("error: 2 of 52 pictures are damaged: ") == 1, ran.stderr
+    assert "extract --leave-out-damaged" in ran.stderr and not small.path.exists()
 
 
 def test_low_precision_is_near_and_says_what_it_is(
