@@ -1,13 +1,16 @@
 """Features from wherever there is room: the same numbers, and the place that was promised."""
 
+import json
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import options
 
 from vqa_repro import rows as rows_module
+from vqa_repro import train
 from vqa_repro.errors import UserError
 from vqa_repro.memory import free_on_host
 from vqa_repro.packed import pack, packed_bytes
@@ -221,3 +224,18 @@ def test_free_memory_is_what_limits_leave(
 def test_free_memory_of_this_machine() -> None:
     assert 10**7 < free_on_host() < 10**13
     assert free_on_host(Path("/nowhere")) > 10**7, "half of what there is"
+
+
+@pytest.mark.slow
+def test_training_is_the_same_wherever_features_are_and_says_where(
+    drawn_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = []
+    for where, said in (("device", "in the memory of the host"), ("disk", "on the disk")):
+        run = tmp_path / where
+        given = [*options(drawn_folder, run, 1), "--root", str(tmp_path), "--device", "cpu"]
+        assert train.main([*given, "--rows", where]) == 0
+        assert said in capsys.readouterr().out
+        assert said in json.loads((run / "environment.json").read_text())["features"]
+        weights.append((run / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
