@@ -45,7 +45,7 @@ RUN = ("evaluate", "predict", "report", "ssh")
 # The programs of other projects that may begin a line; its syntax is checked.
 OTHERS = re.compile(
     r"PIP_FIND_LINKS=\S*|cd|curl|git|lftp|pip|plink|rsync|sbatch|scp|sftp|sha256sum|squeue|srun|ssh|"
-    r"ssh-keygen|tail|tar|tensorboard|tmux|vncserver"
+    r"ssh-keygen|tail|tar|tensorboard|tmux|torchrun|vncserver"
 )
 # Words of commands that stand for something of the reader's.
 STANDS_FOR = re.compile(r"[A-Z][A-Z_|]*|\$.*")

@@ -63,10 +63,11 @@ class Rows:
     def __init__(self, store: Store, device: torch.device, where: Place | None = None) -> None:
         self.device = device
         self._rows = store.rows
+        on_gpu = device.type == "cuda"
         first = torch.from_numpy(np.array(store.rows[:1]))
         self._dtype, self._shape = first.dtype, first.shape[1:]
         dense, packed = store.rows.nbytes, None
-        if len(store.rows) and can_pack(first[0]):
+        if (on_gpu or where == "packed") and len(store.rows) and can_pack(first[0]):
             some = np.array(store.rows[:: max(1, len(store.rows) // 64)])
             packed = packed_bytes(torch.from_numpy(some), len(store.rows))
         free = free_on_device(device), free_on_host()
@@ -74,7 +75,6 @@ class Rows:
         if self.where == "packed" and packed is None:
             raise UserError(f"--rows packed: {store.path}: its numbers cannot be packed")
 
-        on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._readers = ThreadPoolExecutor(READERS)
         self._one_at_a_time = Lock()
@@ -92,16 +92,14 @@ class Rows:
                 f"no memory for {dense / 1e9:.2f} GB of features ({first_line(error)}); "
                 "--rows disk needs none"
             ) from None
+        memory = f"in the memory of the {'GPU' if on_gpu else 'host'}"
+        place = {"host": "in the memory of the host", "disk": "on the disk"}.get(self.where, memory)
+        if isinstance(self._resident, Packed):
+            place = f"packed to {self._resident.nbytes / 1e9:.2f} GB {place}"
+        gpu = f"{free[0] / 1e9:.1f} GB on the GPU, " if on_gpu else ""
         self.in_words = (
-            f"{dense / 1e9:.2f} GB of features "
-            + {
-                "device": f"in the memory of the {'GPU' if on_gpu else 'host'}",
-                "packed": f"packed to {(packed or 0) / 1e9:.2f} GB in the device's memory",
-                "host": "in the host's memory",
-                "disk": "on the disk",
-            }[self.where]
-            + (f" ({free[0] / 1e9:.1f} GB free on the GPU," if on_gpu else " (")
-            + f"{free[1] / 1e9:.1f} GB on the host)"
+            f"{dense / 1e9:.2f} GB of features {place} "
+            f"(free: {gpu}{free[1] / 1e9:.1f} GB on the host)"
         )
 
     def __getitem__(self, rows: Tensor) -> Tensor:
