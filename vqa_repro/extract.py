@@ -23,7 +23,7 @@ import checkpoints_setup
 from vqa_repro.backbone import BACKBONES, FrozenNetwork
 from vqa_repro.datasets import find_data_set, load_all
 from vqa_repro.device import add_device_option, choose_device, describe
-from vqa_repro.distributed import ALONE, SharedError, World, joined
+from vqa_repro.distributed import ALONE, SharedError, World, joined, leave
 from vqa_repro.errors import UserError, main_guard
 from vqa_repro.fill import DamagedPicturesError, fill
 from vqa_repro.store import Store
@@ -158,16 +158,18 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_device_option(parser)
     args = parser.parse_args(arguments)
-    try:
-        with joined(args.device) as (world, args.device):
-            return _extract(args, world)
-    except SharedError:
-        if os.environ["RANK"] == "0":
-            raise
-        return 0  # torchrun would end the first process before it has said what is wrong
+    with joined(args.device) as (world, args.device):
+        try:
+            _extract(args, world)
+        except SharedError:
+            if world.first:
+                raise
+    if not world.first:
+        leave(0)  # also after an error: torchrun would end the first process before it has said it
+    return 0
 
 
-def _extract(args: argparse.Namespace, world: World) -> int:
+def _extract(args: argparse.Namespace, world: World) -> None:
     if world.size > int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         raise SharedError("extract fills one file: use the GPUs of one machine (--nnodes 1)")
 
@@ -201,7 +203,6 @@ def _extract(args: argparse.Namespace, world: World) -> int:
     print(f"features: {path}")
     if args.precision != "float32":
         print(f"  train on them with --features {shlex.quote(str(path))}")
-    return 0
 
 
 if __name__ == "__main__":
