@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import checkpoints_setup
 from vqa_repro.errors import UserError, first_line
 from vqa_repro.tar_checkpoint import load_tar
+from vqa_repro.torch_file import load_torch
 
 # Per-channel statistics of the training pictures, in the order and scale each network was fed.
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR, 0..255 (Simonyan & Zisserman's release)
@@ -71,6 +72,11 @@ class FrozenNetwork:
         weights: its file; by default the seeded checkpoint of that name. Raises UserError if it
         is not there or is another one.
         """
+        for key in ("backbone", "weights", "weights_sha256", "preprocess"):
+            if not isinstance(made_by.get(key), str):
+                raise UserError(f"the features' record of what made them names no {key}")
+        if Path(made_by["weights"]).name != made_by["weights"]:  # a stranger's run, perhaps
+            raise UserError(f"the features' weights are called {made_by['weights']!r}: a path")
         path = weights or checkpoints_setup.checkpoint_dir() / made_by["weights"]
         if not path.is_file():
             raise UserError(
@@ -99,10 +105,7 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
     import torchvision  # takes seconds, and what is trained along does without it
 
     try:
-        if tarfile.is_tarfile(weights):
-            state = load_tar(weights)
-        else:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
+        state = load_tar(weights) if tarfile.is_tarfile(weights) else load_torch(weights)
     except FileNotFoundError:
         raise UserError(f"{weights}: no such checkpoint; see checkpoints_setup.py") from None
     except Exception as error:  # many kinds, for a damaged file
@@ -126,11 +129,17 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
             f"{weights}: not {name}: {len(expected - found)} keys missing and "
             f"{len(found - expected)} too many, e.g. {differing[0]}"
         )
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    for key in sorted(expected):  # before anything is made of them
+        value = state[key]
+        if not isinstance(value, Tensor) or value.shape != shapes[key]:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(f"{weights}: not {name}: {key} is {shape}, not {tuple(shapes[key])}")
     try:
         used = {key: state[key].float() for key in expected}
         model.load_state_dict(used, strict=False, assign=True)
-    except RuntimeError as error:
-        raise UserError(f"{weights}: not {name}: {str(error).splitlines()[-1].strip()}") from None
+    except RuntimeError as error:  # quantised or sparse numbers
+        raise UserError(f"{weights}: not {name}: {first_line(error)}") from None
     # The convolutions, up to VGG's last pooling: without the average pooling and the classes.
     parts = list(model.children())
     kept = parts[0] if name.startswith("vgg") else nn.Sequential(*parts[:-2])

@@ -8,7 +8,13 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """Bad input. Its text is one line: what is wrong, where, and the mend."""
+    """Bad input. Its text is one line: what is wrong, where, and the mend.
+
+    What a stranger's file put into it cannot break the line nor drive the terminal.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 
 def first_line(error: BaseException) -> str:

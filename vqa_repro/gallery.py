@@ -32,7 +32,7 @@ from vqa_repro.material import Material, prepare
 from vqa_repro.model import Network, load_network
 from vqa_repro.pictures import read_picture
 from vqa_repro.questions import Questions, batches
-from vqa_repro.run import Run, open_run
+from vqa_repro.run import Run, open_run, read_bounded
 from vqa_repro.vocab import tokenize
 
 SAMPLE = 24  # questions drawn from all
@@ -323,18 +323,6 @@ def read(folder: Path) -> Gallery | None:
         ) from None
     pictures = {name: _read_picture(folder / "gallery" / name) for name in sorted(names)}
     return Gallery(lists, asked, wrong, pictures, _fingerprint(data))
-
-
-def read_bounded(path: Path, most: int) -> bytes:
-    """The bytes of a file of a stranger's. Raises UserError if there are more than ``most``."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(data) > most:
-        raise UserError(f"{path}: more than {most:,} bytes: not made by this program")
-    return data
 
 
 def _read_picture(path: Path) -> bytes:

@@ -15,6 +15,8 @@ from vqa_repro.errors import UserError, first_line
 # A file, the bytes of one, or pixels: an array is (H, W, 3) uint8 RGB or (H, W) grey.
 Picture = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 
+# Photos' formats. Pillow would take dozens more, EPS among them, which is a program to be run.
+FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 FEW = 5  # pictures named in a message about many
 
 _KINDS = {"1": "grey", "L": "grey", "LA": "grey", "P": "palette", "PA": "palette"}
@@ -126,7 +128,7 @@ def _open(source: Picture) -> AbstractContextManager[Image.Image]:
         return nullcontext(Image.fromarray(source))
     if isinstance(source, Image.Image):
         return nullcontext(source.copy())  # what is dropped from it stays in the caller's
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

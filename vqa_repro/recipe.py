@@ -153,9 +153,14 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def from_json(raw: dict[str, Any], where: str) -> Recipe:
+def from_json(raw: Any, where: str) -> Recipe:
     """A checked Recipe from plain values. Raises UserError, naming ``where`` and the key."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: is not a table of options")
     raw = dict(raw)
+    name = raw.get("name", "")
+    if isinstance(name, str) and (name in (".", "..") or "/" in name or "\\" in name):
+        raise UserError(f"{where}: name = {name!r} is a path; run folders are called by it")
     sections: dict[str, Any] = {}
     for section, cls in _SECTIONS.items():
         values = raw.pop(section, None)
@@ -193,6 +198,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return type(value) in (int, float)
     if hint == dict[str, float]:
         return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
+    if hint == list[str]:
+        return isinstance(value, list) and all(type(v) is str for v in value)
     return True  # a section, already checked
 
 

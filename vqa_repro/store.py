@@ -182,12 +182,14 @@ def open_store(path: Path) -> Store:
             raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
         keys, made_by = json.loads(metadata["keys"]), json.loads(metadata["made_by"])
         left_out = dict(json.loads(metadata.get("left_out", "{}")))
-        dtype, shape = np.dtype(_DTYPES[rows["dtype"]]), tuple(int(n) for n in rows["shape"])
+        dtype, shape = np.dtype(_DTYPES[rows["dtype"]]), tuple(rows["shape"])
+        if any(type(n) is not int for n in shape):
+            raise ValueError(f"its shape is {shape}")
         if min(shape) < 0 or shape[0] != len(keys) or len(set(keys)) != len(keys):
             raise ValueError("keys and rows do not match")
         if not left_out.keys().isdisjoint(keys):
             raise ValueError("pictures that were left out have rows")
-        size = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
+        size = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if total != 8 + length + size:
             raise ValueError(f"it has {total:,} bytes where its header says {8 + length + size:,}")
     except FileNotFoundError:
