@@ -134,7 +134,9 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
         value = state[key]
         if not isinstance(value, Tensor) or value.shape != shapes[key]:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise UserError(f"{weights}: not {name}: {key} is {shape}, not {tuple(shapes[key])}")
+            raise UserError(
+                f"{weights}: not {name}: size mismatch for {key}: {shape}, not {tuple(shapes[key])}"
+            )
     try:
         used = {key: state[key].float() for key in expected}
         model.load_state_dict(used, strict=False, assign=True)

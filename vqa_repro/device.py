@@ -1,6 +1,7 @@
 """Which processor computes: asked for, or the best one there; said aloud, never silently less."""
 
 import argparse
+import os
 import platform
 
 import torch
@@ -33,6 +34,17 @@ def choose_device(name: str) -> torch.device:
             "`python -m vqa_repro.doctor` says why"
         )
     return device
+
+
+def be_deterministic() -> None:
+    """Compute the same numbers bit for bit each time, on this machine and of this torch.
+
+    To be called before anything is computed. An operation that cannot be had that way raises
+    RuntimeError.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS sums in any order
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def describe(device: torch.device) -> str:

@@ -16,7 +16,7 @@ from vqa_repro.errors import UserError, first_line
 Picture = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 
 # Photos' formats. Pillow would take dozens more, EPS among them, which is a program to be run.
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 FEW = 5  # pictures named in a message about many
 
 _KINDS = {"1": "grey", "L": "grey", "LA": "grey", "P": "palette", "PA": "palette"}

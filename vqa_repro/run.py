@@ -35,7 +35,6 @@ from vqa_repro.vocab import Vocabulary
 
 # Run folders may come from strangers.
 MAX_JSON = 2**26  # bytes
-MAX_PICTURE_SIZE = 4096  # pixels a side
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -169,9 +168,6 @@ def open_run(folder: Path) -> Run:
     made_by = features.get("made_by")
     if not isinstance(made_by, dict) or not isinstance(made_by.get("backbone"), str):
         raise UserError(f"{path}: does not say what made the features")
-    size = made_by.get("size", 1)  # a model that sees no picture has none
-    if type(size) is not int or not 1 <= size <= MAX_PICTURE_SIZE:
-        raise UserError(f"{path}: pictures of {size!r} pixels a side")
     return Run(folder, recipe, vocabulary, features)
 
 

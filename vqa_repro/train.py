@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from vqa_repro import doctor
 from vqa_repro.answering import ask, predictions
-from vqa_repro.device import add_device_option, choose_device, describe
+from vqa_repro.device import add_device_option, be_deterministic, choose_device, describe
 from vqa_repro.errors import UserError, main_guard
 from vqa_repro.events import Events
 from vqa_repro.interruption import Interruption
@@ -37,6 +37,8 @@ from vqa_repro.outcome import finish, table
 from vqa_repro.questions import batches
 from vqa_repro.recipe import Recipe, load_recipe, parse_value, recipe_names
 from vqa_repro.run import Run, create_run, open_run
+from vqa_repro.shortage import explained
+from vqa_repro.suspects import NotFiniteError, Suspects
 
 RUNS = Path("runs")
 LOG_EVERY = 20  # steps; reading the loss makes the program wait for the GPU
@@ -105,8 +107,9 @@ def train(
         f"  run folder: {folder}",
         flush=True,
     )
-    seconds = optimise(run, network, material, device, tensorboard=tensorboard)
-    finish(run, network, material, seconds)
+    with explained(recipe.training, folder):
+        seconds = optimise(run, network, material, device, tensorboard=tensorboard)
+        finish(run, network, material, seconds)
     return run
 
 
@@ -161,13 +164,14 @@ def optimise(
     weights = run.folder / "model.safetensors"
     epoch_sums, sums = torch.zeros(3, device=device), torch.zeros(3, device=device)
     if (state := run.load_checkpoint(print)) is not None:
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        epoch_sums, sums = state["epoch_sums"].to(device), state["sums"].to(device)
-        step, first_epoch, first_batch = state["step"], state["epoch"], state["batch"]
-        best, best_epoch = state["best"], state["best_epoch"]
-        seconds = state["seconds"]
-        set_random_state(state["random"], device)
+        with run.restoring():
+            network.load_state_dict(state["network"])
+            optimizer.load_state_dict(state["optimizer"])
+            epoch_sums, sums = state["epoch_sums"].to(device), state["sums"].to(device)
+            step, first_epoch, first_batch = state["step"], state["epoch"], state["batch"]
+            best, best_epoch = state["best"], state["best_epoch"]
+            seconds = state["seconds"]
+            set_random_state(state["random"], device)
         print(f"  resumed after step {step}, in epoch {first_epoch + 1} of {training.epochs}")
     run.keep_log_until(step)
     started = time.monotonic() - seconds
@@ -213,6 +217,7 @@ def optimise(
     with (
         bar,
         Interruption() as interruption,
+        Suspects(questions) as suspects,
         (run.folder / "log.jsonl").open("a") as log_file,
         Events(run.folder, step) if tensorboard else nullcontext() as events,
     ):
@@ -236,6 +241,7 @@ def optimise(
                 before_step(training, network)
                 optimizer.step()
                 step += 1
+                suspects.add(step, epoch + 1, number + 1, batch.questions, loss)
                 sums += tally(loss, logits, label)
                 bar.update(len(label))
                 if step % LOG_EVERY == 0:
@@ -284,13 +290,10 @@ def tally(loss: Tensor, logits: Tensor, label: Tensor) -> Tensor:
 
 
 def means(sums: Tensor, step: int) -> dict[str, float]:
-    """Mean loss and accuracy in percent. Raises UserError if the loss is no longer a number."""
+    """Mean loss and accuracy in percent. Raises NotFiniteError if the loss is not finite."""
     loss, right, count = sums.tolist()
     if not loss < float("inf"):
-        raise UserError(
-            f"the loss is not finite at or shortly before step {step}; "
-            "lower training.learning_rate (the run's last checkpoint is whole)"
-        )
+        raise NotFiniteError(step)
     return {"loss": loss / count, "accuracy": 100 * right / count}
 
 
@@ -361,8 +364,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--tensorboard", action="store_true", help="write event files into the run's folder too"
     )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same numbers bit for bit each time also on a GPU, which costs speed",
+    )
     add_device_option(parser)
     args = parser.parse_args(arguments)
+    if args.deterministic:
+        be_deterministic()
     changes = dict(change(text) for text in args.changes)
     for key, value in [
         ("data.name", args.data),

@@ -29,7 +29,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import damaged_bytes, damaged_json, damaged_lines, damaged_value
 from PIL import Image
-from safetensors.torch import save
 from test_tar_checkpoint import save_tar
 
 import checkpoints_setup
@@ -186,20 +185,40 @@ def read_pictures(folder: Path) -> None:
         read_picture(path, 8)
 
 
-def make_readers(run: Path, data: Path, scratch: Path) -> dict[str, Reader]:
-    of_run = {
-        name: (run / name).read_bytes()
-        for name in (
-            *("recipe.json", "vocabulary.json", "features.json", "environment.json"),
-            *("log.jsonl", "metrics.json", "gallery.json", "model.safetensors", "checkpoint.pt"),
-        )
-    }
-    drawn = run / "gallery"
-    of_run |= {f"gallery/{path.name}": path.read_bytes() for path in drawn.iterdir()}
-    plain = [name for name in of_run if name.endswith(".json")]
-    asked = ["recipe.json", "vocabulary.json", "features.json"]
-    weights = {"model.safetensors": damaged_header}
+def one_file(
+    name: str, content: bytes, damage: Damage, read: Callable[[Path], object], share: float = 1.0
+) -> Reader:
+    return Reader({name: content}, {name: damage}, read, share)
 
+
+def make_readers(run: Path, data: Path, scratch: Path) -> dict[str, Reader]:
+    """A finished ``run``, and the data set it was trained on."""
+    return of_runs(run) | of_data(data) | of_features(scratch) | of_checkpoints(scratch)
+
+
+def of_runs(run: Path) -> dict[str, Reader]:
+    names = [path.name for path in run.glob("*.json")]
+    names += ["log.jsonl", "model.safetensors", "checkpoint.pt"]
+    names += [f"gallery/{path.name}" for path in (run / "gallery").iterdir()]
+    files = {name: (run / name).read_bytes() for name in names}
+    told: dict[str, Damage] = {name: damaged_json for name in names if name.endswith(".json")}
+    told |= {"log.jsonl": damaged_lines, "gallery/1.jpg": damaged_bytes}
+    asked: dict[str, Damage] = {
+        name: damaged_json for name in ("recipe.json", "vocabulary.json", "features.json")
+    }
+    asked["model.safetensors"] = damaged_header
+    state: dict[str, Damage] = {"checkpoint.pt": damaged_state}
+    return {
+        "run folder": Reader(files, told, read_run, 0.3),
+        "run that is asked": Reader(files, asked, ask_run, 0.05),
+        "training checkpoint": Reader(files, state, read_checkpoint, 0.05),
+        "recipe": one_file(
+            "r.toml", toml(RECIPE), damaged_recipe, lambda f: load_recipe(str(f / "r.toml"), {})
+        ),
+    }
+
+
+def of_data(data: Path) -> dict[str, Reader]:
     few = {}
     for split in ("train", "val"):
         for what in ("questions", "annotations"):
@@ -207,16 +226,45 @@ def make_readers(run: Path, data: Path, scratch: Path) -> dict[str, Reader]:
             few[f"{split}_{what}.json"] = json.dumps({what: records}).encode()
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as new:
-        for field in ("questions", "answers", "img_ids", "types"):
-            lines = {"questions": "is it", "answers": "red", "img_ids": "12", "types": "2"}
-            new.writestr(f"train/{field}.txt", f"{lines[field]}\n" * 4)
+        for field, line in [
+            *(("questions", "is it"), ("answers", "red"), ("img_ids", "12"), ("types", "2"))
+        ]:
+            new.writestr(f"train/{field}.txt", f"{line}\n" * 4)
+    pairs = b"what is under the table in the image3 ?\nchair\nhow many in image4 ?\n2\n"
+    answers = b'[{"question_id": 1, "answer": "yes"}, {"question_id": 2, "answer": "no"}]'
+    return {
+        "VQA JSON": Reader(
+            few, dict.fromkeys(few, damaged_json), lambda f: vqa_json.load_folder(f, "train")
+        ),
+        "zip": one_file(
+            coco_qa._ZIP, archive.getvalue(), damaged_zip, lambda f: coco_qa.load(f, "train")
+        ),
+        "DAQUAR text": one_file(
+            "qa.894.raw.train.txt", pairs, damaged_lines, lambda f: daquar.load(f, "train")
+        ),
+        "results": one_file(
+            "r.json", answers, damaged_json, lambda f: metric.read_results(f / "r.json")
+        ),
+    }
 
+
+def of_features(scratch: Path) -> dict[str, Reader]:
     path = scratch / "s.safetensors"
     writer = StoreWriter(path, ["a", "b", "c"], (2, 3), np.float16, {"backbone": "x", "size": 4})
     for row in range(3):
         writer.write(row, np.ones((2, 3), np.float16))
     writer.finish({"d": "missing"})
+    shown = {
+        f"picture: {name}": one_file(name, content, damaged_bytes, read_pictures, 0.05)
+        for name, content in pictures().items()
+    }
+    return {
+        "feature store": one_file(path.name, path.read_bytes(), damaged_header, read_store),
+        **shown,
+    }
 
+
+def of_checkpoints(scratch: Path) -> dict[str, Reader]:
     with torch.device("meta"):
         network = torchvision.models.resnet50()
     # All of its tensors, each of them one number seen again and again: a small file.
@@ -227,78 +275,26 @@ def make_readers(run: Path, data: Path, scratch: Path) -> dict[str, Reader]:
     new_format, old_format = io.BytesIO(), io.BytesIO()
     torch.save(state, new_format)
     torch.save(state, old_format, _use_new_zipfile_serialization=False)
-    save_tar(state, scratch / "tar.pth")
-    pairs = b"what is under the table in the image3 ?\nchair\nhow many in image4 ?\n2\n"
-
-    def of_torch(name: str, content: bytes, damage: Damage, share: float) -> dict[str, Reader]:
-        damages = {"weights.pth": damage}
-        return {name: Reader({"weights.pth": content}, damages, read_backbone, share)}
-
+    save_tar({key: value for key, value in state.items() if value.ndim}, scratch / "tar.pth")
+    notes = {
+        ".toy-00000000.pth.verified.json": {"size": 4, "mtime_ns": 1, "inode": 1, "sha256": "00"},
+        ".toy-00000000.pth.owner": {"pid": 2**30, "host": "h", "since": "now"},
+        "toy-00000000.pth.part.json": {"url": "http://h/", "validator": "v", "length": 4},
+    }
+    beside = {name: json.dumps(note).encode() for name, note in notes.items()}
+    parts = {"toy-00000000.pth.part": b"abc", "toy-00000000.pth": b"abcd"}
+    weights = "weights.pth"
     return {
-        "run folder": Reader(
-            of_run,
-            {n: damaged_json for n in plain}
-            | {"log.jsonl": damaged_lines}
-            | {"gallery/1.jpg": damaged_bytes},
-            read_run,
-            0.3,
+        "checkpoint": one_file(weights, new_format.getvalue(), damaged_state, read_backbone, 0.03),
+        "checkpoint before 1.6": one_file(
+            weights, old_format.getvalue(), damaged_bytes, read_backbone, 0.05
         ),
-        "run that is asked": Reader(
-            of_run, {n: damaged_json for n in asked} | weights, ask_run, 0.05
+        "checkpoint before 0.2": one_file(
+            weights, (scratch / "tar.pth").read_bytes(), damaged_bytes, read_backbone, 0.05
         ),
-        "training checkpoint": Reader(
-            of_run, {"checkpoint.pt": damaged_state}, read_checkpoint, 0.05
-        ),
-        "feature store": Reader(
-            {path.name: path.read_bytes()}, {path.name: damaged_header}, read_store
-        ),
-        "VQA JSON": Reader(
-            few, {n: damaged_json for n in few}, lambda f: vqa_json.load_folder(f, "train")
-        ),
-        "zip": Reader(
-            {coco_qa._ZIP: archive.getvalue()},
-            {coco_qa._ZIP: damaged_zip},
-            lambda f: coco_qa.load(f, "train"),
-        ),
-        "DAQUAR text": Reader(
-            {"qa.894.raw.train.txt": pairs},
-            {"qa.894.raw.train.txt": damaged_lines},
-            lambda f: daquar.load(f, "train"),
-        ),
-        "results": Reader(
-            {
-                "r.json": b'[{"question_id": 1, "answer": "yes"}, {"question_id": 2, "answer": "no"}]'
-            },
-            {"r.json": damaged_json},
-            lambda f: metric.read_results(f / "r.json"),
-        ),
-        "recipe": Reader(
-            {"r.toml": toml(RECIPE)},
-            {"r.toml": damaged_recipe},
-            lambda f: load_recipe(str(f / "r.toml"), {}),
-        ),
-        **of_torch("checkpoint", new_format.getvalue(), damaged_state, 0.1),
-        **of_torch("checkpoint before 1.6", old_format.getvalue(), damaged_bytes, 0.1),
-        **of_torch("checkpoint before 0.2", (scratch / "tar.pth").read_bytes(), damaged_bytes, 0.1),
         "notes of a download": Reader(
-            {
-                ".toy-00000000.pth.verified.json": b'{"size": 4, "mtime_ns": 1, "inode": 1, "sha256": "00"}',
-                ".toy-00000000.pth.owner": b'{"pid": 1073741824, "host": "h", "since": "now"}',
-                "toy-00000000.pth.part.json": b'{"url": "http://h/", "validator": "v", "length": 4}',
-                "toy-00000000.pth.part": b"abc",
-                "toy-00000000.pth": b"abcd",
-            },
-            {
-                ".toy-00000000.pth.verified.json": damaged_json,
-                ".toy-00000000.pth.owner": damaged_json,
-                "toy-00000000.pth.part.json": damaged_json,
-            },
-            read_notes,
+            beside | parts, dict.fromkeys(beside, damaged_json), read_notes
         ),
-        **{
-            f"picture: {name}": Reader({name: content}, {name: damaged_bytes}, read_pictures, 0.05)
-            for name, content in pictures().items()
-        },
     }
 
 
@@ -310,9 +306,10 @@ def readers(
 
 
 NAMES = [
-    *("run folder", "run that is asked", "training checkpoint", "feature store", "VQA JSON", "zip"),
-    *("DAQUAR text", "results", "recipe", "checkpoint", "checkpoint before 1.6"),
-    *("checkpoint before 0.2", "notes of a download", *(f"picture: {name}" for name in pictures())),
+    *("run folder", "run that is asked", "training checkpoint", "recipe"),
+    *("VQA JSON", "zip", "DAQUAR text", "results", "feature store"),
+    *("checkpoint", "checkpoint before 1.6", "checkpoint before 0.2", "notes of a download"),
+    *(f"picture: {name}" for name in pictures()),
 ]
 
 
