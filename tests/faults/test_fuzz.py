@@ -169,7 +169,7 @@ def pictures() -> dict[str, bytes]:
     image = Image.fromarray(rng.integers(0, 255, (16, 20, 3), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
-    for kind in ("png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm", "ico"):
+    for kind in ("png", "jpeg", "gif", "bmp", "tiff", "webp", "ppm"):
         for mode in ("RGB", "L", "P"):
             buffer = io.BytesIO()
             try:
