@@ -6,19 +6,20 @@ makes, byte for byte.
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import random
 import signal
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from children import ready
 from conftest import OPTIONS
 from fault_server import FaultServer
 from test_checkpoints_setup import DATA, FILES, Run
@@ -28,17 +29,10 @@ from vqa_repro import backbone, extract, train
 KILLS = int(os.environ.get("VQA_KILLS", 5))
 EPOCHS = 2
 
-# Children come from a process that has imported torch already: they are at work at once.
-forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["torchvision", "vqa_repro.extract", "vqa_repro.train"])
 
-
-@pytest.fixture(scope="module", autouse=True)
-def imported() -> None:
-    """Once a child has run, the process they come from has imported all."""
-    process = forks.Process(target=int)
-    process.start()
-    process.join()
+@pytest.fixture(scope="module")
+def forks() -> ForkServerContext:
+    return ready()
 
 
 def run_training(arguments: list[str], log: Path, save_every: float) -> None:
@@ -81,7 +75,10 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 @pytest.mark.slow
 def test_training(
-    drawn_folder: Path, tmp_path: Path, record_property: Callable[[str, int], None]
+    forks: ForkServerContext,
+    drawn_folder: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, int], None],
 ) -> None:
     log, root = tmp_path / "said", tmp_path / "root"
 
@@ -116,7 +113,10 @@ def test_training(
 
 @pytest.mark.slow
 def test_extraction(
-    drawn_folder: Path, tmp_path: Path, record_property: Callable[[str, int], None]
+    forks: ForkServerContext,
+    drawn_folder: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, int], None],
 ) -> None:
     torch.manual_seed(0)
     weights, log = tmp_path / "vgg16.pth", tmp_path / "said"
