@@ -2,6 +2,7 @@
 
     python tests/faults/table.py            # about as long as the tests take
     VQA_KILLS=100 VQA_FUZZ=1000000 python tests/faults/table.py
+    python tests/faults/table.py -m "not slow"    # what pytest takes
 
 A fault ends well in one of two ways: what was wanted is there all the same, verified; or one clear
 line says what is wrong, and nothing wrong lies under a right name. Which of the two a test wants is
@@ -235,11 +236,16 @@ class Count:
                 total.update(counts)
 
 
+def named() -> set[str]:
+    """The test files of all rows, without their ending."""
+    patterns = [pattern for row in ROWS.values() for pattern in (row.recovers, row.says)]
+    return {name for pattern in patterns for name in re.findall(r"(\w+)\\\.py", pattern)}
+
+
 def main() -> int:
-    names = {name for row in ROWS.values() for name in re.findall(r"test_\w+(?=\\\.py)", str(row))}
-    files = sorted(str(path) for path in TESTS.rglob("test_*.py") if path.stem in names)
+    files = sorted(str(path) for path in TESTS.rglob("test_*.py") if path.stem in named())
     count = Count()
-    code = pytest.main([*files, "-q", "-p", "no:cacheprovider"], plugins=[count])
+    code = pytest.main([*files, "-q", "-p", "no:cacheprovider", *sys.argv[1:]], plugins=[count])
     print("\n".join(count.lines()))
     return int(code)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PROJECT, environ
-from table import DOWNLOADS, OTHERS, ROWS, Count, place_of
+from table import DOWNLOADS, OTHERS, ROWS, Count, named, place_of
 
 DOCUMENT = PROJECT / "docs" / "faults.md"
 
@@ -21,14 +21,9 @@ def test_every_row_has_tests_and_every_injected_fault_a_row(request: pytest.Fixt
     """Of the tests that were collected with this one; all of them, where it runs in the suite."""
     nodes = [item.nodeid for item in request.session.items]
     found = {place_of(node) for node in nodes}
-    files = ("test_checkpoints_setup", "test_kills", "test_hostile", "test_training", "test_fuzz")
-    here = {Path(node.partition("::")[0]).stem for node in nodes}
+    files = {Path(node.partition("::")[0]).stem for node in nodes}
     chosen = request.config.option
-    if (
-        chosen.markexpr
-        or chosen.keyword
-        or not here.issuperset((*files, "test_train", "test_bootstrap", "test_extract"))
-    ):
+    if chosen.markexpr or chosen.keyword or not files.issuperset(named()):
         pytest.skip("not all tests of faults are collected")
     for row, wanted in ROWS.items():
         for ending in ("recovers", "says"):
