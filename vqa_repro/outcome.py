@@ -16,6 +16,7 @@ from vqa_repro.gallery import Asked, Gallery
 from vqa_repro.material import Material
 from vqa_repro.model import Network
 from vqa_repro.run import Run, read_json, write_json
+from vqa_repro.words import say
 
 PICTURES = 8  # attention pictures drawn at the end
 
@@ -82,15 +83,15 @@ def draw_some(run: Run, made: Gallery) -> None:
         draw(asked, made.pictures[asked.picture], folder / f"{number}.png")
 
 
-def draw(asked: Asked, picture: bytes, path: Path) -> None:
+def draw(asked: Asked, picture: bytes, path: Path, language: str = "en") -> None:
     """Write the ``picture`` (a JPEG) with the attention over it as PNG."""
     note = asked.answers[0][0]
     if asked.accuracy is not None:
-        right = asked.accuracy > 0
-        note += " (right)" if right else f" (wrong), should be {asked.label}"
+        key = "answered_right" if asked.accuracy > 0 else "answered_wrong"
+        note = say(key, language, answer=note, label=asked.label)
     maps = {name: np.array(weights) for name, weights in asked.attention.items()}
     pixels = np.array(Image.open(io.BytesIO(picture)))
-    plots.attention(pixels, asked.question, asked.answers, maps, path, note)
+    plots.attention(pixels, asked.question, asked.answers, maps, path, note, asked.words, language)
 
 
 def table(run: Run) -> str:

@@ -116,7 +116,13 @@ def draw(prediction: Prediction, picture: Picture, path: Path, note: str = "") -
     """Write the picture with the prediction's attention over it as PNG."""
     shown = read_picture(picture, SHOWN_SIZE)
     plots.attention(
-        shown, prediction.question, prediction.answers, prediction.attention, path, note
+        shown,
+        prediction.question,
+        prediction.answers,
+        prediction.attention,
+        path,
+        note,
+        prediction.words,
     )
 
 
