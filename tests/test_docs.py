@@ -42,6 +42,10 @@ from vqa_repro.vocab import Vocabulary
 
 DOCUMENTS = [*sorted(PROJECT.glob("README*.md")), *sorted((PROJECT / "docs").glob("*.md"))]
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+# The Chinese README has README.md's commands, as a test below makes sure of.
+each_to_run = pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if d.name != "README.zh-CN.md"], ids=lambda path: path.name
+)
 
 # Verbs that are run; the others' options are checked. Train is run on FOLDER, for one epoch.
 RUN = ("evaluate", "predict", "report", "ssh")
@@ -276,7 +280,7 @@ def can_be_run(verb: str, words: list[str]) -> bool:
 
 
 @pytest.mark.slow
-@each_document
+@each_to_run
 def test_commands_run(document: Path, workspace: Path) -> None:
     if document.name == "extending.md":
         pytest.skip("they need its examples, with which they are run below")
@@ -304,7 +308,7 @@ def expanded(word: str) -> list[str]:
 
 
 @pytest.mark.slow
-@each_document
+@each_to_run
 def test_python_runs(document: Path, workspace: Path) -> None:
     names: dict[str, object] = {"__name__": "document"}
     for block in blocks(document):
@@ -500,6 +504,22 @@ def test_sums_are_compared_as_moving_tells(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-ec", compare], **here).stdout == "a.safetensors: OK\n"
     (folder / "a.safetensors").write_bytes(bytes(999))
     assert subprocess.run(["bash", "-ec", compare], **here).returncode == 1
+
+
+def test_the_published_sums_are_of_files_that_are_named_and_check(tmp_path: Path) -> None:
+    sums = (PROJECT / "docs" / "SHA256SUMS").read_text()
+    named = re.findall(r"^[0-9a-f]{64}  (\S+)$", sums, flags=re.M)
+    assert len(named) == len(set(named)) == sums.count("\n") > 10
+    text = (PROJECT / "docs" / "data.md").read_text(encoding="utf-8")
+    for name in named:
+        family = re.sub("(v2_)?(Questions|Annotations)_.*", "mscoco.zip", name)
+        assert family in text, name
+    (line,) = (line for block in section("docs/data.md", "## How to check") for line in block
+               if line.startswith("sha256sum"))  # fmt: skip
+    (tmp_path / named[0]).write_bytes(b"another")
+    command = shlex.split(line.replace("PROJECT", str(PROJECT)))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == f"{named[0]}: FAILED\n"
 
 
 def test_tunnels_are_what_ssh_understands() -> None:
