@@ -442,9 +442,13 @@ def said(folder: Path) -> str:
 
 def section(document: str, heading: str) -> list[list[str]]:
     """The commands of each block below ``heading``."""
-    text = (PROJECT / document).read_text(encoding="utf-8")
-    below = text.partition(f"\n{heading}\n")[2].partition("\n## ")[0]
-    found = [lines(block) for block in re.findall(r"^```\n(.*?)^```$", below, flags=re.M | re.S)]
+    path = PROJECT / document
+    below = 0  # the heading's line
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.startswith("## "):
+            below = number if line == heading else 0
+        found += [lines(b.text) for b in blocks(path) if below and b[1:3] == (number + 1, "")]
     assert found, f"{document}: nothing below {heading!r}"
     return found
 
