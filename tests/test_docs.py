@@ -55,7 +55,7 @@ OTHERS = re.compile(
     r"ssh-keygen|tail|tar|tensorboard|tmux|vncserver"
 )
 # Words of commands that stand for something of the reader's.
-STANDS_FOR = re.compile(r"[A-Z][A-Z_|]*|\$.*")
+STANDS_FOR = re.compile(r"(\.\./)?[A-Z][A-Z_|]*|\$.*")
 
 
 class Block(NamedTuple):
