@@ -151,6 +151,15 @@ def test_the_difference_is_marked_in_words(tmp_path: Path) -> None:
     assert "--recipe san-2-lstm-daquar-reduced --set model.layers=1" in html
 
 
+def test_columns_to_compare_are_there_where_something_is_published(tmp_path: Path) -> None:
+    compared, alone = finished(tmp_path, 0, 45.0), unfinished(tmp_path, 1)
+    recipe = json.loads((alone / "recipe.json").read_text())
+    write_json(alone / "recipe.json", {**recipe, "published": None})
+    heads = re.compile(r'<th scope="colgroup" colspan="(\d)">')
+    assert heads.findall(made(compared, alone)) == ["3", "3"]  # accuracy, WUPS 0.9
+    assert heads.findall(made(alone)) == ["1"]
+
+
 def test_types_stand_beside_the_published_ones(tmp_path: Path) -> None:
     run = finished(tmp_path, 0, 45.0)
     metrics = json.loads((run / "metrics.json").read_text())

@@ -122,6 +122,7 @@ def _table(data: tuple[str, str], of_data: Sequence[Row]) -> dict[str, Any]:
         "data": _data_name(data),
         "questions": finished[0].metrics[0]["questions"] if finished else None,
         "names": names,
+        "compared": [name for name in names if any(_is_published(row, name) for row in of_data)],
         "rows": [
             {
                 "title": _title(row),
@@ -135,6 +136,10 @@ def _table(data: tuple[str, str], of_data: Sequence[Row]) -> dict[str, Any]:
             for row in of_data
         ],
     }
+
+
+def _is_published(row: Row, name: str) -> bool:
+    return row.published is not None and (name == "overall" or name in row.published.others)
 
 
 def _cell(row: Row, figure: Figure | None) -> dict[str, Any] | None:
