@@ -2,7 +2,7 @@
 # From a bare machine to a verified environment and a trained model. ./bootstrap.sh --help
 #
 # Needs bash 4 and a Python 3.10 to 3.13, compiles nothing. In this order below: help, talking,
-# running commands, settings, Python, machine facts, the lock, installers, the environment,
+# running commands, settings, Python, machine facts, the lock, bundles, installers, the environment,
 # JupyterLab, the stages, arguments.
 { # bash reads a script while running it: the braces make it read all of it first
 set -Eeuo pipefail
@@ -11,7 +11,7 @@ if ((BASH_VERSINFO[0] < 4)); then
   exit 10
 fi
 PROJECT=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
-LOCKFILE=$PROJECT/requirements.lock
+LOCKFILE=$PROJECT/requirements.lock # that of the CUDA 13 build of torch; see use_build
 LOCKFILES=("$LOCKFILE" "$PROJECT/wordnet.lock") # the second is to be installed with --no-deps
 STATE=$PROJECT/.bootstrap # the installer, the logs and the lock of this script
 STAGES=(check env checkpoint doctor train)
@@ -19,7 +19,7 @@ JUPYTER=$STATE/jupyter/${HOSTNAME:-?} # a home may be shared: each machine has a
 SELF=./bootstrap.sh
 [[ $PWD -ef $PROJECT ]] || printf -v SELF %q "$PROJECT/bootstrap.sh"
 MAKE="$SELF env" # what makes the environment that is being made
-readonly PROJECT LOCKFILE STATE STAGES JUPYTER SELF
+readonly PROJECT STATE STAGES JUPYTER SELF
 
 usage() {
   cat <<'HELP'
@@ -35,6 +35,9 @@ Also:
   test [PYTEST ARGUMENTS]   the tests, in that environment
   jupyter                   JupyterLab on this machine, for a browser on yours through SSH
   jupyter stop              ends it, and its kernels
+  bundle OUT                all of it in the folder OUT, for a machine without a network: there,
+                            ./bootstrap.sh --bundle OUT. The same command completes what was cut off
+                            and brings OUT up to date. For --python 3.X and --torch BUILD if named.
 
 JupyterLab has an environment of its own inside the other (jupyter.lock); its kernel, vqa_repro,
 runs in the other. It runs in the background, listens on 127.0.0.1 alone and wants a token: what to
@@ -50,9 +53,19 @@ Options                    or variable
   --installer uv|pip|auto  VQA_INSTALLER    auto takes uv where it can be had, and pip otherwise
   --offline                VQA_OFFLINE=1    try no network
   --lock-wait SECONDS      VQA_LOCK_WAIT    wait so long for another bootstrap (default 1800)
+  --torch BUILD            VQA_TORCH        cu130, cu126, cpu, or auto: as driver and cards want
+  --torch-index URL        VQA_TORCH_INDEX  where the builds cu126 and cpu are, if not at PyTorch's
+  --bundle DIR             VQA_BUNDLE       take everything from this bundle, verified first
+  --split SIZE                              bundle: in files of at most SIZE, as 100M or 2G
   --help
 The index, proxies and certificates set for pip or uv (variables, pip.conf, uv.toml) are used, also
 by the other of the two. PYTHONPATH and whatever else would change the result is set aside.
+
+torch: a driver from 580 on and cards of compute capability 7.5 and newer take cu130, the build for
+CUDA 13 that requirements.lock names, and so does a machine without a card; a driver from 525.60.13
+on and cards from 5.0 to 9.0 take cu126. Where neither serves all cards nothing is installed, until
+--torch says what is wanted. An environment keeps its build until --torch says otherwise. cu126 and
+cpu have locks of their own, made by python .ci/make_lock.py --torch BUILD.
 
 Exit codes
   0    done
@@ -68,6 +81,8 @@ Exit codes
   16   another bootstrap held the lock for too long
   17   the doctor found something broken
   18   JupyterLab does not start
+  19   the bundle is damaged, or for another Python, platform, build or lock
+  20   no build of torch runs these cards, or the lock of the one that does is not here
   129, 130, 143  hung up, Ctrl-C, terminated; the same command continues
 Stages train and test end with the exit codes of train and pytest.
 HELP
@@ -146,16 +161,14 @@ attached() { # COMMAND...: let it talk to the user
   CHILD=''
 }
 logged() { # WHAT COMMAND...: one of the installer's, under the lock; output to the log
-  local what=$1 signs me
+  local what=$1 signs
   shift
   open_log
   mkdir -p "$STATE/tmp"
   set -m
   (
     trap - ERR
-    # Noted, so that a later run can end it should this one be killed.
-    me=$BASHPID
-    echo "$me $(started "$me")" >"$STATE/child"
+    note_child
     package_settings
     cd -- "$PROJECT" # the folder we are called from may have settings for uv
     "$@" </dev/null 2>&1 | redact >>"$LOG"
@@ -169,6 +182,10 @@ logged() { # WHAT COMMAND...: one of the installer's, under the lock; output to 
   rm -f "$STATE/child"
   kill "$signs" && wait "$signs" 2>/dev/null || true
   [[ ! -t 1 ]] || printf '\r\e[K'
+}
+note_child() { # so that a later run can end us, should this one be killed
+  local me=$BASHPID
+  echo "$me $(started "$me")" >"$STATE/child"
 }
 signs_of_life() { # WHAT: until it is ended, or bootstrap is gone
   trap - EXIT ERR INT TERM HUP
@@ -235,33 +252,8 @@ clean_environment() {
   done
 }
 
-# pip.conf's way to the packages as PIP_NAME=value, one a line, where no variable says otherwise.
-readonly READ_PIP_CONF='
-import configparser, os, sys
-get, home = os.environ.get, os.path.expanduser
-files = [d + "/pip/pip.conf" for d in (get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")]
-files += ["/etc/pip.conf", home("~/.pip/pip.conf")]
-files += [home("~/Library/Application Support/pip/pip.conf")]
-files += [(get("XDG_CONFIG_HOME") or home("~/.config")) + "/pip/pip.conf"]
-files += [sys.prefix + "/pip.conf", get("PIP_CONFIG_FILE") or ""]
-conf = configparser.RawConfigParser(strict=False)
-for file in files if get("PIP_CONFIG_FILE") != os.devnull else []:
-    try:
-        conf.read(file, encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError):
-        pass
-names = """index_url extra_index_url no_index find_links trusted_host cert client_cert proxy
-    cache_dir timeout retries keyring_provider""".split()
-found = {}
-for section in ("global", "download", "install"):
-    for key, value in conf.items(section) if conf.has_section(section) else []:
-        found[key.replace("-", "_")] = " ".join(value.split())
-for name in names:
-    if found.get(name) and "PIP_" + name.upper() not in os.environ:
-        print("PIP_%s=%s" % (name.upper(), found[name]))
-'
 read_settings() { # needs BASE
-  CONF=$("$BASE" -I -c "$READ_PIP_CONF")
+  CONF=$("$BASE" -I -B "$PROJECT/vqa_repro/pip_conf.py")
   [[ -z $CONF ]] || USED+=" pip.conf: $(cut -d = -f 1 <<<"$CONF" | xargs)"
 }
 cache_dir() { # uv's; beside this script where the usual place is closed to us
@@ -275,14 +267,14 @@ package_settings() { # for a subshell: variables say all, and uv is told what pi
     [[ -z $line ]] || export "${line?}"
   done <<<"$CONF"
   export PIP_CONFIG_FILE=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
-  for link in ${PIP_FIND_LINKS:-}; do
+  for link in ${PIP_FIND_LINKS:-} $(torch_pages); do
     [[ $link == /* || $link == *://* ]] || link=$PWD/$link
     [[ $link != /* || -d $link ]] || continue # uv stops at a folder that is not there
     links+=${links:+,}$link
   done
   [[ -n ${UV_INDEX_URL:-} ]] || offer UV_DEFAULT_INDEX "${PIP_INDEX_URL:-}"
   offer UV_NO_INDEX "${PIP_NO_INDEX:-}"
-  offer UV_FIND_LINKS "$links"
+  [[ -z $links ]] || export UV_FIND_LINKS=${UV_FIND_LINKS:+$UV_FIND_LINKS,}$links
   offer UV_INSECURE_HOST "${PIP_TRUSTED_HOST:-}"
   offer SSL_CERT_FILE "${PIP_CERT:-}"
   [[ -n ${https_proxy:-} ]] || offer HTTPS_PROXY "${PIP_PROXY:-}"
@@ -294,7 +286,17 @@ package_settings() { # for a subshell: variables say all, and uv is told what pi
   if ((SYSTEM_CERTS)); then export UV_SYSTEM_CERTS=1; fi
   if ((OFFLINE)); then export UV_OFFLINE=1 PIP_NO_INDEX=1; fi
   [[ -z $links ]] || export PIP_FIND_LINKS=${links//,/ }
+  if [[ -n $BUNDLE ]]; then
+    unset "${!PIP_INDEX@}" "${!PIP_EXTRA_INDEX@}" "${!UV_INDEX@}" "${!UV_DEFAULT_INDEX@}"
+    # A relative path has neither the spaces at which pip cuts it nor the commas at which uv does.
+    export UV_NO_INDEX=1 UV_FIND_LINKS=.bootstrap/bundle/wheels
+    export PIP_FIND_LINKS=$UV_FIND_LINKS
+  fi
   export TMPDIR=$STATE/tmp # /tmp is often too small for what pip puts there
+}
+torch_pages() { # of the builds that other indexes lack; all else is to come from the usual one
+  local index=${TORCH_INDEX:-https://download.pytorch.org/whl/$BUILD}
+  ((OFFLINE)) || [[ ! $BUILD =~ ^(cu126|cpu)$ ]] || echo "$index/torch/ $index/torchvision/"
 }
 offer() { # NAME VALUE: set it unless it is set, or there is nothing to set
   if [[ -z ${!1:-} && -n $2 ]]; then export "$1=$2"; fi
@@ -449,7 +451,12 @@ check_python() {
     row python ok "$BASE_VERSION, $BASE"
     return
   fi
-  problem 11 python "none that is fit; install Python 3.10 to 3.13, or name one: --python PATH"
+  if [[ -n $PYTHON && $PYTHON == "$(told_by_bundle python)" ]]; then
+    problem 19 python "the bundle is for Python $PYTHON, and none that is fit is here"
+    also "on the other machine, for one that is: $SELF bundle OUT --python 3.X"
+  else
+    problem 11 python "none that is fit; install Python 3.10 to 3.13, or name one: --python PATH"
+  fi
   for why in ${REJECTED[@]+"${REJECTED[@]}"}; do also "$why"; done
 }
 # Measured: 6 GB of packages in the cache; linked into the environment where both lie on one disk,
@@ -482,37 +489,60 @@ check_room() { # GB PATH WHAT
     problem 12 disk "$text (move it with --venv DIR, UV_CACHE_DIR=DIR)"
   fi
 }
-# By field, never from the banner; read with a limit, as a driver in trouble answers never.
-ask_nvidia_smi() {
-  local query=name,driver_version,memory.total rc=0
-  limited 4 nvidia-smi "--query-gpu=$query,compute_cap" --format=csv,noheader 2>&1 || rc=$?
-  if ((rc != 0 && rc != 124 && rc != 137)); then # an older driver does not know compute_cap
-    limited 4 nvidia-smi "--query-gpu=$query" --format=csv,noheader 2>&1 || rc=$?
-  fi
-  echo "end $rc"
+# By field, never from the banner, and with a limit, as a driver in trouble answers never.
+readonly ASK_DRIVER='
+import sys
+sys.path.insert(0, sys.argv[1])
+from vqa_repro.driver import bootstrap_lines, driver_facts
+print(*bootstrap_lines(driver_facts(4), sys.argv[2]), sep="\n")
+'
+ask_driver() {
+  local asked
+  asked=$(known_build)
+  "$BASE" -I -B -c "$ASK_DRIVER" "$PROJECT" "${asked:-auto}" 2>&1 </dev/null \
+    || echo "note|the cards could not be looked at"
 }
-check_gpu() { # file descriptor 3: ask_nvidia_smi's answer
-  local line lines=() name driver memory capability end='end 124'
-  while IFS= read -r -t 5 -u 3 line; do
-    if [[ $line == "end "* ]]; then end=$line; else lines+=("$line"); fi
-  done
-  for line in ${lines[@]+"${lines[@]}"}; do
-    IFS=, read -r name driver memory capability <<<"$line"
-    [[ $driver =~ ^\ ?[0-9]+\. ]] || continue
-    if ((${driver%%.*} < 580)); then
-      row gpu note "$name: unused: driver$driver is older than the 580 that this PyTorch needs"
-    else
-      row gpu ok "$name,$memory, compute capability${capability:- ?}, driver$driver"
-    fi
-    end=found
+check_gpu() { # file descriptor 3: ask_driver's answer; sets BUILD
+  local kind text build='' none=''
+  while IFS='|' read -r -u 3 kind text; do
+    case $kind in
+      build) build=$text ;;
+      none) none=$text ;;
+      ok | note) row gpu "$kind" "$text" ;;
+      *) row gpu note "$kind" ;; # an error of Python's
+    esac
   done
   exec 3<&-
-  case $end in
-    found) ;;
-    "end 124" | "end 137") row gpu note "nvidia-smi gives no answer: the driver hangs; reboot" ;;
-    "end 127") row gpu ok "none (no nvidia-smi): the CPU will do" ;;
-    *) row gpu note "nvidia-smi fails: ${lines[0]:-$end}" ;;
-  esac
+  if [[ -n $none ]]; then
+    problem 20 torch "$none"
+  elif use_build "${build:-$(told_by_bundle torch)}"; then
+    row torch ok "the build $BUILD, as ${LOCKFILE##*/} names it"
+  else
+    lacking_lock
+  fi
+}
+
+BUILD='' # of torch, once it is settled
+
+known_build() { # what was asked for, or else what the environment has
+  local stamped=''
+  if [[ -e $VENV/.finished ]]; then
+    stamped=$(stamp_of torch)
+    stamped=${stamped:-cu130} # what was made before there were others
+  fi
+  echo "${TORCH/auto/$stamped}"
+}
+use_build() { # [NAME]: install what its lock names; false where that is not here
+  BUILD=${1:-cu130}
+  LOCKFILE=$PROJECT/requirements-$BUILD.lock
+  [[ $BUILD != cu130 ]] || LOCKFILE=$PROJECT/requirements.lock
+  LOCKFILES[0]=$LOCKFILE
+  [[ -f $LOCKFILE ]]
+}
+lacking_lock() {
+  problem 20 torch "the build $BUILD is wanted, and requirements-$BUILD.lock is not here"
+  also "where PyTorch's download site is reached: python .ci/make_lock.py --torch $BUILD;"
+  also "then copy that file here. To train on the CPU until then: export CUDA_VISIBLE_DEVICES=''"
 }
 readonly CONNECT='
 import os, socket, sys, urllib.parse, urllib.request
@@ -531,7 +561,7 @@ except OSError as error:
 check_network() {
   local answer
   if ((OFFLINE)); then
-    answer="not used (--offline)"
+    answer="not used ($([[ -n $BUNDLE ]] && echo --bundle || echo --offline))"
   else
     answer=$(
       package_settings
@@ -593,6 +623,40 @@ release_lock() {
   OWN_LOCK=''
 }
 
+# ---------------------------------------------------------------- bundles
+
+OPENED='' # yes: what the bundle offers lies in STATE/bundle
+
+told_by_bundle() { # KEY: what bundle.json says, before it is verified; nothing where there is none
+  local found
+  [[ -n $BUNDLE && -f $BUNDLE/bundle.json ]] || return 0
+  found=$(head -c 9999 "$BUNDLE/bundle.json" \
+    | sed -n "s/^ \"$1\": \"\(3\.1[0-3]\|cu130\|cu126\|cpu\)\",\$/\1/p")
+  echo "${found%%$'\n'*}"
+}
+# shellcheck disable=SC2329 # called through attached
+bundle_py() { # VERB ARGUMENTS..., under the lock
+  trap - ERR
+  note_child
+  if [[ $1 == make ]]; then package_settings; fi
+  cd -- "$PROJECT"
+  exec "$BASE" -E -s -B -m vqa_repro.bundle "$@"
+}
+open_bundle() { # verify all of it, once
+  [[ -z $OPENED || ! -d $STATE/bundle ]] || return 0
+  say "  bundle: $BUNDLE"
+  attached bundle_py open "$BUNDLE" --into "$STATE/bundle" \
+    --python "${BASE_VERSION%.*}" --torch "${BUILD:-cu130}"
+  ((RC == 0)) || fail "$RC" "nothing is taken from the bundle" "see above" "mend that, then $SELF"
+  OPENED=yes
+}
+close_bundle() {
+  [[ -n $OPENED ]] || return 0
+  take_lock
+  rm -rf "$STATE/bundle"
+  release_lock
+}
+
 # ---------------------------------------------------------------- the installer
 
 UV='' # empty: pip
@@ -600,6 +664,7 @@ UV='' # empty: pip
 pinned_uv() { sed -n 's/^uv==\([^ ]*\).*/\1/p' "$LOCKFILE"; }
 uv_at_hand() {
   [[ $INSTALLER != pip ]] || return 1
+  [[ -z $BUNDLE ]] || return 0
   [[ -x $STATE/uv-$(pinned_uv)/uv ]] || command -v uv >/dev/null
 }
 
@@ -650,14 +715,23 @@ fetch_uv() { # VERSION FOLDER
   local scratch=$STATE/fetch # under the lock, so ours
   rm -rf "$scratch"
   mkdir -p "$scratch"
-  sed -n '/^uv==/,/[^\\]$/p' "$LOCKFILE" >"$scratch/uv.txt"
-  logged "fetching uv" "$BASE" -E -c "$BASE_PIP" download --quiet --no-deps --require-hashes \
-    --only-binary :all: --retries 2 --dest "$scratch" -r "$scratch/uv.txt"
+  if [[ -n $BUNDLE ]]; then # verified, and needs no pip
+    open_log
+    RC=0
+    cp "$STATE/bundle/wheels/uv-$1"-*.whl "$scratch" 2>>"$LOG" || return 1
+  else
+    fetch_wheel_of_uv "$scratch"
+  fi
   if ((RC)); then return 1; fi
   "$BASE" -I -m zipfile -e "$scratch"/uv-*.whl "$scratch" >>"$LOG" 2>&1 || return 1
   mv "$scratch/uv-$1.data/scripts" "$scratch/bin" && chmod +x "$scratch/bin/uv" || return 1
   "$scratch/bin/uv" --version >>"$LOG" 2>&1 || return 1
   rm -rf "$2" && mv "$scratch/bin" "$2" && rm -rf "$scratch"
+}
+fetch_wheel_of_uv() { # FOLDER
+  sed -n '/^uv==/,/[^\\]$/p' "$LOCKFILE" >"$1/uv.txt"
+  logged "fetching uv" "$BASE" -E -c "$BASE_PIP" download --quiet --no-deps --require-hashes \
+    --only-binary :all: --retries 2 --dest "$1" -r "$1/uv.txt"
 }
 
 # ---------------------------------------------------------------- the environment
@@ -671,7 +745,7 @@ READY='' # remembered: yes or no
 env_ready() {
   if [[ -z $READY ]]; then
     READY=no
-    if [[ ! -e $VENV/.incomplete && -e $VENV/.finished ]] && same_place \
+    if [[ ! -e $VENV/.incomplete && -e $VENV/.finished && -f ${LOCKFILES[0]} ]] && same_place \
       && [[ $(stamp_of lock) == "$(digest)" ]] \
       && [[ $INSTALLER == auto || $INSTALLER == "$(stamp_of installer)" ]]; then
       READY=yes
@@ -685,6 +759,7 @@ same_place() { # the stamp's environment was made here, of this Python, and runs
   [[ $("$VENV/bin/python" -I -c 'import platform as p; print(p.python_version())' 2>/dev/null) \
     == "$(stamp_of python)" ]]
 }
+CUT='' # yes: an installation was cut off, by a kill or by the network
 make_venv() {
   local why command
   if [[ -e $VENV && ! -e $VENV/.incomplete && ! -e $VENV/.finished ]] \
@@ -695,7 +770,8 @@ make_venv() {
   why=$(mkdir -p -- "$VENV" 2>&1) || fail 13 "cannot make $VENV" "$why" "$MAKE --venv DIR"
   # A package that an earlier run had half linked counts as installed, so begin anew; what was
   # downloaded is in the cache.
-  if [[ -e $VENV/.incomplete ]] || ! same_place; then
+  if [[ -e $VENV/.incomplete ]]; then CUT=yes; fi
+  if [[ -n $CUT ]] || ! same_place; then
     : >"$VENV/.incomplete"
     (cd -- "$VENV" && find . -mindepth 1 ! -path ./.incomplete -delete)
   fi
@@ -709,21 +785,34 @@ make_venv() {
 }
 install_packages() {
   local try command network='connect|timed? ?out|request|network|resolve|certificate|http|reset'
+  local lasting='hash mismatch|do not match|no space left|quota|permission denied|read-only'
   command=("$VENV/bin/python" -I -m pip install --no-deps "${LOCKFILES[@]/#/--requirement=}")
   [[ -z $UV ]] || command=("$UV" pip sync --python "$VENV/bin/python" "${LOCKFILES[@]}")
   for try in 1 2 3; do
+    [[ -z $CUT || -z $UV ]] || ((OFFLINE)) || install_big_wheels
     logged "installing the packages" "${command[@]}" --require-hashes --only-binary :all:
     if ((RC == 0)); then break; fi
-    if ((try == 3 || OFFLINE)) || ! log_says "$network"; then
+    if ((try == 3 || OFFLINE)) || ! log_says "$network" || log_says "$lasting"; then
       explain_failure "the packages could not be installed"
     fi
     say "  the network failed; what has arrived is kept; trying again in $((try * 5)) s"
+    CUT=yes
     # Some networks sign with a certificate that only the system knows.
     if log_says certificate; then SYSTEM_CERTS=1; fi
     attached sleep $((try * 5))
   done
   [[ -n $UV ]] || remove_extras
-  rm -rf "$STATE/tmp"
+  rm -rf "$STATE/tmp" "$STATE/big"
+}
+install_big_wheels() { # by a downloader that goes on where it was cut; what fails is left to uv
+  local big=$STATE/big command
+  command=("$BASE" -E -s -B -m vqa_repro.big_wheels "$big" --python "${BASE_VERSION%.*}")
+  logged "fetching the big packages" "${command[@]}" --uv "$UV" --venv "$VENV" "${LOCKFILES[@]}"
+  if ((RC)) && (($(free_mb "$STATE") < 4000)); then rm -rf "$big"; fi # uv needs the room more
+  if ((RC)) || [[ ! -s $big/wanted.lock ]]; then return; fi
+  command=("$UV" pip install --python "$VENV/bin/python" --no-deps --no-index)
+  logged "installing the big packages" "${command[@]}" --find-links "$big/wheels" \
+    --require-hashes --requirement "$big/wanted.lock"
 }
 remove_extras() { # as uv pip sync does
   local extras uninstall=("$VENV/bin/python" -I -m pip uninstall -y)
@@ -770,7 +859,8 @@ finish_env() {
   local version
   version=$("$VENV/bin/python" -I -c "$ADD_PROJECT" "$PROJECT")
   printf '%s\n' "lock $(digest)" "python $version" "base $BASE" "venv $VENV" \
-    "project $PROJECT" "installer $([[ -n $UV ]] && echo uv || echo pip)" >"$VENV/.finished.new"
+    "project $PROJECT" "torch ${BUILD:-cu130}" \
+    "installer $([[ -n $UV ]] && echo uv || echo pip)" >"$VENV/.finished.new"
   mv "$VENV/.finished.new" "$VENV/.finished"
   rm "$VENV/.incomplete"
   READY=yes
@@ -782,6 +872,7 @@ make_env() { # what LOCKFILES name, in VENV
   if env_ready; then
     say "  the other process has made it"
   else
+    [[ -z $BUNDLE ]] || open_bundle
     choose_installer
     make_venv
     install_packages
@@ -895,14 +986,16 @@ stop_server() {
 CHECKED='' FRESH='' WITHOUT=''
 
 stage_check() {
-  exec 3< <(ask_nvidia_smi)
   need_python
+  [[ -z $BASE ]] || exec 3< <(ask_driver)
   say "check: is this machine fit?"
   check_system
   check_python
   check_disk
-  check_gpu
-  [[ -z $BASE ]] || check_network
+  if [[ -n $BASE ]]; then
+    check_gpu
+    check_network
+  fi
   [[ -z $USED ]] || row settings ok "used:$USED"
   [[ -z $SET_ASIDE ]] || row settings note "set aside:$SET_ASIDE"
   CHECKED=yes
@@ -924,6 +1017,11 @@ stage_env() {
   need_python
   [[ -n $BASE ]] || fail 11 "no usable Python" "${REJECTED[*]-none found}" "$SELF check"
   say "env: $VENV, Python $BASE_VERSION"
+  if [[ -z $CHECKED ]]; then # the lock depends on the cards
+    exec 3< <(ask_driver)
+    check_gpu
+    ((CODE == 0)) || fail "$CODE" "nothing is installed" "see above" "mend that, then $MAKE"
+  fi
   if ((DRY_RUN)); then
     choose_installer
     say "  would install what the *.lock files name, wheels only, hashes required"
@@ -932,13 +1030,13 @@ stage_env() {
   make_env
 }
 stage_checkpoint() {
-  local command=(checkpoints_setup.py vgg19) python=$VENV/bin/python
+  local names=(vgg19) options=() python=$VENV/bin/python file
   local mend="python checkpoints_setup.py vgg19 [--from FILE|DIR|URL]"
   local why=([3]="no source had it" [4]="only wrong bytes" [5]="busy" [6]="no room for it")
-  ((OFFLINE == 0)) || command+=(--offline)
+  ((OFFLINE == 0)) || options+=(--offline)
   say "checkpoint: VGG-19"
   if ((DRY_RUN)); then
-    say "  would run: python ${command[*]}"
+    say "  would run: python checkpoints_setup.py vgg19"
     return
   fi
   if ! env_ready; then
@@ -946,15 +1044,42 @@ stage_checkpoint() {
     [[ -n $BASE ]] || fail 11 "no usable Python" "${REJECTED[*]-none found}" "$SELF check"
     python=$BASE
   fi
-  attached "$python" "$PROJECT/${command[0]}" "${command[@]:1}"
+  if [[ -n $BUNDLE ]] && { [[ -n $OPENED ]] \
+    || ! "$python" "$PROJECT/checkpoints_setup.py" vgg19 --offline </dev/null &>/dev/null; }; then
+    need_python
+    take_lock
+    open_bundle
+    release_lock
+    options+=(--from "$STATE/bundle/checkpoints")
+    for file in "$STATE"/bundle/checkpoints/*.pth; do
+      [[ ! -e $file ]] || names+=("${file##*/}")
+    done
+  fi
+  attached "$python" "$PROJECT/checkpoints_setup.py" "${names[@]}" ${options[@]+"${options[@]}"}
   case $VERB:$RC in
     *:0) ;;
-    all:[3-6])
+    all:[3-6] | bundle:[3-6])
       WITHOUT+="checkpoint: no VGG-19, ${why[RC]}"$'\n'
       say "  ${YELLOW}going on without it${PLAIN}; later: $mend"
       ;;
     *) fail "$RC" "no checkpoint" "see above" "$mend" ;;
   esac
+}
+stage_bundle() {
+  local options=(--torch "$BUILD")
+  say "bundle: $OUT"
+  need_python
+  [[ -n $BASE ]] || fail 11 "no usable Python" "${REJECTED[*]-none found}" "$SELF check"
+  options+=(--python "${TARGET:-${BASE_VERSION%.*}}")
+  [[ -z $SPLIT ]] || options+=(--split "$SPLIT")
+  if ((DRY_RUN)); then
+    say "  would fetch what the *.lock files name: ${options[*]}"
+    return
+  fi
+  take_lock
+  attached bundle_py make "$OUT" "${options[@]}"
+  release_lock
+  ((RC == 0)) || fail "$RC" "no bundle" "see above" "the same command again: it continues"
 }
 stage_doctor() {
   say "doctor: does it compute correctly?"
@@ -963,6 +1088,7 @@ stage_doctor() {
     return
   fi
   need_env
+  close_bundle
   [[ -z $FRESH ]] || say "  (first imports take long, on slow or network disks some minutes)"
   attached "$VENV/bin/python" -m vqa_repro.doctor
   ((RC == 0)) || fail 17 "something is broken" "see above" "do as told there, then $SELF doctor"
@@ -971,6 +1097,7 @@ stage_train() {
   say "train: python -m vqa_repro.train --resume${REST[*]:+ ${REST[*]}}"
   if ((DRY_RUN)); then return; fi
   need_env
+  close_bundle
   [[ -z $NETWORK ]] || WITHOUT+="internet: $NETWORK"$'\n'
   export VQA_REPRO_WITHOUT=$WITHOUT
   exec "$VENV/bin/python" -m vqa_repro.train --resume ${REST[@]+"${REST[@]}"}
@@ -981,6 +1108,7 @@ stage_test() {
     return
   fi
   need_env
+  close_bundle
   cd -- "$PROJECT"
   exec "$VENV/bin/python" -m pytest ${REST[@]+"${REST[@]}"}
 }
@@ -1027,14 +1155,18 @@ read_arguments() {
   SKIP=${VQA_SKIP:-} DRY_RUN=${VQA_DRY_RUN:-0} PYTHON=${VQA_PYTHON:-} OFFLINE=${VQA_OFFLINE:-0}
   VENV=${VQA_VENV:-$PROJECT/.venv} INSTALLER=${VQA_INSTALLER:-auto}
   LOCK_WAIT=${VQA_LOCK_WAIT:-1800}
+  TORCH=${VQA_TORCH:-auto} TORCH_INDEX=${VQA_TORCH_INDEX:-} BUNDLE=${VQA_BUNDLE:-}
+  OUT='' SPLIT='' TARGET='' # of bundle: the folder, the limit, the Python it is for
   local stage file
   while (($#)); do
     case $1 in
-      --skip=* | --python=* | --venv=* | --installer=* | --lock-wait=*)
+      --skip=* | --python=* | --venv=* | --installer=* | --lock-wait=* | \
+        --torch=* | --torch-index=* | --bundle=* | --split=*)
         set -- "${1%%=*}" "${1#*=}" "${@:2}"
         continue
         ;;
-      --skip | --python | --venv | --installer | --lock-wait)
+      --skip | --python | --venv | --installer | --lock-wait | \
+        --torch | --torch-index | --bundle | --split)
         [[ -n ${2:-} ]] || bad_usage "$1 needs a value"
         ;;&
       --skip) SKIP+=" $2" && shift ;;
@@ -1042,6 +1174,10 @@ read_arguments() {
       --venv) VENV=$2 && shift ;;
       --installer) INSTALLER=$2 && shift ;;
       --lock-wait) LOCK_WAIT=$2 && shift ;;
+      --torch) TORCH=$2 && shift ;;
+      --torch-index) TORCH_INDEX=$2 && shift ;;
+      --bundle) BUNDLE=$2 && shift ;;
+      --split) SPLIT=$2 && shift ;;
       --dry-run) DRY_RUN=1 ;;
       --offline) OFFLINE=1 ;;
       -h | --help) usage && exit 0 ;;
@@ -1049,6 +1185,11 @@ read_arguments() {
       check | env | checkpoint | doctor | train | jupyter)
         [[ $VERB == all ]] || bad_usage "one stage at a time: '$VERB' or '$1'"
         VERB=$1
+        ;;
+      bundle)
+        [[ $VERB == all ]] || bad_usage "one stage at a time: '$VERB' or '$1'"
+        [[ -n ${2:-} && $2 != -* ]] || bad_usage "bundle needs a folder to make: $SELF bundle OUT"
+        VERB=bundle OUT=$2 && shift
         ;;
       stop)
         [[ $VERB == jupyter ]] || bad_usage "'stop' is for jupyter: $SELF jupyter stop"
@@ -1068,6 +1209,18 @@ read_arguments() {
   [[ $DRY_RUN$OFFLINE =~ ^[01][01]$ ]] || bad_usage "VQA_DRY_RUN and VQA_OFFLINE are 0 or 1"
   [[ $INSTALLER =~ ^(auto|uv|pip)$ ]] || bad_usage "no installer '$INSTALLER'; uv, pip or auto"
   [[ $LOCK_WAIT =~ ^[0-9]{1,9}$ ]] || bad_usage "--lock-wait is in seconds, not '$LOCK_WAIT'"
+  [[ $TORCH =~ ^(auto|cu130|cu126|cpu)$ ]] || bad_usage "no torch '$TORCH'; auto, cu130, cu126, cpu"
+  [[ -z $SPLIT || $VERB == bundle ]] || bad_usage "--split goes with bundle OUT"
+  if [[ $VERB == bundle ]]; then
+    [[ $OUT == /* ]] || OUT=$PWD/$OUT
+    [[ -z $BUNDLE ]] || bad_usage "--bundle installs from a bundle, bundle OUT makes one"
+    [[ ! $PYTHON =~ ^3\.[0-9]+$ ]] || TARGET=$PYTHON PYTHON=''
+  elif [[ -n $BUNDLE ]]; then
+    [[ -d $BUNDLE ]] || bad_usage "--bundle: there is no folder $BUNDLE"
+    [[ $BUNDLE == /* ]] || BUNDLE=$PWD/$BUNDLE
+    OFFLINE=1
+    [[ -n $PYTHON ]] || PYTHON=$(told_by_bundle python)
+  fi
   if [[ -n $PYTHON && ! $PYTHON =~ ^3\.[0-9]+$ ]]; then
     PYTHON=$(command -v -- "$PYTHON") || bad_usage "--python: no such program as named"
     [[ $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON
@@ -1083,7 +1236,7 @@ read_arguments() {
 }
 
 main() {
-  local stage stages
+  local stage stages known
   read_arguments "$@"
   clean_environment
   case $VERB$STOP in
@@ -1093,8 +1246,12 @@ main() {
       stop_server
       return
       ;;
+    bundle) stages=(checkpoint bundle) ;;
     *) stages=(env "$VERB") ;;
   esac
+  known=$(known_build)
+  if [[ $VERB == bundle ]]; then known=${TORCH/auto/cu130}; fi # not for this machine's cards
+  [[ -z $known ]] || use_build "$known" || true                # what lacks, the check says
   for stage in "${stages[@]}"; do
     [[ " $SKIP " != *" $stage "* ]] || continue
     case $stage in
@@ -1105,8 +1262,10 @@ main() {
       train) stage_train ;;
       test) stage_test ;;
       jupyter) stage_jupyter ;;
+      bundle) stage_bundle ;;
     esac
   done
+  close_bundle
   if [[ $VERB == env || " $SKIP " == *" train "* ]]; then say "next: $SELF train"; fi
 }
 

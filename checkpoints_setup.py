@@ -33,6 +33,7 @@ import socket
 import ssl
 import stat
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -693,7 +694,9 @@ class Progress:
     def __init__(self, checkpoint: Checkpoint, have: int) -> None:
         self.checkpoint, self.first = checkpoint, have
         self.begin = time.monotonic()
-        self.terminal = sys.stderr.isatty()
+        # Of several downloads at a time, none may rewrite the line of another.
+        alone = threading.current_thread() is threading.main_thread()
+        self.terminal = alone and sys.stderr.isatty()
         self.every_s = 0.2 if self.terminal else 10.0
         self.last = self.begin
         self.width = 0

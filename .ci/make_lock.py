@@ -3,6 +3,7 @@
     python .ci/make_lock.py            # keep what is pinned, add and drop what pyproject asks for
     python .ci/make_lock.py --upgrade  # newest versions of everything
     python .ci/make_lock.py --check    # change nothing; exit 1 where a lock is not up to date
+    python .ci/make_lock.py --torch cu126   # requirements-cu126.lock; --torch cpu likewise
 
 A universal lock serves Linux, macOS and Windows, Python 3.10 to 3.13. It keeps the hashes of
 wheels only, so that an installer which demands hashes cannot take a source distribution: building
@@ -10,6 +11,11 @@ is impossible, not merely switched off. It holds no address, so that any mirror 
 
 requirements.lock is complete in itself. wordnet.lock names one package, wanted for its data files
 alone, whose dependencies are left out; an installer that is not told so would refuse it.
+
+requirements.lock names torch as every index has it: built for CUDA 13. --torch makes the lock of
+another build, which lies on PyTorch's own download site alone: for the CPU, or for CUDA 12.6, with
+the newest torch that has such a build. Run it where that site is reached, and commit what it makes.
+Such a lock is for Linux; all but torch and torchvision still comes from the usual index.
 
 Exit codes: 0 made, or up to date; 1 a lock differs or cannot be made; 3 no package index was
 reached, so nothing could be compiled.
@@ -25,6 +31,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +48,14 @@ PROJECT = Path(__file__).resolve().parent.parent
 PYPROJECT = PROJECT / "pyproject.toml"
 # What uv compiles each lock from.
 LOCKS = {
-    PROJECT / "requirements.lock": [str(PYPROJECT), "--group", "dev", "--group", "installer"],
+    PROJECT / "requirements.lock": ["pyproject.toml", "--group", "dev", "--group", "installer"],
     PROJECT / "wordnet.lock": ["--group", "wordnet", "--no-deps"],
     PROJECT / "jupyter.lock": ["--group", "jupyter"],
 }
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+DOWNLOAD_SITE = "https://download.pytorch.org/whl/"
+# What a lock of another build of torch must serve.
+BUILDS = {"cu126": ["Linux x86_64"], "cpu": ["Linux x86_64", "Linux aarch64"]}
 # Each system a lock must serve: values of its markers, and the platform tags it can install.
 SYSTEMS = {
     "Linux x86_64": ("linux", "Linux", "x86_64", "manylinux_2_{}_x86_64", range(28, 4, -1)),
@@ -76,11 +86,28 @@ def dependencies_digest(pyproject: Path = PYPROJECT) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def uv(*arguments: str | Path) -> None:
+def pyproject_for(build: str, index: str) -> str:
+    """pyproject.toml for uv: torch and torchvision in this build from this index, Linux alone."""
+    machines = [SYSTEMS[system][2] for system in BUILDS[build]]
+    linux = [f"sys_platform == 'linux' and platform_machine == '{name}'" for name in machines]
+    return f"""{PYPROJECT.read_text(encoding="utf-8")}
+[tool.uv]
+environments = {json.dumps(linux)}
+[[tool.uv.index]]
+name = "torch"
+url = {json.dumps(index)}
+explicit = true
+[tool.uv.sources]
+torch = {{ index = "torch" }}
+torchvision = {{ index = "torch" }}
+"""
+
+
+def uv(*arguments: str | Path, cwd: Path = PROJECT) -> None:
     """Run the uv of this environment; its error, or NoNetwork, where it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "uv", "--quiet", *map(str, arguments)],
-        cwd=PROJECT,
+        cwd=cwd,
         capture_output=True,
         text=True,
     )
@@ -92,20 +119,29 @@ def uv(*arguments: str | Path) -> None:
     sys.exit(f"error: uv could not compile pyproject.toml:\n{done.stderr.strip()}")
 
 
-def compile_lock(lock: Path, upgrade: bool) -> str:
-    """The text that ``lock`` should hold."""
+def compile_lock(lock: Path, upgrade: bool, build: str = "", index: str = "") -> str:
+    """The text that ``lock`` should hold, with this build of torch from this index if named."""
+    inputs = LOCKS[PROJECT / "requirements.lock" if build else lock]
     compiling = ["pip", "compile", "--universal", "--generate-hashes", "--python-version"]
-    compiling += [PYTHONS[0], *LOCKS[lock], "--no-annotate", "--no-header"]
+    compiling += [PYTHONS[0], *inputs, "--no-annotate", "--no-header"]
     with tempfile.TemporaryDirectory() as folder:
         requirements, pylock = Path(folder, "requirements.txt"), Path(folder, "pylock.toml")
         if lock.exists() and not upgrade:
             # uv prefers the versions (and the hashes) of the file it is about to overwrite.
             requirements.write_bytes(lock.read_bytes())
-        uv(*compiling, "-o", requirements)
+        where = PROJECT
+        if build:
+            where = Path(folder)
+            (where / "pyproject.toml").write_text(pyproject_for(build, index), encoding="utf-8")
+        uv(*compiling, "-o", requirements, cwd=where)
         # The same resolution once more, in the format that tells wheels from source archives.
-        uv(*compiling, "--constraint", requirements, "--format", "pylock.toml", "-o", pylock)
+        again = ["--constraint", requirements, "--format", "pylock.toml", "-o", pylock]
+        uv(*compiling, *again, cwd=where)
         wheels = wheels_of(tomllib.loads(pylock.read_text(encoding="utf-8")))
-        body, problems = keep_wheels(requirements.read_text(encoding="utf-8"), wheels)
+        systems = BUILDS.get(build, list(SYSTEMS))
+        body, problems = keep_wheels(requirements.read_text(encoding="utf-8"), wheels, systems)
+    if build and not re.search(rf"(?m)^torch==\S*\+{build}\b", body):
+        problems.append(f"{index} has no torch of the build {build}")
     if problems:
         sys.exit(f"error: no {lock.name}, because\n  " + "\n  ".join(problems))
     header = [
@@ -113,7 +149,9 @@ def compile_lock(lock: Path, upgrade: bool) -> str:
         "# Hashes of wheels only: nothing can be built from source.",
         f"# dependencies sha256: {dependencies_digest()}",
     ]
-    if "--no-deps" in LOCKS[lock]:
+    if build:
+        header.append(f"# torch's build {build}, from PyTorch's download site; for Linux alone.")
+    if "--no-deps" in inputs:
         header.append("# Without dependencies: install it with --no-deps.")
     return "\n".join([*header, body])
 
@@ -129,7 +167,9 @@ def wheels_of(pylock: dict[str, Any]) -> dict[tuple[str, str], dict[str, str]]:
     return found
 
 
-def keep_wheels(text: str, wheels: dict[tuple[str, str], dict[str, str]]) -> tuple[str, list[str]]:
+def keep_wheels(
+    text: str, wheels: dict[tuple[str, str], dict[str, str]], systems: Iterable[str] = SYSTEMS
+) -> tuple[str, list[str]]:
     """The requirements without the hashes of source archives, and what is wrong with them."""
     lines, problems = [], []
     for entry in text.replace(" \\\n    ", " ").splitlines():
@@ -138,16 +178,17 @@ def keep_wheels(text: str, wheels: dict[tuple[str, str], dict[str, str]]) -> tup
         known = wheels.get((name, version.strip()), {})
         kept = [value for value in map(str.strip, hashes) if value in known]
         lines.append(" \\\n    ".join([requirement, *(f"--hash={value}" for value in kept)]))
-        problems += uncovered(requirement, [known[value] for value in kept])
+        problems += uncovered(requirement, [known[value] for value in kept], systems)
     return "\n".join(lines) + "\n", problems
 
 
-def uncovered(requirement: str, files: list[str]) -> list[str]:
+def uncovered(requirement: str, files: list[str], systems: Iterable[str] = SYSTEMS) -> list[str]:
     """The systems and Pythons that need this requirement and find no wheel of it."""
     marker = requirement.partition(" ; ")[2]
     tags = {tag for file in files for tag in parse_wheel_filename(file)[3]}
     missing = []
-    for system, (sys_platform, platform_system, machine, pattern, versions) in SYSTEMS.items():
+    for system in systems:
+        sys_platform, platform_system, machine, pattern, versions = SYSTEMS[system]
         platforms = [pattern.format(version) for version in versions]
         if sys_platform == "linux":
             platforms += [f"{ALIASES[v]}_{machine}" for v in versions if v in ALIASES]
@@ -183,9 +224,14 @@ def main() -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="change nothing; exit 1 if outdated")
     what.add_argument("--upgrade", action="store_true", help="newest versions of everything")
+    parser.add_argument("--torch", choices=BUILDS, help="the lock of this build of torch instead")
+    parser.add_argument("--torch-index", metavar="URL", help="another index that has this build")
     arguments = parser.parse_args()
+    build = arguments.torch or ""
+    index = arguments.torch_index or DOWNLOAD_SITE + build
+    locks = [PROJECT / f"requirements-{build}.lock"] if build else list(LOCKS)
     try:
-        texts = {lock: compile_lock(lock, arguments.upgrade) for lock in LOCKS}
+        texts = {lock: compile_lock(lock, arguments.upgrade, build, index) for lock in locks}
     except NoNetwork as reason:
         print(f"not compiled: no package index was reached\n{reason}", file=sys.stderr)
         return 3
@@ -200,7 +246,8 @@ def main() -> int:
             print(f"{lock.name} is what pyproject.toml compiles to, and holds wheels only")
         else:
             print(f"{lock.name} is not what pyproject.toml compiles to;", file=sys.stderr)
-            print("make it anew: python .ci/make_lock.py", file=sys.stderr)
+            again = f"python .ci/make_lock.py{f' --torch {build}' if build else ''}"
+            print(f"make it anew: {again}", file=sys.stderr)
             code = 1
     return code
 

@@ -3,16 +3,22 @@
     python benchmarks/run.py                   # on a GPU at the full size of VQA v2 train + val
     python benchmarks/run.py --share 0.005     # a share of its pictures; the default on a CPU
     python benchmarks/run.py --only step --json
+    python benchmarks/run.py --only targets    # the goals, and what was measured of them
 
 Features are made up, never zeros: as many numbers differ from zero as in VGG-19's pool5 (8%).
 Times are medians of several repetitions after a warm-up; figures that belong together come from
-one run, in turn, because machines change their speed. Nothing here learns anything.
+one run, in turn, because machines change their speed. With one thread on the CPU
+(OMP_NUM_THREADS=1) the seconds are those of the processor, which others on the machine do not
+lengthen much. Nothing here learns anything.
 """
 
 import argparse
 import dataclasses
 import json
+import os
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,12 +35,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.plain import PlainHieCoAtt, PlainSAN
 from vqa_repro.answering import ask
 from vqa_repro.device import add_device_option, choose_device, describe
+from vqa_repro.distributed import World, joined
 from vqa_repro.hiecoatt import HieCoAtt
 from vqa_repro.model import Network
-from vqa_repro.optim import before_step, make_optimizer
 from vqa_repro.questions import Batch, Questions, batches
 from vqa_repro.recipe import Training
 from vqa_repro.san import SAN
+from vqa_repro.step import Step
 
 # VQA v2, train + val.
 PICTURES, QUESTIONS = 123_287, 658_111
@@ -88,6 +95,11 @@ def made_up(share: float, device: torch.device) -> tuple[Tensor, Questions]:
     return rows, questions.to(device)
 
 
+def clock() -> float:
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    return time.process_time() if alone else time.perf_counter()
+
+
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -99,10 +111,10 @@ def seconds(work: Callable[[], object], device: torch.device, repetitions: int) 
     times = []
     for _ in range(repetitions):
         wait(device)
-        began = time.perf_counter()
+        began = clock()
         work()
         wait(device)
-        times.append(time.perf_counter() - began)
+        times.append(clock() - began)
     return statistics.median(times)
 
 
@@ -131,86 +143,122 @@ def hiecoatt_macs(hidden: int, last_hidden: int, words: float) -> tuple:
     return picture, phrases + lstm + 3 * level + head
 
 
-class Step:
-    """Training steps of one model, over and over the same made-up questions."""
+def our_san(precision: torch.dtype) -> Network:
+    return Network(None, SAN(WORDS, ANSWERS, CHANNELS, **SAN_OPTIONS), 1.0, precision)
 
-    def __init__(
-        self, network: nn.Module, training: Training, rows: Tensor, questions: Questions
-    ) -> None:
-        self.network, self.training = network.to(rows.device).train(), training
-        self.rows, self.questions = rows, questions
-        self.optimizer = make_optimizer(training, network)
-        self.done = 0  # questions
-        self._batches = self._forever()
 
-    def _forever(self) -> Iterator[Batch]:
-        epoch = 0
-        while True:
-            yield from batches(self.questions, self.training.batch_size, self.training.order, epoch)
-            epoch += 1
+def our_hiecoatt(precision: torch.dtype) -> Network:
+    return Network(None, HieCoAtt(WORDS, ANSWERS, CHANNELS, **HIECOATT_OPTIONS), 1.0, precision)
 
-    def logits(self, batch: Batch) -> Tensor:
-        if isinstance(self.network, Network):
-            return ask(self.network, self.rows, self.questions, batch).logits
+
+# As the papers' code trains. The rate is small, because nothing is there to be learnt.
+SAN_TRAINING = Training(
+    epochs=1,
+    learning_rate=1e-5,
+    optimizer="sgd",
+    weight_decay=1e-3,
+    clip=0.1,
+    clip_per="tensor",
+    batch_size=100,
+    order="grouped",
+)
+HIECOATT_TRAINING = dataclasses.replace(
+    SAN_TRAINING, optimizer="rmsprop", weight_decay=1e-8, clip=0.0
+)
+
+
+class PlainStep:
+    """Training steps of a yardstick: every question its own copy of the features, torch's own
+    optimiser, one kernel after the other."""
+
+    def __init__(self, network: nn.Module, rows: Tensor, questions: Questions) -> None:
+        self._network = network.to(rows.device).train()
+        self._rows, self._questions = rows, questions
+        self._optimizer = torch.optim.SGD(network.parameters(), lr=1e-5, momentum=0.9)
+
+    def __call__(self, batch: Batch, rate: float) -> None:
         which = batch.questions
-        features = self.rows[batch.rows][batch.image_of].float()  # every question its own copy
-        answer: Tensor = self.network(
-            features, self.questions.tokens[which], self.questions.lengths[which]
+        features = self._rows[batch.rows][batch.image_of].float()
+        logits = self._network(
+            features, self._questions.tokens[which], self._questions.lengths[which]
         )
-        return answer
-
-    def __call__(self) -> None:
-        batch = next(self._batches)
-        loss = F.cross_entropy(self.logits(batch).float(), self.questions.label[batch.questions])
-        self.optimizer.zero_grad()
+        loss = F.cross_entropy(logits, self._questions.label[which])
+        self._optimizer.zero_grad()
         loss.backward()
-        before_step(self.training, self.network)
-        self.optimizer.step()
-        self.done += len(batch.questions)
+        nn.utils.clip_grad_norm_(self._network.parameters(), 0.1)
+        self._optimizer.step()
 
-    def rate(self, repetitions: int) -> float:
-        """Questions a second."""
-        self()
-        wait(self.rows.device)
-        self.done, began = 0, time.perf_counter()
-        for _ in range(repetitions):
-            self()
-        wait(self.rows.device)
-        return self.done / (time.perf_counter() - began)
+
+def forever(training: Training, questions: Questions) -> Iterator[Batch]:
+    epoch = 0
+    while True:
+        yield from batches(questions, training.batch_size, training.order, epoch)
+        epoch += 1
+
+
+def rate(
+    step: Callable[[Batch, float], object], plan: Iterator[Batch], steps: int, device: torch.device
+) -> float:
+    """Questions a second."""
+    wait(device)
+    done, began = 0, clock()
+    for _ in range(steps):
+        batch = next(plan)
+        step(batch, 1e-5)
+        done += len(batch.questions)
+    wait(device)
+    return done / (clock() - began)
 
 
 def step_figures(
-    rows: Tensor, questions: Questions, steps: int, precision: torch.dtype
+    rows: Tensor, questions: Questions, which: str | None, steps: int, precision: torch.dtype
 ) -> Iterator[Figure]:
-    """The package's training step beside the plain one, in turn."""
+    """The package's training step beside the plain one, in turn; of both models, or of one."""
     device = rows.device
     limit = peak(device, precision)
     yield Figure(f"one large matrix product, {precision}", 2 * limit / 1e9, "GFLOP/s")
     words = float(questions.lengths.float().mean())
     models = {
-        "SAN(2, LSTM)": (
-            Network(None, SAN(WORDS, ANSWERS, CHANNELS, **SAN_OPTIONS), 1.0, precision),
+        "san": (
+            "SAN(2, LSTM)",
+            our_san(precision),
+            SAN_TRAINING,
             PlainSAN(WORDS, ANSWERS, CHANNELS, **SAN_OPTIONS),
             san_macs(2, 500, 1024, 512, words),
         ),
-        "HieCoAtt (parallel)": (
-            Network(None, HieCoAtt(WORDS, ANSWERS, CHANNELS, **HIECOATT_OPTIONS), 1.0, precision),
+        "hiecoatt": (
+            "HieCoAtt (parallel)",
+            our_hiecoatt(precision),
+            HIECOATT_TRAINING,
             PlainHieCoAtt(WORDS, ANSWERS, CHANNELS, **HIECOATT_OPTIONS),
             hiecoatt_macs(512, 1024, words),
         ),
     }
-    for name, (network, plain, (per_picture, per_question)) in models.items():
-        training = Training(epochs=1, learning_rate=1e-4, batch_size=100, order="grouped")
-        ours = Step(network, training, rows, questions)
-        theirs = Step(plain, dataclasses.replace(training, order="iid"), rows, questions)
-        pairs = [(ours.rate(steps), theirs.rate(steps)) for _ in range(3)]
-        rate = statistics.median(pair[0] for pair in pairs)
+    for key, (name, network, training, plain, (per_picture, per_question)) in models.items():
+        if which not in (None, key):
+            continue
+        ours = Step(training, network.to(device).train(), rows, questions)
+        if device.type == "cuda":
+            yield Figure(
+                f"{name}: CUDA graphs", float(ours.eager is None), "1: used", ours.eager or ""
+            )
+        theirs = PlainStep(plain, rows, questions)
+        in_groups = forever(training, questions)
+        singly = forever(dataclasses.replace(training, order="iid"), questions)
+        # On a GPU sizes of batches are recorded as they come.
+        rate(ours, in_groups, 500 if device.type == "cuda" else 1, device)
+        rate(theirs, singly, 1, device)
+        pairs = [
+            (rate(ours, in_groups, steps, device), rate(theirs, singly, steps, device))
+            for _ in range(3)
+        ]
+        ours_a_second = statistics.median(pair[0] for pair in pairs)
         # Backward costs twice the forward pass, but for the features, which need no gradient.
         shared = 3 * per_picture - REGIONS * CHANNELS * (per_picture > 0)
         macs = shared * PICTURES / QUESTIONS + 3 * per_question
-        yield Figure(f"{name}, batch 100, grouped", rate, "questions/s")
-        yield Figure("  an epoch of VQA v2 train + val would take", QUESTIONS / rate, "s")
-        yield Figure("  of the limit by matrix products", 100 * rate * macs / limit, "%")
+        yield Figure(f"{name}, batch 100, grouped", ours_a_second, "questions/s")
+        yield Figure("  an epoch of VQA v2 train + val would take", QUESTIONS / ours_a_second, "s")
+        yield Figure("  of the limit by matrix products", 100 * ours_a_second * macs / limit, "%")
         yield Figure(
             "  plain: float32, questions drawn singly",
             statistics.median(pair[1] for pair in pairs),
@@ -224,10 +272,124 @@ def step_figures(
             f"({min(ratios):.2f} to {max(ratios):.2f})",
         )
         network.eval()
-        batch = next(batches(questions, 1024, "stored"))
+        batch = batches(questions, 1024, "stored")[0]
         with torch.inference_mode():
             took = seconds(lambda: ask(network, rows, questions, batch), device, 3)  # noqa: B023
         yield Figure("  answering, 1,024 at a time", len(batch.questions) / took, "questions/s")
+
+
+def epoch_figures(
+    rows: Tensor,
+    questions: Questions,
+    precision: torch.dtype,
+    world: World,
+    batch_size: int,
+    model: Callable[[torch.dtype], Network],
+    training: Training,
+) -> Iterator[Figure]:
+    """An epoch as train.py has it, dealing out included; of all processes that torchrun started."""
+    device = rows.device
+    own = rows[world.rank :: world.size]
+    training = dataclasses.replace(training, batch_size=batch_size)
+    torch.manual_seed(0)
+    step = Step(training, model(precision).to(device).train(), own, questions, world)
+
+    def epoch(number: int, most: int | None = None) -> None:
+        for batch in batches(questions, batch_size, training.order, number, world)[:most]:
+            step(batch, 1e-5)
+
+    # Before the clock: libraries, and on a GPU a recording of every size that is met.
+    epoch(0, None if device.type == "cuda" else 1)
+    wait(device)
+    world.any(False)
+    began = clock()
+    epoch(1)
+    wait(device)
+    world.any(False)
+    took = clock() - began
+    yield Figure(f"an epoch of {len(questions):,} questions", took, "s", f"batch {batch_size}")
+    yield Figure("  a question", 1e6 * took / len(questions), "microseconds")
+    if device.type == "cuda":
+        memory, what = torch.cuda.max_memory_allocated(device), "of the GPU, with the features"
+        beside = memory - own.nbytes
+        yield Figure("  memory besides the features", beside / 1e9, "GB")
+    else:
+        memory, what = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "of a process"
+    yield Figure("  memory", memory / 1e9, "GB", what)
+
+
+def again(*arguments: object, processes: int = 1) -> dict[str, float]:
+    """The figures that this file prints when called with ``arguments``, in processes of its own.
+
+    Each with one thread, so that more processes are more processors.
+    """
+    command = [sys.executable, *("-m", "torch.distributed.run", "--nproc-per-node", str(processes))]
+    done = subprocess.run(
+        [*command, __file__, *map(str, arguments), "--json"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return {figure["name"]: figure["value"] for figure in json.loads(done.stdout)["figures"]}
+
+
+def growth_figures(share: float, device: str, precision: str) -> Iterator[Figure]:
+    """How an epoch of SAN grows with the data, and what more processes make of it."""
+    options = ("--only", "epoch", "--device", device, "--precision", precision)
+
+    def figures(name: str, found: dict[str, float]) -> Iterator[Figure]:
+        (took,) = (value for key, value in found.items() if key.startswith("an epoch of"))
+        yield Figure(name, took, "s", f"{found['  memory']:.2f} GB a process")
+
+    for part in (1 / 8, 1 / 4, 1 / 2, 1):
+        yield from figures(
+            f"an epoch of {part:g} of {share:.2%} of VQA v2",
+            again(*options, "--share", share * part),
+        )
+    for processes in (1, 2, 4):
+        if processes > (torch.cuda.device_count() if device != "cpu" else os.cpu_count() or 1):
+            print(f"  {processes} processes: not measured, there are not as many devices")
+            continue
+        yield from figures(
+            f"an epoch of {share:.2%}, {processes} processes",
+            again(*options, "--share", share, processes=processes),
+        )
+
+
+def target_rows(device: torch.device, precision: str) -> Iterator[tuple[str, str, str]]:
+    """(what, goal, measured): the project's goals. Without a GPU most are not measured."""
+    if device.type == "cuda":
+        gpu = ("--device", "cuda", "--precision", precision)
+
+        def epoch(*options: object) -> dict[str, float]:
+            return again("--only", "epoch", *gpu, *options)
+
+        def took(found: dict[str, float]) -> str:
+            return next(f"{v:.2f} s" for k, v in found.items() if k.startswith("an epoch of"))
+
+        san = epoch()
+        yield "SAN(2, LSTM), VQA v2 train + val, batch 100", "4 s an epoch", took(san)
+        large = epoch("--batch", 512)
+        yield "the same, batch 512", "2 s an epoch, 40% of the limit", took(large)
+        yield "HieCoAtt, parallel", "8 s an epoch", took(epoch("--model", "hiecoatt"))
+        beside = f"{san['  memory besides the features']:.2f} GB besides the features"
+        yield "memory of training with the features on disk", "8 GB", beside
+    else:
+        for what, goal in (
+            ("SAN(2, LSTM), VQA v2 train + val, batch 100", "4 s an epoch"),
+            ("the same, batch 512", "2 s an epoch, 40% of the limit"),
+            ("HieCoAtt, parallel", "8 s an epoch"),
+            ("memory of training with the features on disk", "8 GB"),
+        ):
+            yield what, goal, "not measured: no GPU"
+    goal = "10 times" if device.type == "cuda" else "3 times on 2 CPU cores"
+    for model in ("san", "hiecoatt"):
+        options = ("--model", model, "--device", device.type, "--precision", precision)
+        found = again("--only", "step", *options)
+        yield f"ours : plain ({model})", goal, f"{found['  ours : plain']:.1f} times"
+    yield "from pinned host memory : resident", "1.3 times", "not measured by this file"
 
 
 def extraction_figures(device: torch.device) -> Iterator[Figure]:
@@ -276,29 +438,60 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--share", type=float, help="of VQA v2's pictures")
-    parser.add_argument("--steps", type=int, default=10, help="training steps a repetition")
-    parser.add_argument("--only", choices=("extraction", "store", "step"))
+    parser.add_argument("--steps", type=int, help="training steps a repetition")
+    parser.add_argument(
+        "--only", choices=("extraction", "store", "step", "epoch", "growth", "targets")
+    )
+    parser.add_argument("--batch", type=int, default=100, help="questions, for --only epoch")
+    parser.add_argument("--model", choices=("san", "hiecoatt"), help="this one alone")
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16"), default="bfloat16", help="of ours"
     )
     parser.add_argument("--json", action="store_true", help="everything, for programs")
     add_device_option(parser)
     args = parser.parse_args()
-    device = choose_device(args.device)
+    with joined(args.device) as (world, device_name):
+        measure(args, world, choose_device(device_name))
+    return 0
+
+
+def measure(args: argparse.Namespace, world: World, device: torch.device) -> None:
     share = args.share or (1.0 if device.type == "cuda" else 0.004)
+    precision = getattr(torch, args.precision)
+    machine = (
+        f"{describe(device)}, {world.size} process{'es' if world.size > 1 else ''}, "
+        f"torch {torch.__version__}, Python {sys.version.split()[0]}"
+    )
+    if args.only == "targets":
+        print(machine, flush=True)
+        for what, goal, measured in target_rows(device, args.precision):
+            print(f"| {what} | {goal} | {measured} |", flush=True)
+        return
+    if args.only == "growth":
+        print(machine, flush=True)
+        for figure in growth_figures(share, device.type, args.precision):
+            print(figure, flush=True)
+        return
     rows, questions = made_up(share, device)
-    machine = f"{describe(device)}, torch {torch.__version__}, Python {sys.version.split()[0]}"
     data = (
         f"made-up features of {len(rows):,} pictures ({share:.2%} of VQA v2 train + val), "
         f"{len(questions):,} questions of {float(questions.lengths.float().mean()):.1f} words"
     )
     if not args.json:
         print(f"{machine}\n{data}", flush=True)
+    model, training = {
+        "san": (our_san, SAN_TRAINING),
+        "hiecoatt": (our_hiecoatt, HIECOATT_TRAINING),
+    }[args.model or "san"]
+    steps = args.steps or (200 if device.type == "cuda" else 2)
     figures = []
     for name, part in {
         "extraction": lambda: extraction_figures(device),
         "store": lambda: store_figures(rows),
-        "step": lambda: step_figures(rows, questions, args.steps, getattr(torch, args.precision)),
+        "step": lambda: step_figures(rows, questions, args.model, steps, precision),
+        "epoch": lambda: epoch_figures(
+            rows, questions, precision, world, args.batch, model, training
+        ),
     }.items():
         if args.only in (None, name):
             for figure in part():
@@ -308,7 +501,6 @@ def main() -> int:
     if args.json:
         found = [dataclasses.asdict(figure) for figure in figures]
         print(json.dumps({"machine": machine, "data": data, "figures": found}, indent=2))
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ The locks of the copy name a few tiny packages that are made here, so that an en
 in a second; the whole of it, with the real locks, is what .ci/run does.
 """
 
-import base64
 import hashlib
 import http.server
 import os
+import pty
+import random
 import re
 import shutil
 import signal
@@ -15,19 +16,24 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import uv
+from wheel_index import lock_text, make_wheel, served
 
 ROOT = Path(__file__).resolve().parent.parent
 UV = Path(uv.find_uv_bin())
 UV_VERSION = subprocess.check_output([UV, "--version"], text=True).split()[1]
 STAGES = ("check", "env", "checkpoint", "doctor", "train")
 Files = dict[str, tuple[int, int, int]]
+MODULES = (  # what bootstrap.sh needs of the package before there is an environment
+    *("errors", "limited", "driver", "pip_conf", "lock", "wheels", "big_wheels"),
+    *("bundle", "bundle_make", "bundle_open", "bundle_pieces"),
+)
+KILLS = int(os.environ.get("VQA_KILLS", "6"))
 
 TRAIN = """
 import os, sys
@@ -35,29 +41,6 @@ without = os.environ["VQA_REPRO_WITHOUT"]
 print("train in", os.getcwd(), "with", sys.argv[1:], "without", repr(without))
 sys.exit(7)
 """
-
-
-def make_wheel(
-    folder: Path, name: str, version: str, files: dict[str, bytes], needs: str = ""
-) -> Path:
-    info = f"{name}-{version}.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-    metadata += f"Requires-Dist: {needs}\n" if needs else ""
-    files = {
-        **files,
-        f"{info}/METADATA": metadata.encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = ""
-    for path, content in files.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-        record += f"{path},sha256={digest},{len(content)}\n"
-    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
-    wheel = folder / f"{name}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for path, content in files.items():
-            archive.writestr(path, content)
-    return wheel
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +54,6 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def lock_text(wheelhouse: Path, *requirements: str) -> str:
-    """A lock; ``name==version ; marker`` is looked up in the wheelhouse."""
-    text = "# a lock\n"
-    for requirement in requirements:
-        name, version = requirement.split(" ")[0].split("==")
-        wheel = wheelhouse / f"{name}-{version}-py3-none-any.whl"
-        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        text += f"{requirement} \\\n    --hash=sha256:{digest}\n"
-    return text
-
-
 @dataclass
 class Copy:
     """A copy of the project, and the way bootstrap.sh is called in it."""
@@ -90,6 +62,7 @@ class Copy:
     home: Path
     wheelhouse: Path
     environ: dict[str, str]
+    before: list[str] = field(default_factory=list)  # of the command
 
     @property
     def venv(self) -> Path:
@@ -106,7 +79,7 @@ class Copy:
 
     def start(self, *arguments: str, **environ: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [str(self.root / "bootstrap.sh"), *arguments],
+            [*self.before, str(self.root / "bootstrap.sh"), *arguments],
             env=self.environ | environ,
             cwd=self.home,
             stdin=subprocess.DEVNULL,
@@ -145,12 +118,17 @@ class Copy:
 
 @pytest.fixture
 def copy(tmp_path: Path, wheelhouse: Path) -> Copy:
-    root, home = tmp_path / 'it\'s a "copy" [ü]', tmp_path / "home"
+    return make_copy(tmp_path / 'it\'s a "copy" [ü]', tmp_path / "home", wheelhouse)
+
+
+def make_copy(root: Path, home: Path, wheelhouse: Path) -> Copy:
     package = root / "vqa_repro"
     package.mkdir(parents=True)
     home.mkdir()
-    for name in ("bootstrap.sh", "checkpoints_setup.py", "pyproject.toml"):
+    for name in ("bootstrap.sh", "checkpoints_setup.py", "pyproject.toml", ".gitignore"):
         shutil.copy(ROOT / name, root)
+    for name in MODULES:
+        shutil.copy(ROOT / f"vqa_repro/{name}.py", package)
     (package / "__init__.py").touch()
     (package / "train.py").write_text(TRAIN)
     (package / "doctor.py").write_text("print('healthy')\n")
@@ -331,16 +309,28 @@ def test_systems_without_wheels_are_refused(copy: Copy, system: str) -> None:
     assert ("WSL" in out) == name.startswith("MINGW")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 2 MB."""
-    folder = tmp_path / "small"
+def mounted(folder: Path, size: str) -> Iterator[Path]:
+    """A real file system of this size."""
     folder.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True).returncode:
         pytest.skip("file systems cannot be mounted here")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    yield from mounted(tmp_path / "small", "2m")
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Iterator[Path]:
+    yield from mounted(tmp_path / "other", "300m")
+
+
+def remount(disk: Path, option: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{option}", str(disk)], check=True)
 
 
 def test_no_room_is_found_before_anything_is_done(copy: Copy, small_disk: Path) -> None:
@@ -358,34 +348,125 @@ def test_a_disk_that_fills_up_is_named(copy: Copy, small_disk: Path) -> None:
     copy.run("env", "--venv", venv, "--skip", "check")
 
 
-def test_two_cards_are_two_lines(copy: Copy) -> None:
-    answer = "echo 'NVIDIA H200, 580.65, 143771 MiB, 9.0'; echo 'Tesla T4, 580.65, 15360 MiB, 7.5'"
-    shims(copy, **{"nvidia-smi": answer})
-    out = copy.run("check").stdout
+def cards(copy: Copy, driver: str, *capabilities: str) -> None:
+    """An nvidia-smi that answers what is asked for, field by field, of these cards."""
+    said = "for field in $(echo ${1#--query-gpu=} | tr , ' '); do case $field in\n"
+    fields = {"driver_version": driver, "name": "Some Card", "memory.total": "16160"}
+    said += "".join(f'  {name}) row="$row, {value}";;\n' for name, value in fields.items())
+    said += '  compute_cap) row="$row, $capability";;\n  *) row="$row, [N/A]";; esac; done\n'
+    lines = f"for capability in {' '.join(capabilities)}; do row=\n{said}echo ${{row#, }}; done"
+    shims(copy, **{"nvidia-smi": lines})
+
+
+@pytest.mark.parametrize(
+    ("driver", "capabilities", "build"),
+    [
+        ("580.65.06", ["7.5"], "cu130"),
+        ("580.65.06", ["7.5", "12.0"], "cu130"),
+        ("590.1", ["10.3"], "cu130"),
+        ("580.65.06", ["[N/A]"], "cu130"),
+        ("580.65.06", ["7.0"], "cu126"),
+        ("580.65.06", ["5.0", "9.0"], "cu126"),
+        ("579.99", ["9.0"], "cu126"),
+        ("525.60.13", ["6.1"], "cu126"),
+        ("525.60.11", ["8.0"], "the driver is 525.60.11; update it to 580 or newer"),
+        ("470.42.01", ["7.0"], "the driver is 470.42.01; update it to 580 or newer"),
+        ("570.86.10", ["10.0"], "the driver is 570.86.10; update it to 580 or newer"),
+        ("580.65.06", ["7.0", "12.0"], "no build serves compute capability 7.0 and 12.0 at once"),
+        ("580.65.06", ["3.7", "9.0"], "no build of torch serves compute capability 3.7"),
+    ],
+)
+def test_driver_and_cards_decide_on_the_build(
+    copy: Copy, driver: str, capabilities: list[str], build: str
+) -> None:
+    cards(copy, driver, *capabilities)
+    shutil.copy(copy.root / "requirements.lock", copy.root / "requirements-cu126.lock")
+    known = build.startswith("cu1")
+    out = copy.run("check", exits=0 if known else 20).stdout
     assert re.findall(r"gpu +ok +(.*)", out) == [
-        "NVIDIA H200, 143771 MiB, compute capability 9.0, driver 580.65",
-        "Tesla T4, 15360 MiB, compute capability 7.5, driver 580.65",
+        f"Some Card, 16160 MiB, compute capability {said.replace('[N/A]', '?')}, driver {driver}"
+        for said in capabilities
     ]
+    ((state, said),) = re.findall(r"torch +(ok|problem) +(.*)", out)
+    assert state == ("ok" if known else "problem")
+    assert said.startswith(f"the build {build}, " if known else build)
+    if not known:  # nor is anything installed, until the user says what is wanted
+        assert "CUDA_VISIBLE_DEVICES" in copy.run("env", exits=20).stdout
+        assert not copy.venv.exists()
+        out = copy.run("check", CUDA_VISIBLE_DEVICES="").stdout
+        assert "hides every card: the CPU will do" in out and "the build cu130" in out
 
 
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("sleep 100", "the driver hangs"),
+        ("trap '' TERM; sleep 100; sleep 100", "the driver hangs; reboot; without knowing the"),
         ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "mismatch"),
-        ("echo 'Tesla V100, 535.104, 16160 MiB, 7.0'", "older than the 580"),
-        (
-            "case $1 in *compute_cap) echo 'not a valid field: compute_cap'; exit 2;; esac; "
-            "echo 'Tesla K80, 440.33, 11441 MiB'",
-            "Tesla K80: unused: driver 440.33 is older",
-        ),
+        ("echo 'NVIDIA-SMI has failed' >&2; exit 9", "NVIDIA-SMI has failed"),
+        ("exit 0", "names no card"),
     ],
 )
 def test_a_driver_in_trouble_is_a_note(copy: Copy, script: str, said: str) -> None:
     shims(copy, **{"nvidia-smi": script})
     out = copy.run("check").stdout
     (line,) = re.findall(r"gpu +note +(.*)", out)
-    assert said in line
+    assert said in line and "the build cu130" in out
+
+
+def test_a_lock_that_is_not_here_is_explained(copy: Copy) -> None:
+    cards(copy, "580.65.06", "7.0")
+    before = files_below(copy.root, copy.home)
+    out = copy.run("env", exits=20).stdout
+    assert "the build cu126 is wanted, and requirements-cu126.lock is not here" in out
+    assert "python .ci/make_lock.py --torch cu126" in out
+    assert files_below(copy.root, copy.home) == before
+
+
+def test_the_build_asked_for_is_taken_and_kept(copy: Copy, wheelhouse: Path) -> None:
+    cards(copy, "580.65.06", "9.0")
+    lock = lock_text(wheelhouse, "alpha==2.0", f"uv=={UV_VERSION} ; python_version < '3'")
+    (copy.root / "requirements-cpu.lock").write_text(lock)
+    out = copy.run("env", "--torch", "cpu").stdout
+    assert "torch's build cpu, as asked: the cards stay unused" in out
+    assert copy.python("import alpha; print(alpha.version)") == "2.0"
+    assert copy.run("env").stdout.startswith("env: up to date")
+    assert copy.run("env", VQA_TORCH="cpu").stdout.startswith("env: up to date")
+    copy.run("env", "--torch", "cu130")
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+    cards(copy, "580.65.06", "7.0")
+    out = copy.run("check", "--torch=cu130").stdout
+    assert "as asked, does not run all of them; --torch cu126 does" in out
+    cards(copy, "580.65.06", "8.0")
+    (copy.root / "requirements-cu126.lock").write_text(lock)
+    assert "as asked" not in copy.run("check", "--torch=cu126").stdout  # which runs it, too
+
+
+@pytest.mark.parametrize("installer", ["uv", pytest.param("pip", marks=pytest.mark.slow)])
+def test_another_build_comes_from_its_own_index(copy: Copy, tmp_path: Path, installer: str) -> None:
+    usual, special = tmp_path / "index/usual", tmp_path / "index/special"
+    usual.mkdir(parents=True)
+    special.mkdir()
+    make_wheel(usual, "torch", "2.0", {"torch.py": b"build = 'cu130'"})
+    make_wheel(special, "torch", "2.0+cu126", {"torch.py": b"build = 'cu126'"})
+    make_wheel(special, "torchvision", "2.0+cu126", {"torchvision.py": b""})
+    make_wheel(special, "alpha", "1.0", {"alpha.py": b"not = 'the usual one'"})
+    for name in ("alpha-1.0", "words-1.0"):
+        shutil.copy(copy.wheelhouse / f"{name}-py3-none-any.whl", usual)
+    lock = lock_text(usual, "alpha==1.0") + lock_text(
+        special, "torch==2.0+cu126", "torchvision==2.0+cu126"
+    )
+    lock += lock_text(copy.wheelhouse, f"uv=={UV_VERSION} ; python_full_version < '3'")
+    (copy.root / "requirements-cu126.lock").write_text(lock)
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        del copy.environ[name]
+    with served(tmp_path / "index") as url:
+        environ = {"VQA_OFFLINE": "0", "PIP_INDEX_URL": f"{url}/usual"}
+        options = ("--torch", "cu126", "--torch-index", f"{url}/special", "--installer", installer)
+        copy.run("env", *options, **environ)
+        copy.run("bundle", str(tmp_path / "out"), *options[:4], "--skip", "checkpoint", **environ)
+    wheels = {path.name.partition("-py3")[0] for path in (tmp_path / "out/wheels").iterdir()}
+    assert wheels == {"alpha-1.0", "torch-2.0+cu126", "torchvision-2.0+cu126", "words-1.0"}
+    assert copy.python("import alpha, torch; print(torch.build, alpha.version)") == "cu126 1.0"
 
 
 # --- the environment ---------------------------------------------------------------------------
@@ -449,6 +530,82 @@ def test_surroundings_that_would_change_the_result_are_set_aside(copy: Copy) -> 
     )
     assert copy.python("import alpha; print(alpha.version)") == "1.0"
     assert {path.name for path in poison.iterdir()} == {"zipfile.py", "sitecustomize.py"}
+
+
+@pytest.mark.parametrize(
+    "name", [f"{'very ' * 30}long", "a, b; c & $(d) `e` %s \\n", "-q", "数据 é", "#x=y"]
+)
+def test_odd_paths(tmp_path: Path, wheelhouse: Path, name: str) -> None:
+    copy = make_copy(tmp_path / name, tmp_path / "home", wheelhouse)
+    copy.run("env")
+    assert copy.python("import vqa_repro; print(vqa_repro.__file__)").startswith(str(copy.root))
+    assert copy.run("env").stdout.startswith("env: up to date")
+
+
+def test_a_home_that_cannot_be_written(copy: Copy, other_disk: Path) -> None:
+    copy.environ["HOME"] = str(other_disk)
+    remount(other_disk, "ro")
+    out = copy.run("env", UV_CACHE_DIR=str(other_disk / "cache")).stdout
+    assert "problem" not in out
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+    assert any((copy.root / ".bootstrap/cache").iterdir())
+
+
+def test_a_project_that_cannot_be_written(
+    tmp_path: Path, wheelhouse: Path, other_disk: Path
+) -> None:
+    copy = make_copy(other_disk / "copy", tmp_path / "home", wheelhouse)
+    remount(other_disk, "ro")
+    out = copy.run("env", exits=12).stdout  # which has no room, either
+    assert re.search("write +problem +not allowed in .*; try --venv DIR, or another copy", out)
+    assert "Read-only file system" in copy.run("env", "--skip", "check", exits=13).stderr
+
+
+def test_a_python_without_pip_and_ensurepip(copy: Copy) -> None:
+    hide = "import sys, importlib.util as u; find = u.find_spec; "
+    hide += (
+        "u.find_spec = lambda name: None if 'pip' in name else find(name); exec(sys.argv.pop(1))"
+    )
+    bare = str(program(copy.home / "bare", f'exec {sys.executable!r} -c "{hide}" "$3" "$4"'))
+    copy.run("env", "--python", bare)  # uv needs neither
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+    out = copy.run("check", "--python", bare, "--installer", "pip", exits=11).stdout
+    assert "with neither pip nor ensurepip (Debian: apt install python3-venv)" in out
+
+
+def test_no_curl_no_wget_no_git(copy: Copy) -> None:
+    folder = copy.home / "few programs"
+    folder.mkdir()
+    for path in (*Path("/bin").iterdir(), *Path("/usr/bin").iterdir()):
+        if not re.match("curl|wget|git|python|pip|uv", path.name):
+            (folder / path.name).exists() or (folder / path.name).symlink_to(path)
+    copy.run("env", PATH=str(folder))
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_on_a_terminal(copy: Copy) -> None:
+    copy.slow_uv("sleep 2")
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [str(copy.root / "bootstrap.sh"), "env"],
+        env=copy.environ | {"TERM": "xterm"},
+        stdin=its,
+        stdout=its,
+        stderr=its,
+    )
+    os.close(its)
+    seen = b""
+    while True:
+        try:
+            seen += (more := os.read(ours, 1 << 16))
+        except OSError:  # how Linux tells that the other end is closed
+            break
+        if not more:
+            break
+    os.close(ours)
+    assert process.wait(30) == 0, seen.decode()
+    assert b"\r\x1b[K  installing the packages: 1 s" in seen
+    assert b"\x1b[32mok" in seen
 
 
 def test_uv_is_told_what_pip_conf_says(copy: Copy) -> None:
@@ -562,17 +719,68 @@ def test_a_moved_project_is_made_anew(copy: Copy) -> None:
 # --- interruptions and company -----------------------------------------------------------------
 
 
-def test_killed_at_any_moment_it_recovers(copy: Copy) -> None:
-    for delay in (0.0, 0.05, 0.1, 0.2, 0.4):
-        shutil.rmtree(copy.venv, ignore_errors=True)
+@pytest.mark.slow
+def test_killed_at_any_moment_it_recovers(
+    copy: Copy, record_property: Callable[[str, int], None]
+) -> None:
+    """VQA_KILLS=100 for as many moments. Half of the time nothing was there before."""
+    copy.run("env")
+    began = time.monotonic()
+    shutil.rmtree(copy.venv)
+    copy.run("env")
+    whole = time.monotonic() - began
+    moments = random.Random(0)
+    for number in range(KILLS):
+        shutil.rmtree(copy.venv)
+        if number % 2:
+            shutil.rmtree(copy.root / ".bootstrap")
+            copy.quick_uv()
         process = copy.start("env")
-        wait_for(lambda: copy.venv.exists())
-        time.sleep(delay)
+        time.sleep(moments.uniform(0, whole))
         process.kill()
         process.communicate()
         copy.run("env")
         assert copy.python("import alpha, beta; print(alpha.version)") == "1.0"
         assert not (copy.venv / ".incomplete").exists()
+    record_property("recovered", KILLS)
+
+
+def test_a_big_wheel_goes_on_where_it_was_killed(copy: Copy, tmp_path: Path) -> None:
+    usual = tmp_path / "index/usual"
+    usual.mkdir(parents=True)
+    wheel = make_wheel(usual, "torch", "1.0", {"torch.py": b"", "big": os.urandom(3_000_000)})
+    for path in copy.wheelhouse.glob("[abw]*.whl"):
+        shutil.copy(path, usual)
+    text = lock_text(usual, "alpha==1.0", "torch==1.0")
+    text += lock_text(copy.wheelhouse, f"uv=={UV_VERSION} ; python_full_version < '3'")
+    (copy.root / "requirements.lock").write_text(text)
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        del copy.environ[name]
+    asked: list[str] = []
+    pause = 0.1
+    part = copy.root / f".bootstrap/big/arriving/{wheel.name}.part"
+    with served(tmp_path / "index", asked, lambda: pause) as url:
+        copy.environ |= {"VQA_OFFLINE": "0", "PIP_INDEX_URL": f"{url}/usual"}
+        for arrived in (
+            lambda: any(path.endswith(wheel.name) for path in asked),  # uv's first attempt
+            lambda: part.exists() and part.stat().st_size > 500_000,
+            lambda: part.stat().st_size > 1_500_000,
+        ):
+            process = copy.start("env")
+            wait_for(arrived)
+            process.kill()
+            process.communicate()
+            installer = int((copy.root / ".bootstrap/child").read_text().split()[0])
+            os.killpg(installer, signal.SIGKILL)  # as when the machine goes down
+            wait_for(lambda: not is_alive(installer))  # noqa: B023
+        have = part.stat().st_size
+        pause = 0.0
+        asked.clear()
+        copy.run("env")
+    (begun,) = (path for path in asked if wheel.name in path)
+    assert int(begun.partition(" from ")[2]) == have
+    assert copy.python("import torch, alpha; print(alpha.version)") == "1.0"
+    assert not (copy.root / ".bootstrap/big").exists()
 
 
 def test_the_installer_of_a_killed_run_is_ended(copy: Copy) -> None:
@@ -681,3 +889,166 @@ def test_stages_left_out_are_left_out(copy: Copy) -> None:
     out = copy.run("--skip", "check", "--skip", "train", VQA_SKIP="checkpoint doctor").stdout
     assert [line.split(":")[0] for line in out.splitlines() if line[0] != " "] == ["env", "next"]
     assert "no environment" in copy.run("doctor", "--skip", "env", "--venv", "x", exits=2).stderr
+
+
+# --- bundles -----------------------------------------------------------------------------------
+
+CHECKPOINT = bytes(range(256)) * 20
+
+
+@pytest.fixture
+def connected(copy: Copy, tmp_path: Path) -> Iterator[Copy]:
+    """A copy that reaches an index, and has a checkpoint."""
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index/usual").symlink_to(copy.wheelhouse)
+    copy.lock("alpha==1.0", "beta==1.0", uv_marker="")
+    name = f"vgg19-{hashlib.sha256(CHECKPOINT).hexdigest()[:8]}.pth"
+    known = (ROOT / "checkpoints_setup.py").read_text(encoding="utf-8")
+    known, count = re.subn(r'"vgg19-dcbb9e9d.pth", [\d_]+', f'"{name}", {len(CHECKPOINT)}', known)
+    assert count == 1
+    (copy.root / "checkpoints_setup.py").write_text(known, encoding="utf-8")
+    (copy.home / "hub/checkpoints").mkdir(parents=True)
+    (copy.home / "hub/checkpoints" / name).write_bytes(CHECKPOINT)
+    with served(tmp_path / "index") as url:
+        for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+            del copy.environ[name]
+        copy.environ |= {"VQA_OFFLINE": "0", "PIP_INDEX_URL": f"{url}/usual"}
+        yield copy
+
+
+def without_network(copy: Copy) -> None:
+    """From now on, each call is made in a network of its own, in which there is nothing."""
+    alone = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"]).returncode:
+        pytest.skip("no network namespaces here")
+    copy.before = alone
+
+
+def server(copy: Copy, bundle: Path, tmp_path: Path, name: str = "a server's [dir]") -> Copy:
+    """Another machine, to which nothing but the bundle has come."""
+    folder, home = tmp_path / name, tmp_path / f"home of {name}"
+    folder.mkdir()
+    home.mkdir()
+    subprocess.run(["tar", "-xzf", bundle / "code.tar.gz"], cwd=folder, check=True)
+    kept = ("PATH", "LC_ALL", "PIP_CONFIG_FILE", "VQA_PYTHON")
+    environ = {name: copy.environ[name] for name in kept} | {"HOME": str(home)}
+    environ["TORCH_HOME"] = str(home)
+    return Copy(folder / "vqa_repro", home, copy.wheelhouse, environ)
+
+
+@pytest.mark.parametrize("options", [[], ["--split", "10M"]])
+def test_a_bundle_brings_all_to_a_machine_without_a_network(
+    connected: Copy, tmp_path: Path, options: list[str]
+) -> None:
+    out = tmp_path / "a stick, with a 'bundle' [ü]"
+    assert "for Python" in connected.run("bundle", str(out), *options).stdout
+    there = server(connected, out, tmp_path)
+    without_network(there)
+    process = there.start("--bundle", str(out), "--", "--epochs", "3")
+    said, err = process.communicate(timeout=120)
+    assert process.returncode == 7, said + err  # train's own
+    assert "verifying" in said and "no network is needed" in said
+    assert f"uv {UV_VERSION}, as requirements.lock names it, fetched just now" in said
+    assert there.python("import alpha, beta; print(alpha.version)") == "1.0"
+    (checkpoint,) = (there.home / "hub/checkpoints").glob("*.pth")
+    assert checkpoint.read_bytes() == CHECKPOINT
+    assert "checkpoint:" not in said.splitlines()[-1]  # train was not without it
+    assert not (there.root / ".bootstrap/bundle").exists()
+    again = there.run("--bundle", str(out), "--skip", "train").stdout
+    assert "verifying" not in again  # nothing is needed of it
+    shutil.rmtree(out)
+    assert there.run("env").stdout.startswith("env: up to date")
+    assert there.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_the_maker_of_a_bundle_that_was_killed_is_ended(connected: Copy, tmp_path: Path) -> None:
+    """Or it would go on writing where the next one writes."""
+    out, part = tmp_path / "out", tmp_path / "out.part/arriving"
+    pause = 0.02
+    with served(tmp_path / "index", pause=lambda: pause) as url:
+        connected.environ["PIP_INDEX_URL"] = f"{url}/usual"
+        process = connected.start("bundle", str(out))
+        wait_for(lambda: any(path.stat().st_size > 1_000_000 for path in part.glob("uv*.part")))
+        process.kill()
+        process.wait()
+        maker = int((connected.root / ".bootstrap/child").read_text().split()[0])
+        assert is_alive(maker)
+        pause = 0.5
+        second = connected.start("bundle", str(out))
+        wait_for(lambda: not is_alive(maker))
+        pause = 0.0
+        said, err = second.communicate(timeout=120)
+        process.communicate()
+    assert second.returncode == 0 and "is being continued" in said and "continuing at" in err
+    assert "nothing to do" in connected.run("bundle", str(out)).stdout
+
+
+@pytest.mark.slow
+def test_a_bundle_serves_pip_too(connected: Copy, tmp_path: Path) -> None:
+    out = tmp_path / "out, here"
+    connected.run("bundle", str(out))
+    there = server(connected, out, tmp_path)
+    without_network(there)
+    there.run("env", "--bundle", str(out), "--installer", "pip")
+    assert there.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_a_damaged_bundle_is_refused_before_anything_is_made(
+    connected: Copy, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    connected.run("bundle", str(out))
+    there = server(connected, out, tmp_path)
+    wheel = next((out / "wheels").glob("beta-*"))
+    content = bytearray(wheel.read_bytes())
+    content[50] ^= 1
+    wheel.write_bytes(content)
+    result = there.run("env", "--bundle", str(out), exits=19)
+    assert f"wheels/{wheel.name} has other bytes than it should" in result.stderr
+    assert "copy it again, or make it anew" in result.stderr
+    assert not there.venv.exists()
+    connected.run("bundle", str(out))  # mends it
+    there.run("env", "--bundle", str(out))
+
+
+def test_a_bundle_for_something_else_is_refused_with_the_reason(
+    connected: Copy, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    this = "{}.{}".format(*sys.version_info)
+    other = "3.12" if this == "3.11" else "3.11"
+    connected.run("bundle", str(out), "--python", other)
+    there = server(connected, out, tmp_path)
+    options = ("env", "--bundle", str(out))
+    result = there.run(*options, exits=19)
+    assert f"is for python '{other}', and here is '{this}'" in result.stderr
+    assert f"./bootstrap.sh bundle OUT --python {this}" in result.stderr
+    cards(there, "535.104.05", "7.0")
+    shutil.copy(there.root / "requirements.lock", there.root / "requirements-cu126.lock")
+    shutil.rmtree(out)
+    connected.run("bundle", str(out), "--python", this)
+    result = there.run(*options, exits=19)
+    assert "is for torch 'cu130', and here is 'cu126'" in result.stderr
+    assert "./bootstrap.sh bundle OUT --torch cu126" in result.stderr
+    assert not there.venv.exists()
+    about = out / "bundle.json"
+    about.write_text(about.read_text().replace(f'"{this}"', f'"{rare_version()}"'))
+    del there.environ["VQA_PYTHON"]  # so that the bundle's is looked for
+    result = there.run(*options, exits=19)
+    assert f"for Python {rare_version()}, and none that is fit is here" in result.stdout
+
+
+def test_killed_while_installing_from_a_bundle_it_recovers(connected: Copy, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    connected.run("bundle", str(out), "--split", "10M")
+    there = server(connected, out, tmp_path)
+    killed = []
+    for delay in (0.3, 0.6, 0.9):
+        killed.append(there.start("env", "--bundle", str(out)))
+        time.sleep(delay)
+        killed[-1].kill()
+        killed[-1].wait()  # what it had started may go on
+    there.run("env", "--bundle", str(out))
+    for process in killed:
+        process.communicate()
+    assert there.python("import alpha; print(alpha.version)") == "1.0"

@@ -3,7 +3,9 @@
 Every line of a fenced block without a language is a command. Options, recipes and stages are
 checked for all of them; those of ``RUN`` are run in a folder where the names that the documents
 use are there. Python blocks are run, a document's one after the other; the three examples of
-extending.md are added to a copy of the package, and the Slurm script is pre-empted.
+extending.md are added to a copy of the package, and the Slurm script is pre-empted. Git, sums,
+tunnels and the five lines of VQA are run with a server and a network that are folders here. Of
+other programs (rsync, sftp, lftp, plink, vncserver, Slurm's) the shell's syntax is checked alone.
 """
 
 import ast
@@ -18,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import cache
@@ -30,7 +33,7 @@ import torch
 from conftest import OPTIONS, PROJECT, environ
 
 import checkpoints_setup
-from vqa_repro.datasets import find_data_set
+from vqa_repro.datasets import find_data_set, load_split
 from vqa_repro.model import build
 from vqa_repro.recipe import load_recipe
 from vqa_repro.run import Run
@@ -39,16 +42,20 @@ from vqa_repro.vocab import Vocabulary
 
 DOCUMENTS = [*sorted(PROJECT.glob("README*.md")), *sorted((PROJECT / "docs").glob("*.md"))]
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+# The Chinese README has README.md's commands, as a test below makes sure of.
+each_to_run = pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if d.name != "README.zh-CN.md"], ids=lambda path: path.name
+)
 
 # Verbs that are run; the others' options are checked. Train is run on FOLDER, for one epoch.
 RUN = ("evaluate", "predict", "report", "ssh")
 # The programs of other projects that may begin a line; its syntax is checked.
 OTHERS = re.compile(
-    r"PIP_FIND_LINKS=\S*|cd|curl|git|lftp|pip|plink|rsync|sbatch|scp|sftp|sha256sum|squeue|srun|ssh|"
-    r"ssh-keygen|tail|tar|tensorboard|tmux|vncserver"
+    r"cd|curl|git|lftp|mkdir|plink|rsync|sbatch|scp|sftp|sha256sum|squeue|srun|ssh|"
+    r"ssh-keygen|tail|tar|tensorboard|tmux|torchrun|vncserver"
 )
 # Words of commands that stand for something of the reader's.
-STANDS_FOR = re.compile(r"[A-Z][A-Z_|]*|\$.*")
+STANDS_FOR = re.compile(r"(\.\./)?[A-Z][A-Z_|]*|\$.*")
 
 
 class Block(NamedTuple):
@@ -86,8 +93,9 @@ def shell_blocks(document: Path) -> list[Block]:
 
 
 def lines(text: str) -> list[str]:
-    """The commands of a block: a backslash at a line's end continues it."""
-    return [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+    """The commands of a block: a backslash at a line's end continues it, && begins another."""
+    joined = text.replace("\\\n", " ").replace(" && ", "\n")
+    return [line.strip() for line in joined.splitlines() if line.strip()]
 
 
 def prose(document: Path) -> str:
@@ -151,7 +159,9 @@ def test_shell_blocks_are_commands_that_a_shell_can_read(document: Path) -> None
             continue
         for line in lines(block.text):
             known = re.match(
-                r"\./bootstrap\.sh|python (-m vqa_repro\.|checkpoints_setup\.py)", line
+                r"\./bootstrap\.sh|(\w+=\w+ )*python "
+                r"(-m (vqa_repro\.|zipfile )|checkpoints_setup\.py|tests/faults/table\.py)",
+                line,
             )
             assert known or OTHERS.fullmatch(line.split()[0]), f"{document}: who reads this? {line}"
 
@@ -195,6 +205,8 @@ def test_bootstrap_has_what_is_shown(document: Path) -> None:
     for words in ours(document, "./bootstrap.sh"):
         words = words if words[:1] != ["test"] else ["test"]  # the rest is pytest's
         assert lacking(words, usage) == set(), f"{document}: {shlex.join(words)}"
+        if words and not words[0].startswith("-"):
+            assert re.search(rf"^  {words[0]}\b", usage, re.M), f"{document}: {words[0]}"
         if not any(STANDS_FOR.fullmatch(word) for word in words):
             done = bootstrap(*words)
             assert done.returncode == 0, f"{document}: {shlex.join(words)}: {done.stderr}"
@@ -270,7 +282,7 @@ def can_be_run(verb: str, words: list[str]) -> bool:
 
 
 @pytest.mark.slow
-@each_document
+@each_to_run
 def test_commands_run(document: Path, workspace: Path) -> None:
     if document.name == "extending.md":
         pytest.skip("they need its examples, with which they are run below")
@@ -298,7 +310,7 @@ def expanded(word: str) -> list[str]:
 
 
 @pytest.mark.slow
-@each_document
+@each_to_run
 def test_python_runs(document: Path, workspace: Path) -> None:
     names: dict[str, object] = {"__name__": "document"}
     for block in blocks(document):
@@ -427,6 +439,167 @@ def said(folder: Path) -> str:
     return (folder / "job.log").read_text()
 
 
+# ---------------------------------------------------------------- other programs' commands
+
+
+def section(document: str, heading: str) -> list[list[str]]:
+    """The commands of each block below ``heading``."""
+    path = PROJECT / document
+    below = 0  # the heading's line
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.startswith("## "):
+            below = number if line == heading else 0
+        found += [lines(b.text) for b in blocks(path) if below and b[1:3] == (number + 1, "")]
+    assert found, f"{document}: nothing below {heading!r}"
+    return found
+
+
+def stub(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_code_travels_by_git_as_moving_tells(tmp_path: Path) -> None:
+    campus, laptop, server = (tmp_path / name for name in ("campus", "laptop", "server"))
+    programs = tmp_path / "programs"
+    stub(programs, "ssh", f'shift; cd {shlex.quote(str(server))} && eval "$*"')
+    stub(programs, "scp", f'cp "$1" {shlex.quote(str(server))}')
+    env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "GIT_CONFIG_NOSYSTEM": "1"}
+    env |= {"GIT_CONFIG_GLOBAL": str(tmp_path / "gitconfig"), "GIT_TERMINAL_PROMPT": "0"}
+    for who in ("AUTHOR", "COMMITTER"):
+        env |= {f"GIT_{who}_NAME": "Ada", f"GIT_{who}_EMAIL": "ada@example.edu"}
+
+    def run(command: str, cwd: Path) -> str:
+        done = subprocess.run(
+            ["bash", "-ec", command], cwd=cwd, env=env, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout.strip()
+
+    run(f"git init -q -b main --bare {shlex.quote(str(campus / 'GROUP/vqa_repro.git'))}", tmp_path)
+    for url in ("git@gitlab.example.edu:", "https://gitlab.example.edu/"):
+        run(f"git config --global --add {shlex.quote(f'url.{campus}/.insteadOf')} {url}", tmp_path)
+    run(f"git init -q -b main {shlex.quote(str(laptop))}", tmp_path)
+    run("git commit -q --allow-empty -m one", laptop)
+    arrived = []
+    for block in section("docs/moving.md", "## Code: git"):
+        shutil.rmtree(server, ignore_errors=True)
+        server.mkdir()
+        for line in block:
+            if line.startswith("ssh-keygen"):  # would ask where to put it
+                line += f" -q -N '' -f {shlex.quote(str(tmp_path / 'key'))}"
+            if line == "ssh -T git@gitlab.example.edu":
+                continue
+            run(line, server if line.startswith("git clone") else laptop)
+        if (server / "vqa_repro").exists():
+            arrived.append(run("git rev-parse HEAD", server / "vqa_repro"))
+    assert arrived == [run("git rev-parse HEAD", laptop)] * 2, "by the remote, and by one file"
+    assert run("git remote get-url --all campus", laptop).endswith("/GROUP/vqa_repro.git")
+
+
+def test_sums_are_compared_as_moving_tells(tmp_path: Path) -> None:
+    texts = [" && ".join(block) for block in section("docs/moving.md", "## Files: which program")]
+    make, compare = (text for text in texts if "sha256sum" in text)
+    folder = tmp_path / "vqa_repro" / "resources" / "features"
+    folder.mkdir(parents=True)
+    (folder / "a.safetensors").write_bytes(bytes(1000))
+    subprocess.run(["bash", "-ec", make], cwd=tmp_path / "vqa_repro", check=True)
+    here = {"cwd": tmp_path, "capture_output": True, "text": True}
+    assert subprocess.run(["bash", "-ec", compare], **here).stdout == "a.safetensors: OK\n"
+    (folder / "a.safetensors").write_bytes(bytes(999))
+    assert subprocess.run(["bash", "-ec", compare], **here).returncode == 1
+
+
+def test_the_published_sums_are_of_files_that_are_named_and_check(tmp_path: Path) -> None:
+    sums = (PROJECT / "docs" / "SHA256SUMS").read_text()
+    named = re.findall(r"^[0-9a-f]{64}  (\S+)$", sums, flags=re.M)
+    assert len(named) == len(set(named)) == sums.count("\n") > 10
+    text = (PROJECT / "docs" / "data.md").read_text(encoding="utf-8")
+    for name in named:
+        family = re.sub("(v2_)?(Questions|Annotations)_.*", "mscoco.zip", name)
+        assert family in text, name
+    (line,) = (line for block in section("docs/data.md", "## How to check") for line in block
+               if line.startswith("sha256sum"))  # fmt: skip
+    (tmp_path / named[0]).write_bytes(b"another")
+    command = shlex.split(line.replace("PROJECT", str(PROJECT)))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == f"{named[0]}: FAILED\n"
+
+
+def test_tunnels_are_what_ssh_understands() -> None:
+    if shutil.which("ssh") is None:
+        pytest.skip("no ssh here")
+    tunnels = {
+        line for d in DOCUMENTS for b in shell_blocks(d) for line in lines(b.text)
+        if line.startswith("ssh -N ")
+    }  # fmt: skip
+    assert len(tunnels) >= 3
+    for line in tunnels:
+        words = shlex.split(line)[1:]
+        done = subprocess.run(["ssh", "-G", "-F", "none", *words], capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+        port = re.search(r"-L (\d+):", line)
+        assert port and f"localforward {port[1]} [127.0.0.1]:{port[1]}" in done.stdout
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its own parts
+def test_tensorboard_has_what_is_shown() -> None:
+    from tensorboard.program import TensorBoard
+
+    shown = [
+        line for d in DOCUMENTS for b in shell_blocks(d) for line in lines(b.text)
+        if line.startswith("tensorboard ")
+    ]  # fmt: skip
+    assert shown
+    for line in shown:
+        board = TensorBoard()
+        board.configure(shlex.split(line))
+        assert board.flags.host == "127.0.0.1" and board.flags.logdir == "runs"
+
+
+CURL = """
+import shutil, sys, zipfile
+from pathlib import Path
+assert sys.argv[1:5] == ["-L", "-C", "-", "--remote-name-all"], sys.argv
+for url in sys.argv[5:]:
+    shutil.copy(Path(NETWORK) / url.partition("://")[2].replace("/", "_"), url.rpartition("/")[2])
+"""
+
+
+def test_vqa_arrives_by_the_five_lines_of_the_readme(drawn_folder: Path, tmp_path: Path) -> None:
+    network, programs, unpacked = (tmp_path / name for name in ("network", "bin", "unpacked"))
+    network.mkdir()
+    small_vqa_v2(drawn_folder, unpacked)
+    for split in ("train", "val"):
+        for kind in ("questions", "annotations"):
+            (file,) = unpacked.glob(f"v2_*_{split}2014_{kind}.json")
+            name = f"v2_{kind.title()}_{split.title()}_mscoco.zip"
+            with zipfile.ZipFile(
+                network / f"cvmlp.s3.amazonaws.com_vqa_mscoco_vqa_{name}", "w"
+            ) as z:
+                z.write(file, file.name)
+        asked = json.loads((drawn_folder / f"{split}_questions.json").read_text())["questions"]
+        pictures = f"images.cocodataset.org_zips_{split}2014.zip"
+        with zipfile.ZipFile(network / pictures, "w") as z:
+            for image in {question["image_id"] for question in asked}:
+                name = f"{split}2014/COCO_{split}2014_{image:012}.jpg"
+                z.write(drawn_folder / "images" / f"{image}.png", name)
+    stub(programs, "python", f'exec {shlex.quote(sys.executable)} "$@"')
+    (tmp_path / "curl.py").write_text(f"NETWORK = {str(network)!r}\n{CURL}")
+    stub(programs, "curl", f'exec python {shlex.quote(str(tmp_path / "curl.py"))} "$@"')
+    (block,) = section("README.md", "## VQA v2 and v1, in five lines")
+    fetch = [line for line in block if not line.startswith(("python checkpoints", "python -m vqa"))]
+    assert len(block) == len(fetch) + 2
+    env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-ec", "\n".join(fetch)], cwd=tmp_path, env=env, check=True)
+    recipe = load_recipe("san-2-lstm-vqa-v2", {})
+    for split in (recipe.data.train, recipe.data.test):
+        found = load_split(recipe.data.name, tmp_path / "resources", split)
+        assert found.examples and all(path.is_file() for path in found.images.values())
+
+
 def test_the_ssh_configuration_is_one(tmp_path: Path) -> None:
     if shutil.which("ssh") is None:
         pytest.skip("no ssh here")
@@ -492,6 +665,28 @@ def test_the_messages_explained_are_those_that_come() -> None:
         patterns[message] = re.compile(".*".join(map(re.escape, parts)))
     lost = [m for m, pattern in patterns.items() if not any(map(pattern.search, come))]
     assert lost == [], "nothing says these"
+
+
+def test_the_chinese_readme_has_the_same_commands_and_numbers() -> None:
+    english, chinese = PROJECT / "README.md", PROJECT / "README.zh-CN.md"
+
+    def commands(document: Path) -> list[list[str]]:
+        return [
+            [re.sub(r"\s+# .*", "", line) for line in b.text.splitlines()] for b in blocks(document)
+        ]
+
+    def numbers(text: str) -> list[str]:
+        return sorted(re.findall(r"\d+(?:[.,]\d+)*", text))
+
+    def tables(document: Path) -> list[list[str]]:
+        rows = re.findall(r"^\|.*$", prose(document), flags=re.M)
+        return [numbers(row) for row in rows]
+
+    assert commands(english) == commands(chinese)
+    assert tables(english) == tables(chinese)
+    assert numbers(prose(english)) == numbers(prose(chinese))
+    headings = [re.findall(r"^#+ ", prose(document), flags=re.M) for document in (english, chinese)]
+    assert headings[0] == headings[1]
 
 
 def test_there_is_something_to_check() -> None:

@@ -1,6 +1,8 @@
 """Features of frozen networks: what is stored, by whom it was made, and asking such a run."""
 
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -100,23 +102,120 @@ def test_rows_are_the_last_pooling_layer_region_by_region(
         torch.testing.assert_close(ours, maps[:, row, column], rtol=2e-3, atol=2e-3)
 
 
-def test_killed_and_given_again_it_goes_on(
-    few: Path, weights: Path, store: Path, tmp_path: Path
+# `extract`, of pictures of 64 x 64, and slow enough to be stopped in the middle.
+SMALL = """
+import sys, time
+from vqa_repro import backbone, extract, fill
+backbone.BACKBONES["vgg16"] = backbone.Backbone(512, size=64, regions=4)
+fill.SAVE_EVERY = fill.SAY_EVERY = 0.0
+fast = extract.Extractor.__call__
+def slow(*arguments):
+    time.sleep(0.2)
+    return fast(*arguments)
+extract.Extractor.__call__ = slow
+extract.main_guard(extract.main)
+"""
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+class Small:
+    """Runs of ``extract`` in processes of their own, for stores below ``root``."""
+
+    def __init__(self, root: Path, data: Path, weights: Path, *launcher: str) -> None:
+        (root / "small.py").write_text(SMALL)
+        given = options(data, weights, root)
+        self._command = [sys.executable, *launcher, str(root / "small.py"), *given]
+        self.path = extract.store_path(root, str(data), "vgg16", "caffe")
+        self.done = self.path.with_name(self.path.name + ".done")
+
+    def run(self) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self._command, env=environ(), capture_output=True, text=True, timeout=300
+        )
+
+    def begin(self) -> subprocess.Popen[str]:
+        """Start, and wait until some rows are safe."""
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(self._command, env=environ(), text=True, **pipes)
+        while process.poll() is None and not (self.done.exists() and any(self.done.read_bytes())):
+            time.sleep(0.01)
+        return process
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path, weights: Path) -> Small:
+    """The 52 drawn pictures, by one process that nothing interrupted."""
+    small = Small(tmp_path_factory.mktemp("small"), drawn_folder, weights)
+    ran = small.run()
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.search(r"^  \d+ of 52 pictures, [\d.]+ images/s, \d+ s left$", ran.stdout, re.M)
+    assert "\r" not in ran.stdout + ran.stderr, "a bar in what is not a terminal"
+    return small
+
+
+def test_killed_and_given_again_it_is_the_same_byte_for_byte(
+    whole: Small, drawn_folder: Path, weights: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "vqa_repro.extract", *options(few, weights, tmp_path)]
-    finished = extract.store_path(tmp_path, str(few), "vgg16", "caffe")
-    part = finished.with_name(finished.name + ".done")
-    process = subprocess.Popen(
-        command, env=environ(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and not (part.exists() and any(part.read_bytes())):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
-    assert not finished.exists() and any(part.read_bytes())
-    assert extract.main(options(few, weights, tmp_path)) == 0
-    np.testing.assert_array_equal(open_store(finished).rows, open_store(store).rows)
-    assert not part.exists()
+    small = Small(tmp_path, drawn_folder, weights)
+    process = small.begin()
+    process.kill()
+    process.communicate(timeout=60)
+    before = small.done.read_bytes()
+    assert not small.path.exists() and any(before) and not all(before)
+    assert small.run().returncode == 0
+    assert small.path.read_bytes() == whole.path.read_bytes()
+    assert list(small.path.parent.iterdir()) == [small.path]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_two_processes_make_what_one_makes_also_after_one_was_killed(
+    whole: Small, drawn_folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    small = Small(tmp_path, drawn_folder, weights, *TORCHRUN)
+    process = small.begin()
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1 and "SIGKILL" in said, said
+    assert not small.path.exists() and not Path(f"/proc/{ranks[0]}").exists(), "all end"
+    ran = small.run()
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert small.path.read_bytes() == whole.path.read_bytes()
+    assert ran.stdout.count("features: ") == 1, "one process speaks"
+    assert list(small.path.parent.iterdir()) == [small.path]
+
+
+def test_bad_input_of_several_processes_is_said_once(
+    drawn_folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(drawn_folder, data)
+    for number in (1, 42):  # of both processes' shares
+        (data / "images" / f"{number}.png").write_bytes(b"no picture")
+    small = Small(tmp_path, data, weights, *TORCHRUN)
+    ran = small.run()
+    assert ran.returncode == 1 and "exitcode  : 2" in ran.stderr, ran.stderr
+    assert ran.stderr.count("error: 2 of 52 pictures are damaged: ") == 1, ran.stderr
+    assert "extract --leave-out-damaged" in ran.stderr and not small.path.exists()
+
+
+def test_low_precision_is_near_and_says_what_it_is(
+    store: Path, few: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert extract.main([*options(few, weights, tmp_path), "--precision", "bfloat16"]) == 0
+    path = extract.store_path(tmp_path, str(few), "vgg16", "caffe", "bfloat16")
+    assert f"train on them with --features {path}" in capsys.readouterr().out
+    low, exact = open_store(path), open_store(store)
+    assert low.made_by == {**exact.made_by, "precision": "bfloat16"}
+    assert "precision" not in exact.made_by, "as in features of before"
+    difference = np.linalg.norm(low.rows.astype(float) - exact.rows)
+    assert 0 < difference < 0.02 * np.linalg.norm(exact.rows.astype(float))
+    network = FrozenNetwork.like(low.made_by, weights, torch.device("cpu"))
+    picture = torch.from_numpy(read_picture(few / "images" / "1.png", 448))[None]
+    with torch.inference_mode():
+        row = network(picture)[0].half().numpy()
+    assert np.abs(row - low.rows[low.row_of["1"]].astype(float)).max() < 0.1
 
 
 def test_damaged_pictures_are_an_error_unless_told_otherwise(

@@ -1,7 +1,12 @@
 """The CPU's attention kernels against the plain form: values, gradients, dropout, refusals."""
 
+import subprocess
+import sys
+from importlib.util import find_spec
+
 import pytest
 import torch
+from conftest import PROJECT, environ
 from torch import Tensor
 
 from vqa_repro import kernels
@@ -97,3 +102,31 @@ def test_low_precision_comes_out_in_float32() -> None:
     assert scores.dtype == torch.float32
     exact = kernels.additive_scores_reference(*(v.double() for v in inputs), IMAGE_OF)
     torch.testing.assert_close(scores.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this platform")
+def test_triton_s_kernels_through_its_interpreter() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/triton_kernels.py"],
+        cwd=PROJECT,
+        env={**environ(), "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout and "skipped" not in done.stdout
+
+
+def test_without_triton_the_plain_form_computes_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "vqa_repro.kernels_triton", None)  # as if it were not there
+    kernels._fused.cache_clear()
+    try:
+        assert kernels._fused(torch.device("cuda:0")) is None
+        assert kernels._fused(torch.device("cuda:0")) is None
+    finally:
+        kernels._fused.cache_clear()
+    assert capsys.readouterr().out.count("done without Triton's attention kernels") == 1

@@ -1,6 +1,8 @@
 """The lock files: all that pyproject.toml asks for, wheels only, and no addresses."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from wheel_index import make_wheel, served
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,7 +23,9 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKE_LOCK = ROOT / ".ci/make_lock.py"
-LOCKS = ("requirements.lock", "wordnet.lock", "jupyter.lock")
+# Those of other builds of torch are there once they were made where PyTorch's site is reached.
+OTHER_BUILDS = [path.name for path in sorted(ROOT.glob("requirements-*.lock"))]
+LOCKS = ("requirements.lock", "wordnet.lock", "jupyter.lock", *OTHER_BUILDS)
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 SYSTEMS = {
     "linux": ("Linux", "x86_64", "posix"),
@@ -182,3 +187,108 @@ def test_without_an_index_the_check_says_so(tmp_path: Path) -> None:
     )
     assert result.returncode == 3, result.stderr
     assert "no package index was reached" in result.stderr
+
+
+# --- another build of torch ----------------------------------------------------------------------
+
+PYPROJECT = """
+[project]
+name = "small"
+version = "1"
+requires-python = ">=3.10,<3.14"
+dependencies = ["torch>=2.11", "torchvision>=0.26", "alpha"]
+[dependency-groups]
+dev = ["alpha"]
+installer = []
+"""
+MANYLINUX = "py3-none-manylinux_2_28_x86_64"
+
+
+def make_in_small_project(
+    root: Path, url: str, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    environ = {
+        **{
+            name: value for name, value in os.environ.items() if not name.startswith(("UV_", "PIP"))
+        },
+        "UV_DEFAULT_INDEX": f"{url}/usual",
+        "UV_CACHE_DIR": str(root / "cache"),
+        "UV_HTTP_RETRIES": "0",
+    }
+    return subprocess.run(
+        [sys.executable, str(root / ".ci/make_lock.py"), *arguments],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def small_project(tmp_path: Path) -> Path:
+    """Where the usual index has newer versions than the one that has the build for CUDA 12.6."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(MAKE_LOCK, tmp_path / ".ci")
+    (tmp_path / "pyproject.toml").write_text(PYPROJECT)
+    usual, special = tmp_path / "index/usual", tmp_path / "index/special"
+    usual.mkdir(parents=True)
+    special.mkdir()
+    make_wheel(usual, "torch", "2.15.0", {}, needs="beta")
+    make_wheel(usual, "torchvision", "0.30.0", {}, needs="torch==2.15.0")
+    for name in ("alpha", "beta", "gamma"):
+        make_wheel(usual, name, "2.0", {})
+        make_wheel(special, name, "1.0", {})
+    for version in ("2.13.0", "2.14.1"):
+        make_wheel(special, "torch", f"{version}+cu126", {}, needs="gamma", tag=MANYLINUX)
+    make_wheel(
+        special, "torchvision", "0.29.1+cu126", {}, needs="torch==2.14.1+cu126", tag=MANYLINUX
+    )
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_lock_of_another_build(small_project: Path) -> None:
+    with served(small_project / "index") as url:
+        index = f"{url}/special"
+        made = make_in_small_project(small_project, url, "--torch", "cu126", "--torch-index", index)
+        assert made.returncode == 0, made.stderr
+        lock = small_project / "requirements-cu126.lock"
+        text = lock.read_text()
+        pins = re.findall(r"(?m)^([\w.-]+==\S+)", text)
+        # torch from the one index, all else from the other, in its newest version.
+        assert pins == [
+            "alpha==2.0",
+            "gamma==2.0",
+            "torch==2.14.1+cu126",
+            "torchvision==0.29.1+cu126",
+        ]
+        assert text.count("--hash=sha256:") == 4
+        assert "://" not in text and "build cu126" in text
+        assert not (small_project / "requirements.lock").exists()
+        arguments = ("--torch", "cu126", "--torch-index", index, "--check")
+        assert make_in_small_project(small_project, url, *arguments).returncode == 0
+        lock.write_text(text.replace("alpha==2.0", "alpha==1.0"))
+        outdated = make_in_small_project(small_project, url, *arguments)
+        assert outdated.returncode != 0
+
+
+def test_an_index_without_this_build_makes_no_lock(small_project: Path) -> None:
+    wrong = small_project / "index/wrong"
+    wrong.mkdir()
+    make_wheel(wrong, "torch", "2.14.1", {})
+    make_wheel(wrong, "torchvision", "0.29.1", {})
+    with served(small_project / "index") as url:
+        arguments = ("--torch", "cpu", "--torch-index", f"{url}/wrong")
+        made = make_in_small_project(small_project, url, *arguments)
+    assert made.returncode == 1
+    assert "has no torch of the build cpu" in made.stderr
+    assert not list(small_project.glob("*.lock"))
+
+
+def test_without_the_download_site_no_lock_is_made(small_project: Path) -> None:
+    with served(small_project / "index") as url:
+        arguments = ("--torch", "cu126", "--torch-index", "http://127.0.0.1:9/whl")
+        made = make_in_small_project(small_project, url, *arguments)
+    assert made.returncode in (1, 3)
+    assert "127.0.0.1:9" in made.stderr
+    assert not list(small_project.glob("*.lock"))

@@ -2,14 +2,16 @@
 
 import io
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from vqa_repro.errors import UserError
-from vqa_repro.pictures import PictureReader, read_picture
+from vqa_repro.pictures import PictureReader, few, read_picture
 
 
 def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (30, 20)) -> Path:
@@ -122,13 +124,20 @@ def test_of_many_the_damaged_and_the_converted_are_told(tmp_path: Path) -> None:
     images["4"].write_text("<html>")
     picture(images["5"], "L")
     picture(images["6"], "RGBA")
-    reader = PictureReader(images, 8)
-    batches = list(reader.batches(2))
-    assert [keys for keys, _ in batches] == [["0"], ["2", "3"], ["5"], ["6"]]
-    for keys, pictures in batches:
-        for key, pixels in zip(keys, pictures, strict=True):
-            np.testing.assert_array_equal(pixels, read_picture(images[key], 8))
+    reader, seen = PictureReader(images, 8), []
+    free: SimpleQueue[np.ndarray] = SimpleQueue()
+    for _ in range(2):
+        free.put(np.full((3, 8, 8, 3), 77, np.uint8))  # what the batch before left there
+    batches = [{0: "0", 2: "1"}, {1: "2", 2: "3"}, {0: "4"}, {0: "5", 1: "6"}]
+    with ThreadPoolExecutor(2) as pool:
+        for batch, (places, room) in zip(batches, reader.batches(batches, free, pool), strict=True):
+            for place in range(3):
+                read = place in places
+                expected = read_picture(images[batch[place]], 8) if read else 0
+                np.testing.assert_array_equal(room[place], expected)
+            seen.append([batch[place] for place in places])
+            free.put(room)
+    assert seen == [["0"], ["2", "3"], [], ["5", "6"]]
     assert reader.not_rgb == {"5": "grey", "6": "RGBA"}
     assert list(reader.damaged) == ["1", "4"] and reader.damaged["1"] == "missing"
-    assert reader.few(reader.not_rgb) == f"{images['5']} (grey), {images['6']} (RGBA)"
-    assert list(PictureReader({"1": images["1"]}, 8).batches(2)) == []
+    assert few(reader.not_rgb, images) == f"{images['5']} (grey), {images['6']} (RGBA)"

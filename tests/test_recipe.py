@@ -57,6 +57,16 @@ def test_a_recipe_builds_upon_another(tmp_path: Path) -> None:
     assert load_recipe(str(path), {}).model == {"name": "bag-of-words"}
 
 
+def test_another_model_begins_anew_and_leaves_the_title_and_the_published_number() -> None:
+    changes = {"model.hidden": 64, "model.name": "hiecoatt"}
+    changed = load_recipe("easy-vqa", changes)
+    assert changed.model == {"name": "hiecoatt", "hidden": 64}
+    assert changed.title == "hiecoatt on easy-vqa" and changed.published is None
+    assert changed.training == load_recipe("easy-vqa", {}).training
+    same = load_recipe("easy-vqa", {"model.name": "san", "model.hidden": 64})
+    assert same.model["layers"] == 2 and same.published is not None
+
+
 def test_bases_that_are_not_there_or_go_round_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,12 +15,13 @@ import pytest
 from conftest import environ
 from PIL import Image
 
-from vqa_repro import comparison, gallery, report
+from vqa_repro import comparison, fonts, gallery, report
 from vqa_repro import report_page as page
 from vqa_repro.errors import UserError
 from vqa_repro.recipe import load_recipe, recipe_names
 from vqa_repro.run import Run, create_run, open_run, write_json
 from vqa_repro.vocab import Vocabulary
+from vqa_repro.words import LANGUAGES, words
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = (
@@ -150,6 +151,15 @@ def test_the_difference_is_marked_in_words(tmp_path: Path) -> None:
     assert "--recipe san-2-lstm-daquar-reduced --set model.layers=1" in html
 
 
+def test_columns_to_compare_are_there_where_something_is_published(tmp_path: Path) -> None:
+    compared, alone = finished(tmp_path, 0, 45.0), unfinished(tmp_path, 1)
+    recipe = json.loads((alone / "recipe.json").read_text())
+    write_json(alone / "recipe.json", {**recipe, "published": None})
+    heads = re.compile(r'<th scope="colgroup" colspan="(\d)">')
+    assert heads.findall(made(compared, alone)) == ["3", "3"]  # accuracy, WUPS 0.9
+    assert heads.findall(made(alone)) == ["1"]
+
+
 def test_types_stand_beside_the_published_ones(tmp_path: Path) -> None:
     run = finished(tmp_path, 0, 45.0)
     metrics = json.loads((run / "metrics.json").read_text())
@@ -204,13 +214,13 @@ def test_a_run_without_a_gallery_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_both_languages_say_everything() -> None:
-    for key, texts in page.words().items():
-        assert set(texts) == set(page.LANGUAGES), key
+    for key, texts in words().items():
+        assert set(texts) == set(LANGUAGES), key
         fields = [set(re.findall(r"{\w+}", text)) for text in texts.values()]
         assert fields[0] == fields[1] and all(texts.values()), key
     used = (page.FOLDER / "report.html").read_text()
     for key in re.findall(r'\bt\("(\w+)"[,)]', used):
-        assert key in page.words(), key
+        assert key in words(), key
 
 
 BAD = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}\ud800"
@@ -284,6 +294,63 @@ def test_pictures_for_slides(tmp_path: Path) -> None:
             assert image.width > 500
 
 
+def test_curves_hold_steps_or_epochs_and_never_both(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    log(run, 2)
+    assert page._curve(comparison.read_log(open_run(run)), "loss") == [
+        (n / 10, 3.0) for n in range(1, 8)
+    ]
+    log(run, 3)
+    curve = page._curve(comparison.read_log(open_run(run)), "loss")
+    assert curve == [(1, 3.0), (2, 1.5), (3, 1.0)]
+
+
+CHINESE = [name for name in fonts.CHINESE if name in fonts.families()]
+
+
+@pytest.fixture
+def without_chinese(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    caches = (fonts.families, fonts._characters, fonts._say_so)
+    monkeypatch.setattr(fonts, "CHINESE", ())
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    monkeypatch.undo()
+    for cached in caches:
+        cached.cache_clear()
+
+
+def chinese_slides(folder: Path) -> dict[str, bytes]:
+    run = finished(folder, 0, 45.0)
+    log(run, 3)
+    add_gallery(run, wrong=1, question="这是什么")
+    out = folder / "slides"
+    arguments = [str(run), "--png", str(out), "--out", str(folder / "r.html")]
+    assert report.main([*arguments, "--language", "zh"]) == 0
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_slides_in_chinese_where_a_font_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not CHINESE:
+        pytest.skip("no font with Chinese on this machine")
+    made = chinese_slides(tmp_path)  # a character without a font would be a warning: an error here
+    assert len(made) == 4
+    said = capsys.readouterr()
+    assert "English" not in said.out and said.err == ""
+
+
+def test_slides_are_in_english_where_no_font_has_chinese_and_it_is_said(
+    tmp_path: Path, without_chinese: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(chinese_slides(tmp_path)) == 4
+    said = capsys.readouterr()
+    assert "no font here shows Chinese, so these are in English" in said.out
+    assert said.err.count("question marks") == 1
+    assert fonts.drawable("这 is $5\ud800") == r"? is \$5?"
+
+
 @pytest.fixture
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
@@ -346,7 +413,7 @@ def test_leafing_and_the_error_sheet_in_a_browser(browser: Any, tmp_path: Path) 
     sheet.locator(".not-marks").wait_for(state="visible")
 
     tab.get_by_label("中文").check()
-    assert tab.locator("h1").inner_text() == page.words()["title"]["zh"]
+    assert tab.locator("h1").inner_text() == words()["title"]["zh"]
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert tab.evaluate(overflow) <= 0, "a small screen needs no scrolling sideways"
     tab.emulate_media(media="print")

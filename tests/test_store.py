@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from vqa_repro.errors import UserError
+from vqa_repro.fill import store_pixels
 from vqa_repro.pictures import read_picture
-from vqa_repro.store import StoreWriter, open_store, store_pixels
+from vqa_repro.store import StoreWriter, open_store
 
 MADE_BY = {"backbone": "test", "size": 4}
 KEYS = ["a", "b", "ü c"]
@@ -245,7 +246,7 @@ def test_two_processes_make_one_store(tmp_path: Path) -> None:
     for number in range(60):
         picture(tmp_path / f"{number}.png", size=(700, 600))
     code = (
-        "import sys; from pathlib import Path; from vqa_repro.store import store_pixels\n"
+        "import sys; from pathlib import Path; from vqa_repro.fill import store_pixels\n"
         "folder = Path(sys.argv[1]); images = {p.stem: p for p in sorted(folder.glob('*.png'))}\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "print(len(store_pixels(images, folder / 'p.safetensors', 16).row_of))"

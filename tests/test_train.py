@@ -55,6 +55,19 @@ def test_pictures_can_be_looked_at(finished: Path) -> None:
             assert image.width > 500 and len(image.convert("L").getcolors(256) or []) > 20
 
 
+def test_a_log_tells_of_an_epoch_while_the_next_is_trained(
+    drawn_folder: Path, place: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "vqa_repro.train", *options(drawn_folder, tmp_path, 10_000)]
+    with subprocess.Popen(
+        command, cwd=place, env=environ(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert any("epoch  1/10000" in line for line in process.stdout)
+        assert process.poll() is None
+        process.kill()
+
+
 def stop_in_the_middle(
     folder: Path,
     out: Path,
@@ -284,7 +297,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     wild = ["--set", "training.learning_rate=1e38", "--set", "training.weight_decay=1e3"]
-    with pytest.raises(UserError, match=r"not finite.*learning_rate"):
+    with pytest.raises(UserError, match=r"the loss is nan at step \d+.*learning_rate"):
         train.main([*options(drawn_folder, tmp_path / "run", 5), *wild])
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 

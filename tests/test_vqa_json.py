@@ -12,7 +12,7 @@ from PIL import Image
 
 from vqa_repro import published, vqa_json
 from vqa_repro.errors import UserError
-from vqa_repro.store import store_pixels
+from vqa_repro.fill import store_pixels
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -1,12 +1,15 @@
 """A network's answers to many questions."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from vqa_repro.attention import Answer
-from vqa_repro.features import Rows
+from vqa_repro.distributed import ALONE, World
 from vqa_repro.model import Network
 from vqa_repro.questions import Batch, Questions, batches
+from vqa_repro.rows import Rows
 
 BATCH = 1024  # questions
 
@@ -14,24 +17,40 @@ BATCH = 1024  # questions
 def ask(network: Network, rows: Rows, questions: Questions, batch: Batch) -> Answer:
     """The network's answer to the questions of ``batch``."""
     which = batch.questions
-    tokens, lengths = questions.tokens[which], questions.lengths[which]
-    if lengths.device.type == "cpu":  # on a GPU, looking at the lengths would wait for it
-        tokens = tokens[:, : int(lengths.max())]
+    tokens, lengths = questions.tokens[:, : batch.longest][which], questions.lengths[which]
     answer: Answer = network(rows[batch.rows], tokens, lengths, batch.image_of)
     return answer
 
 
-def predictions(network: Network, rows: Rows, questions: Questions) -> Tensor:
-    """(N,) int64 on the CPU: the class of the likeliest answer to each question.
+def ask_all(
+    network: Network,
+    rows: Rows,
+    questions: Questions,
+    look: Callable[[Answer, Tensor], None],
+    world: World = ALONE,
+) -> None:
+    """``look`` at the answer to every batch of this process's share, and at its positions (B,).
 
     The network is put into evaluation meanwhile.
     """
     training = network.training
     network.eval()
     with torch.inference_mode():
-        classes = [
-            ask(network, rows, questions, batch).logits.argmax(1)
-            for batch in batches(questions, BATCH, "stored")
-        ]
+        for batch in rows.ahead(batches(questions, BATCH, "stored", world=world)):
+            if len(batch.questions):
+                look(ask(network, rows, questions, batch), batch.questions)
     network.train(training)
-    return torch.cat(classes).cpu()
+
+
+def predictions(network: Network, rows: Rows, questions: Questions, world: World = ALONE) -> Tensor:
+    """(N,) int64 on the CPU: the class of the likeliest answer to each question.
+
+    Over several processes each question is answered by one, and all get the answers.
+    """
+    classes = torch.zeros_like(questions.label)
+
+    def look(answer: Answer, which: Tensor) -> None:
+        classes[which] = answer.logits.argmax(1)
+
+    ask_all(network, rows, questions, look, world)
+    return world.add_up(classes.cpu())

@@ -6,7 +6,8 @@ the last convolution of a ResNet, 14x14 regions of 32x32 pixels each.
 
 import hashlib
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import checkpoints_setup
 from vqa_repro.errors import UserError, first_line
 from vqa_repro.tar_checkpoint import load_tar
+from vqa_repro.torch_file import load_torch
 
 # Per-channel statistics of the training pictures, in the order and scale each network was fed.
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR, 0..255 (Simonyan & Zisserman's release)
@@ -40,19 +42,34 @@ BACKBONES = {
     "resnet152": Backbone(2048),
 }
 Preprocess = Literal["torchvision", "caffe"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class FrozenNetwork:
-    """A backbone with its weights, on a device; ``made_by`` is what its features record."""
+    """A backbone with its weights, on a device; ``made_by`` is what its features record.
+
+    precision: of the convolutions. bfloat16 is several times as fast where the processor has
+    instructions for it, and differs from float32 by about 1% (docs/fidelity.md).
+    """
 
     def __init__(
-        self, name: str, weights: Path, preprocess: Preprocess, device: torch.device
+        self,
+        name: str,
+        weights: Path,
+        preprocess: Preprocess,
+        device: torch.device,
+        precision: Precision = "float32",
     ) -> None:
         if name not in BACKBONES:
             raise UserError(f"backbone {name!r}: there are {', '.join(BACKBONES)}")
         self.backbone = BACKBONES[name]
+        self.device = device
         self._network = load_backbone(name, weights).to(device)
         self._preprocess = preprocess
+        self._dtype: torch.dtype = getattr(torch, precision)
+        for part in self._network.modules():
+            if isinstance(part, nn.Conv2d):  # normalisations take both, and stay exact
+                part.to(self._dtype)
         self.made_by: dict[str, Any] = {
             "backbone": name,
             "weights": weights.name,
@@ -61,6 +78,8 @@ class FrozenNetwork:
             "size": self.backbone.size,
             "resize": "squash, bilinear with anti-aliasing (Pillow)",
         }
+        if precision != "float32":  # features made before there was a choice do not name it
+            self.made_by["precision"] = precision
 
     @classmethod
     def like(
@@ -71,23 +90,42 @@ class FrozenNetwork:
         weights: its file; by default the seeded checkpoint of that name. Raises UserError if it
         is not there or is another one.
         """
+        for key in ("backbone", "weights", "weights_sha256", "preprocess"):
+            if not isinstance(made_by.get(key), str):
+                raise UserError(f"the features' record of what made them names no {key}")
+        if Path(made_by["weights"]).name != made_by["weights"]:  # a stranger's run, perhaps
+            raise UserError(f"the features' weights are called {made_by['weights']!r}: a path")
         path = weights or checkpoints_setup.checkpoint_dir() / made_by["weights"]
         if not path.is_file():
             raise UserError(
                 f"{path}: missing; the features were made with {made_by['weights']}: name it "
                 "with --weights FILE"
             )
-        network = cls(made_by["backbone"], path, made_by["preprocess"], device)
+        precision = made_by.get("precision", "float32")
+        network = cls(made_by["backbone"], path, made_by["preprocess"], device, precision)
         if network.made_by["weights_sha256"] != made_by["weights_sha256"]:
             raise UserError(f"{path}: not the weights that made the run's features")
         return network
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """(B, S, S, 3) uint8 RGB -> (B, regions, channels) float32."""
-        x = preprocess(pictures, self._preprocess).contiguous(memory_format=torch.channels_last)
-        maps: Tensor = self._network(x)
+        x = preprocess(pictures, self._preprocess).to(self._dtype)
+        with exact_float32():
+            maps: Tensor = self._network(x.contiguous(memory_format=torch.channels_last))
         # (B, C, H, W) -> regions row by row from the upper left corner.
-        return maps.flatten(2).transpose(1, 2)
+        return maps.flatten(2).transpose(1, 2).float()
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Keep cuDNN from rounding float32 convolutions to TensorFloat-32, as it does by default."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
 
 
 def load_backbone(name: str, weights: Path) -> nn.Module:
@@ -99,10 +137,7 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
     import torchvision  # takes seconds, and what is trained along does without it
 
     try:
-        if tarfile.is_tarfile(weights):
-            state = load_tar(weights)
-        else:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
+        state = load_tar(weights) if tarfile.is_tarfile(weights) else load_torch(weights)
     except FileNotFoundError:
         raise UserError(f"{weights}: no such checkpoint; see checkpoints_setup.py") from None
     except Exception as error:  # many kinds, for a damaged file
@@ -126,11 +161,19 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
             f"{weights}: not {name}: {len(expected - found)} keys missing and "
             f"{len(found - expected)} too many, e.g. {differing[0]}"
         )
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    for key in sorted(expected):  # before anything is made of them
+        value = state[key]
+        if not isinstance(value, Tensor) or value.shape != shapes[key]:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(
+                f"{weights}: not {name}: size mismatch for {key}: {shape}, not {tuple(shapes[key])}"
+            )
     try:
         used = {key: state[key].float() for key in expected}
         model.load_state_dict(used, strict=False, assign=True)
-    except RuntimeError as error:
-        raise UserError(f"{weights}: not {name}: {str(error).splitlines()[-1].strip()}") from None
+    except RuntimeError as error:  # quantised or sparse numbers
+        raise UserError(f"{weights}: not {name}: {first_line(error)}") from None
     # The convolutions, up to VGG's last pooling: without the average pooling and the classes.
     parts = list(model.children())
     kept = parts[0] if name.startswith("vgg") else nn.Sequential(*parts[:-2])

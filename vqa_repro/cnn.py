@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from vqa_repro.distributed import BatchNorm2d
+
 
 class SmallCNN(nn.Module):
     """Four convolutions, three of which halve the grid.
@@ -32,6 +34,6 @@ def _step(before: int, after: int, kernel: int, stride: int) -> list[nn.Module]:
     padding = (kernel - stride) // 2
     return [
         nn.Conv2d(before, after, kernel, stride, padding, bias=False),
-        nn.BatchNorm2d(after),
+        BatchNorm2d(after),
         nn.ReLU(inplace=True),
     ]

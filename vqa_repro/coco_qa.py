@@ -3,6 +3,7 @@
 Read as published: a folder per split with one text file per field, a line per question.
 """
 
+import re
 from pathlib import Path
 
 from vqa_repro.errors import UserError
@@ -39,8 +40,10 @@ def load(root: Path, split: str) -> Split:
         for field, value in (("questions", question), ("answers", answer)):
             if not value.strip():
                 raise UserError(f"{sources[field]}: line {number + 1} is empty")
-        if not image_id.strip().isdecimal():
-            raise UserError(f"{sources['img_ids']}: line {number + 1}: no COCO id: {image_id!r}")
+        if not re.fullmatch("[0-9]{1,12}", image_id.strip()):
+            raise UserError(
+                f"{sources['img_ids']}: line {number + 1}: no COCO id: {image_id!r:.40}"
+            )
         if kind.strip() not in ("0", "1", "2", "3"):
             raise UserError(f"{sources['types']}: line {number + 1}: no type 0 to 3: {kind!r}")
         examples.append(

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vqa_repro.errors import UserError
-from vqa_repro.gallery import read_bounded
 from vqa_repro.recipe import Published, load_recipe, recipe_names
-from vqa_repro.run import Run
+from vqa_repro.run import Run, read_bounded
 
 MAX_JSON = 2**22  # bytes of a run's small files
 MAX_LOG = 2**28  # bytes of a run's log

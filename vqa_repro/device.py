@@ -1,6 +1,7 @@
 """Which processor computes: asked for, or the best one there; said aloud, never silently less."""
 
 import argparse
+import os
 import platform
 
 import torch
@@ -18,7 +19,10 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called ``name``. Raises UserError for a GPU asked for by name and not there."""
+    """The device called ``name``, which becomes the current one if it is a GPU.
+
+    Raises UserError for a GPU asked for by name and not there.
+    """
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
@@ -32,7 +36,20 @@ def choose_device(name: str) -> torch.device:
             f"--device {name}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs; "
             "`python -m vqa_repro.doctor` says why"
         )
+    if device.type == "cuda":  # Triton and CUDA graphs go by it
+        torch.cuda.set_device(device)
     return device
+
+
+def be_deterministic() -> None:
+    """Compute the same numbers bit for bit each time, on this machine and of this torch.
+
+    To be called before anything is computed. An operation that cannot be had that way raises
+    RuntimeError.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS sums in any order
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def describe(device: torch.device) -> str:

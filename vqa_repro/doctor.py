@@ -21,10 +21,10 @@ import checkpoints_setup
 from vqa_repro.driver import REINSTALL, Finding, diagnose, driver_facts, kernel_mend
 from vqa_repro.errors import UserError, main_guard
 from vqa_repro.limited import Outcome, run_limited
-from vqa_repro.lock import differences, installed_version, read_lock
+from vqa_repro.lock import build_here, differences, installed_version, lock_of, read_lock
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCK = ROOT / "requirements.lock"
+LOCK = ROOT / lock_of(build_here())
 EXIT_BROKEN = 1
 NVIDIA_SMI_SECONDS = 30.0
 MIN_FREE_GIB = 1.0
@@ -261,7 +261,7 @@ def examine(checkpoint: str, seconds: float) -> Facts:
     torch, devices, found = examine_torch(driver, seconds)
     problems += found
     if torch:
-        found, remarks = diagnose(driver, torch)
+        found, remarks = diagnose(driver, torch, build_here())
         problems, notes = problems + found, notes + remarks
     packages, found = examine_packages(torch is not None, seconds)
     problems += found

@@ -1,5 +1,6 @@
 """The NVIDIA driver and its cards, as they show without torch; and why torch may not see them."""
 
+import math
 import os
 import re
 import shutil
@@ -75,32 +76,104 @@ def _release(driver: str | None) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", driver or ""))
 
 
-def right_build(driver: str | None, capabilities: list[float]) -> str:
-    """The mend for a torch that does not suit the driver or the cards' compute capabilities.
+# NVIDIA's compatibility table: CUDA 13 needs driver 580, CUDA 12 needs 525.60.13. Then the compute
+# capabilities that torch's builds have kernels for; 2.14 is the last torch that has a cu126.
+BUILDS = {"cu130": ((580,), 7.5, math.inf), "cu126": ((525, 60, 13), 5.0, 9.0)}
 
-    From NVIDIA's compatibility table: CUDA 13 needs driver 580, CUDA 12 needs 525.60.13. torch's
-    CUDA 13 builds hold kernels for compute capability 7.5 and newer; its CUDA 12.6 builds, last
-    made for torch 2.14, for 5.0 to 9.0.
+
+def serves(build: str, driver: str | None, capabilities: list[float]) -> bool:
+    """Whether this build of torch runs all these cards, the oldest and the newest, as they are.
+
+    Cards of unknown capability are taken for 7.5, which every build serves.
     """
-    cu126 = "install torch 2.14 in its CUDA 12.6 build (cu126) from PyTorch's own download site"
+    needed, lowest, highest = BUILDS[build]
     low, high = min(capabilities, default=7.5), max(capabilities, default=7.5)
+    return _release(driver) >= needed and lowest <= low and high <= highest
+
+
+def build_for(driver: str | None, capabilities: list[float]) -> tuple[str, str]:
+    """(the build of torch that runs these cards, ""), or ("", why there is none and the mend)."""
+    for build in BUILDS:
+        if serves(build, driver, capabilities):
+            return build, ""
+    low, high = min(capabilities, default=7.5), max(capabilities, default=7.5)
+    update = f"the driver is {driver or 'unknown'}; update it to 580 or newer"
     if low < 5:
-        return f"no build of torch serves compute capability {low}; train with --device cpu"
-    if _release(driver) < (525, 60, 13):
-        return "update the NVIDIA driver to 580 or newer; until then train with --device cpu"
-    if _release(driver) < (580,) and low >= 7.5:
-        return f"update the NVIDIA driver to 580 or newer{f', or {cu126}' if high <= 9 else ''}"
-    if low >= 7.5:
+        return "", f"no build of torch serves compute capability {low}; {CPU_IS_WANTED}"
+    if low < 7.5 and high > 9:
+        return "", (
+            f"no build serves compute capability {low} and {high} at once; hide the older cards "
+            "from torch with CUDA_VISIBLE_DEVICES, and say --torch cu130"
+        )
+    return "", f"{update}; until then, {CPU_IS_WANTED}"
+
+
+def right_build(driver: str | None, capabilities: list[float]) -> str:
+    """The mend for a torch that does not suit the driver or the cards' compute capabilities."""
+    build, why = build_for(driver, capabilities)
+    if build == "cu130":
         return f"install the locked torch again: {REINSTALL}"
-    if high <= 9:
-        return cu126
-    return "no build serves all these cards; name those of 7.5 and newer in CUDA_VISIBLE_DEVICES"
+    cu126 = "install torch 2.14 in its CUDA 12.6 build: ./bootstrap.sh env --torch cu126"
+    if build and min(capabilities, default=7.5) >= 7.5:
+        return f"update the NVIDIA driver to 580 or newer, or {cu126}"
+    return cu126 if build else why
 
 
-def diagnose(driver: dict[str, Any], torch: dict[str, Any]) -> tuple[list[Finding], list[Finding]]:
+def hides_all(visible: str | None) -> bool:
+    """Whether this value of CUDA_VISIBLE_DEVICES hides every card."""
+    return visible is not None and (not visible.strip() or visible.strip().startswith("-1"))
+
+
+def bootstrap_lines(driver: dict[str, Any], asked: str) -> list[str]:
+    """What bootstrap.sh's check says of the cards, and which build of torch it is to install.
+
+    Lines "ok|TEXT" and "note|TEXT" about the cards; then "build|NAME", NAME empty where no card
+    decides, or "none|WHY" where no build runs the cards. ``asked`` is the build that the user has
+    named or the environment has, which is taken whatever the cards are, or "auto".
+    """
+    smi, gpus = driver["nvidia_smi"], driver["gpus"]
+    unasked = "" if asked == "auto" else asked
+    if smi == "not installed" and not driver["kernel_driver"]:
+        return ["ok|none (no nvidia-smi): the CPU will do", f"build|{unasked}"]
+    if not gpus:
+        what = "nvidia-smi names no card" if smi == "answers" else f"nvidia-smi {smi}"
+        if smi == "not installed":
+            what = "a driver is loaded, but there is no nvidia-smi here to ask for the cards"
+        if "no answer" in smi:
+            what = "nvidia-smi gives no answer: the driver hangs; reboot"
+        if not unasked:
+            what += "; without knowing the cards, the build is cu130 or the bundle's (see --torch)"
+        return [f"note|{what}", f"build|{unasked}"]
+    lines = []
+    for gpu in gpus:
+        capability, memory = gpu["compute_capability"], gpu["memory_total_mib"]
+        size = "" if memory is None else f", {memory:.0f} MiB"
+        capability = "?" if capability is None else capability
+        text = f"{gpu['name']}{size}, compute capability {capability}, driver {driver['version']}"
+        lines.append(f"ok|{text}")
+    if hides_all(driver["cuda_visible_devices"]):
+        hidden = f"CUDA_VISIBLE_DEVICES={driver['cuda_visible_devices']!r} hides every card"
+        return [*lines, f"note|{hidden}: the CPU will do", f"build|{unasked}"]
+    known = [gpu["compute_capability"] for gpu in gpus if gpu["compute_capability"]]
+    build, why = build_for(driver["version"], known)
+    if unasked == "cpu":
+        lines.append("note|torch's build cpu, as asked: the cards stay unused")
+    elif unasked and not serves(unasked, driver["version"], known):
+        wanted = f"--torch {build} does" if build else why
+        lines.append(f"note|torch's build {unasked}, as asked, does not run all of them; {wanted}")
+    elif not unasked and build == "cu126":
+        lines.append("note|torch's build for CUDA 12.6 (cu126) is the one for this driver and card")
+    build = unasked or build
+    return [*lines, f"build|{build}" if build else f"none|{why}"]
+
+
+def diagnose(
+    driver: dict[str, Any], torch: dict[str, Any], wanted: str = ""
+) -> tuple[list[Finding], list[Finding]]:
     """(problems, notes) about cards that the driver has and torch cannot use.
 
-    ``driver`` as of ``driver_facts``, ``torch`` as of ``kernels_check.torch_facts``.
+    ``driver`` as of ``driver_facts``, ``torch`` as of ``kernels_check.torch_facts``; ``wanted`` is
+    the build of torch that the user chose.
     """
     smi, gpus = driver["nvidia_smi"], driver["gpus"]
     visible: str | None = driver["cuda_visible_devices"]
@@ -110,11 +183,14 @@ def diagnose(driver: dict[str, Any], torch: dict[str, Any]) -> tuple[list[Findin
             what = f"torch sees {torch['gpus']} of {len(gpus)} GPUs; CUDA_VISIBLE_DEVICES={visible}"
             smi_note.append(Finding(what, "unset CUDA_VISIBLE_DEVICES to use all"))
         return [], smi_note
-    if visible is not None and (not visible.strip() or visible.strip().startswith("-1")):
+    if hides_all(visible):
         what = f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU"
         return [], [Finding(what, "unset CUDA_VISIBLE_DEVICES to use them")]
     if not gpus and not driver["kernel_driver"]:
         return [], smi_note
+    if wanted == "cpu" and torch["cuda"] is None:
+        what = "torch is the build for the CPU, as asked: the GPU stays unused"
+        return [], [Finding(what, "./bootstrap.sh env --torch cu130, or cu126, to use it")]
 
     names = f" ({', '.join(gpu['name'] for gpu in gpus)})" if gpus else ""
     capabilities = [gpu["compute_capability"] for gpu in gpus if gpu["compute_capability"]]

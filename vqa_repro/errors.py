@@ -1,5 +1,6 @@
 """What goes wrong through no fault of the program, and how it is said: one line, exit code 2."""
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -8,7 +9,13 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """Bad input. Its text is one line: what is wrong, where, and the mend."""
+    """Bad input. Its text is one line: what is wrong, where, and the mend.
+
+    What a stranger's file put into it cannot break the line nor drive the terminal.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 
 def first_line(error: BaseException) -> str:
@@ -21,7 +28,10 @@ def main_guard(main: Callable[[], int]) -> None:
 
     ``UserError`` becomes one line on standard error and exit code 2; a broken pipe (``| head``)
     and Ctrl-C end quietly, as a shell expects. Anything else is a bug and keeps its traceback.
+    A line that is printed is there at once, in the log of a job too.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         code = main()
         sys.stdout.flush()

@@ -19,10 +19,11 @@ from vqa_repro.datasets import load_split
 from vqa_repro.device import add_device_option, choose_device
 from vqa_repro.errors import UserError, main_guard
 from vqa_repro.example import Example, Split
-from vqa_repro.features import Rows, open_features
+from vqa_repro.features import open_features
 from vqa_repro.model import load_network
 from vqa_repro.questions import encode
 from vqa_repro.recipe import Data
+from vqa_repro.rows import Rows
 from vqa_repro.run import Run, open_run
 
 SERVER = "the evaluation server, see visualqa.org/challenge"
@@ -49,7 +50,8 @@ def answer_split(
     if not examples:
         raise UserError(f"{store.path}: leaves out every picture of {split.name} as damaged")
     questions = encode(examples, run.vocabulary, store.row_of).to(device)
-    classes = predictions(load_network(run, device), Rows(store, device), questions).tolist()
+    rows = Rows(store, device, "disk")  # each is looked at once
+    classes = predictions(load_network(run, device), rows, questions).tolist()
     ids = questions.question_id.tolist()
     return {i: run.vocabulary.answers[c] for i, c in zip(ids, classes, strict=True)}
 

@@ -3,12 +3,16 @@
     python -m vqa_repro.extract --data daquar --backbone vgg19
     python -m vqa_repro.extract --data daquar --backbone vgg19 \\
         --weights vgg19-d01eb7cb.pth --preprocess caffe
+    torchrun --nproc-per-node 4 -m vqa_repro.extract --data vqa-v2    # on four GPUs
 
 A killed extraction goes on where it stopped when the same command is given again, a finished one
 adds the pictures that are new. Delete the store to have all of them read anew.
 """
 
 import argparse
+import os
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,48 +23,90 @@ import checkpoints_setup
 from vqa_repro.backbone import BACKBONES, FrozenNetwork
 from vqa_repro.datasets import find_data_set, load_all
 from vqa_repro.device import add_device_option, choose_device, describe
+from vqa_repro.distributed import ALONE, SharedError, World, joined, leave
 from vqa_repro.errors import UserError, main_guard
-from vqa_repro.store import DamagedPicturesError, Store, fill
+from vqa_repro.fill import DamagedPicturesError, fill
+from vqa_repro.store import Store
 
-BATCH = {"cpu": 4, "cuda": 64}
+BATCH = {"cpu": 4, "cuda": 32}  # two of VGG's widest maps then have 3.3 GB in float32
+
+
+class Extractor:
+    """A frozen network as ``fill`` wants it: pictures (B, S, S, 3) -> float16 (B, regions, C).
+
+    On a GPU nothing waits: while one batch is computed, the next is copied there, and the rows of
+    the one before it are copied back.
+    """
+
+    def __init__(self, network: FrozenNetwork) -> None:
+        self._network = network
+        self._on_gpu = network.device.type == "cuda"
+        if self._on_gpu:
+            device = network.device
+            self._to_gpu, self._back = torch.cuda.Stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def room(self) -> npt.NDArray[np.uint8]:
+        size = self._network.backbone.size
+        shape = (BATCH[self._network.device.type], size, size, 3)
+        room: npt.NDArray[np.uint8] = torch.empty(
+            shape, dtype=torch.uint8, pin_memory=self._on_gpu
+        ).numpy()
+        return room
+
+    @torch.inference_mode()
+    def __call__(self, room: npt.NDArray[np.uint8]) -> Callable[[], npt.NDArray[np.float16]]:
+        pictures = torch.from_numpy(room)
+        if not self._on_gpu:
+            rows = self._network(pictures).half()
+            return rows.numpy
+        computing = torch.cuda.current_stream(self._network.device)
+        with torch.cuda.stream(self._to_gpu):
+            pictures = pictures.to(self._network.device, non_blocking=True)
+        computing.wait_stream(self._to_gpu)
+        pictures.record_stream(computing)
+        made = self._network(pictures).half()
+        rows = torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
+        self._back.wait_stream(computing)
+        with torch.cuda.stream(self._back):
+            rows.copy_(made, non_blocking=True)
+            made.record_stream(self._back)
+            there = self._back.record_event()
+
+        def wait() -> npt.NDArray[np.float16]:
+            there.synchronize()
+            return rows.numpy()
+
+        return wait
 
 
 def extract(
     images: dict[str, Path],
     path: Path,
     network: FrozenNetwork,
-    device: torch.device,
     *,
     leave_out_damaged: bool = False,
+    world: World = ALONE,
 ) -> Store:
     """Fill the store at ``path`` with (regions, channels) float16 rows; return it open.
 
-    Computes in float32. What is there already is kept. Raises UserError that counts the damaged
-    pictures, after the last one; with ``leave_out_damaged`` the store is finished without them.
+    What is there already is kept. Raises UserError that counts the damaged pictures, after the
+    last one; with ``leave_out_damaged`` the store is finished without them.
     """
     backbone = network.backbone
-
-    def compute(pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float16]:
-        with torch.inference_mode():
-            rows: npt.NDArray[np.float16] = (
-                network(torch.from_numpy(pictures).to(device)).half().cpu().numpy()
-            )
-        return rows
-
     try:
         return fill(
             path,
             images,
-            backbone.size,
-            compute,
+            Extractor(network),
             (backbone.regions, backbone.channels),
             np.float16,
             network.made_by,
-            batch=BATCH[device.type],
             leave_out_damaged=leave_out_damaged,
+            world=world,
         )
     except DamagedPicturesError as error:
-        raise UserError(f"{error}, or do without them: `extract --leave-out-damaged`") from None
+        text = f"{error}, or do without them: `extract --leave-out-damaged`"
+        raise (UserError(text) if world.size == 1 else SharedError(text)) from None
 
 
 def seeded(backbone: str) -> Path:
@@ -97,6 +143,13 @@ def main(arguments: list[str] | None = None) -> int:
         default="torchvision",
         help="how the weights were fed in their training; caffe for conversions of the original",
     )
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="of the convolutions; bfloat16 is faster where the processor has it, and differs from "
+        "the papers' float32 by about 1%%",
+    )
     parser.add_argument("--out", type=Path, help="the store; by default in ROOT/features")
     parser.add_argument(
         "--leave-out-damaged",
@@ -105,17 +158,42 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_device_option(parser)
     args = parser.parse_args(arguments)
-    device = choose_device(args.device)
-    splits = load_all(args.data, args.root)
-    images = {key: path for split in splits for key, path in split.images.items()}
-    caffe = "-caffe" if args.preprocess == "caffe" else ""
-    weights: Path = args.weights or seeded(args.backbone + caffe)
-    path = args.out or store_path(args.root, args.data, args.backbone, args.preprocess)
-    network = FrozenNetwork(args.backbone, weights, args.preprocess, device)
-    print(
-        f"{len(images):,} pictures through {args.backbone} ({weights.name}) on {describe(device)}"
-    )
-    store = extract(images, path, network, device, leave_out_damaged=args.leave_out_damaged)
+    with joined(args.device) as (world, args.device):
+        try:
+            _extract(args, world)
+        except SharedError:
+            if world.first:
+                raise
+    if not world.first:
+        leave(0)  # also after an error: torchrun would end the first process before it has said it
+    return 0
+
+
+def _extract(args: argparse.Namespace, world: World) -> None:
+    if world.size > int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+        raise SharedError("extract fills one file: use the GPUs of one machine (--nnodes 1)")
+
+    def prepare() -> tuple[dict[str, Path], FrozenNetwork, Path]:
+        device = choose_device(args.device)
+        splits = load_all(args.data, args.root)
+        images = {key: path for split in splits for key, path in split.images.items()}
+        caffe = "-caffe" if args.preprocess == "caffe" else ""
+        weights: Path = args.weights or seeded(args.backbone + caffe)
+        what = [args.backbone, args.preprocess]
+        if args.precision != "float32":
+            what.append(args.precision)
+        path = args.out or store_path(args.root, args.data, *what)
+        network = FrozenNetwork(args.backbone, weights, args.preprocess, device, args.precision)
+        print(
+            f"{len(images):,} pictures through {args.backbone} ({weights.name}) in "
+            f"{args.precision} on {describe(device)}"
+            + (f" and {world.size - 1} more" if world.size > 1 else ""),
+            flush=True,
+        )
+        return images, network, path
+
+    images, network, path = world.together(prepare)
+    store = extract(images, path, network, leave_out_damaged=args.leave_out_damaged, world=world)
     left_out = [key for key in images if key in store.left_out]
     if left_out:
         print(
@@ -123,7 +201,8 @@ def main(arguments: list[str] | None = None) -> int:
             f"({store.left_out[left_out[0]]})"
         )
     print(f"features: {path}")
-    return 0
+    if args.precision != "float32":
+        print(f"  train on them with --features {shlex.quote(str(path))}")
 
 
 if __name__ == "__main__":

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from vqa_repro.backbone import BACKBONES, FrozenNetwork, Preprocess
 from vqa_repro.device import describe
 from vqa_repro.errors import UserError
 from vqa_repro.example import Split
 from vqa_repro.extract import extract, seeded, store_path
+from vqa_repro.fill import store_pixels
 from vqa_repro.recipe import Data
-from vqa_repro.store import Store, open_store, store_pixels
+from vqa_repro.store import Store, open_store
 
 NO_PICTURE = {"backbone": "no picture"}  # made_by of the features of models that see none
 
@@ -60,7 +60,7 @@ def open_features(
                 f"  no features yet; {len(images):,} pictures through {data.features} "
                 f"({network.made_by['weights']}) on {describe(device)} -> {path}"
             )
-            return extract(images, path, network, device, leave_out_damaged=leave_out_damaged)
+            return extract(images, path, network, leave_out_damaged=leave_out_damaged)
     store = open_store(path)
     absent = [key for key in images if key not in store.row_of and key not in store.left_out]
     if absent:
@@ -81,20 +81,3 @@ def root_mean_square(rows: npt.NDArray[Any]) -> float:
     """Of the numbers in up to 256 rows, taken evenly."""
     some = rows[:: max(1, len(rows) // 256)]
     return float(np.sqrt(np.mean([np.square(row, dtype=np.float32).mean() for row in some])))
-
-
-class Rows:
-    """The rows of a store where the computing happens, if they fit; gathered from disk if not."""
-
-    def __init__(self, store: Store, device: torch.device) -> None:
-        self.device = device
-        self._mapped = store.rows
-        self.resident: Tensor | None = None
-        if device.type == "cpu" or store.rows.nbytes < 0.8 * torch.cuda.mem_get_info(device)[0]:
-            self.resident = torch.from_numpy(np.array(store.rows)).to(device)
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """rows (I,) int64 -> (I, ...) on the device."""
-        if self.resident is not None:
-            return self.resident.index_select(0, rows)
-        return torch.from_numpy(self._mapped[rows.cpu().numpy()]).to(self.device)

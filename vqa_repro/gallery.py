@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,17 +22,19 @@ from PIL import Image
 from torch import Tensor
 
 from vqa_repro import metric
-from vqa_repro.answering import BATCH, ask
+from vqa_repro.answering import ask_all
 from vqa_repro.atomic import write_atomic
+from vqa_repro.attention import Answer
 from vqa_repro.device import add_device_option, choose_device
+from vqa_repro.distributed import ALONE, World
 from vqa_repro.errors import UserError, first_line, main_guard
 from vqa_repro.example import Example, Split
-from vqa_repro.features import Rows
 from vqa_repro.material import Material, prepare
 from vqa_repro.model import Network, load_network
 from vqa_repro.pictures import read_picture
-from vqa_repro.questions import Questions, batches
-from vqa_repro.run import Run, open_run
+from vqa_repro.questions import Questions
+from vqa_repro.rows import Rows
+from vqa_repro.run import Run, open_run, read_bounded
 from vqa_repro.vocab import tokenize
 
 SAMPLE = 24  # questions drawn from all
@@ -89,20 +91,26 @@ class Gallery:
     fingerprint: str  # of gallery.json
 
 
-def answer_all(network: Network, rows: Rows, questions: Questions) -> Answered:
-    """Ask everything once. ``network`` is put into evaluation meanwhile; maps are not kept."""
-    parts = []
+def answer_all(
+    network: Network, rows: Rows, questions: Questions, world: World = ALONE
+) -> Answered:
+    """Ask everything once. ``network`` is put into evaluation meanwhile; maps are not kept.
 
-    def look(logits: Tensor, which: Tensor, _: dict[str, Tensor]) -> None:
-        answer = logits.argmax(1)
+    Over several processes each question is asked by one, and all get the answers.
+    """
+    numbers = torch.zeros(2, len(questions), device=questions.label.device)
+    answers = torch.zeros_like(questions.label)
+
+    def look(answer: Answer, which: Tensor) -> None:
+        likeliest = answers[which] = answer.logits.argmax(1)
         label = questions.label[which]
-        probability = logits.float().softmax(1)
-        of_label = probability.gather(1, label.clamp(min=0)[:, None])[:, 0] * (label >= 0)
-        confidence = probability.gather(1, answer[:, None])[:, 0]
-        parts.append(Answered(answer.cpu(), confidence.cpu(), of_label.cpu()))
+        probability = answer.logits.float().softmax(1)
+        numbers[0, which] = probability.gather(1, likeliest[:, None])[:, 0]
+        numbers[1, which] = probability.gather(1, label.clamp(min=0)[:, None])[:, 0] * (label >= 0)
 
-    _ask(network, rows, questions, look)
-    return Answered(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    ask_all(network, rows, questions, look, world)
+    confidence, of_label = world.add_up(numbers.cpu())
+    return Answered(world.add_up(answers.cpu()), confidence, of_label)
 
 
 def make(
@@ -197,22 +205,6 @@ def choose(
     return lists
 
 
-def _ask(
-    network: Network,
-    rows: Rows,
-    questions: Questions,
-    look: Callable[[Tensor, Tensor, dict[str, Tensor]], None],
-) -> None:
-    """``look`` at logits (B, K), positions (B,) and attention of each batch, in stored order."""
-    training = network.training
-    network.eval()
-    with torch.inference_mode():
-        for batch in batches(questions, BATCH, "stored"):
-            logits, attention = ask(network, rows, questions, batch)
-            look(logits, batch.questions, attention)
-    network.train(training)
-
-
 def _closer(
     network: Network, rows: Rows, questions: Questions, positions: Sequence[int]
 ) -> list[tuple[list[tuple[int, float]], dict[str, list[float]]]]:
@@ -220,7 +212,8 @@ def _closer(
     few = Questions(*(getattr(questions, f)[positions] for f in questions.__dataclass_fields__))
     found = []
 
-    def look(logits: Tensor, _: Tensor, attention: dict[str, Tensor]) -> None:
+    def look(answer: Answer, _: Tensor) -> None:
+        logits, attention = answer
         values, classes = logits.float().softmax(1).topk(min(TOP, logits.shape[1]))
         for n in range(len(logits)):
             probabilities = [round(p, DIGITS) for p in values[n].tolist()]
@@ -230,7 +223,7 @@ def _closer(
             }
             found.append((list(zip(classes[n].tolist(), probabilities, strict=True)), maps))
 
-    _ask(network, rows, few, look)
+    ask_all(network, rows, few, look)
     return found
 
 
@@ -323,18 +316,6 @@ def read(folder: Path) -> Gallery | None:
         ) from None
     pictures = {name: _read_picture(folder / "gallery" / name) for name in sorted(names)}
     return Gallery(lists, asked, wrong, pictures, _fingerprint(data))
-
-
-def read_bounded(path: Path, most: int) -> bytes:
-    """The bytes of a file of a stranger's. Raises UserError if there are more than ``most``."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(data) > most:
-        raise UserError(f"{path}: more than {most:,} bytes: not made by this program")
-    return data
 
 
 def _read_picture(path: Path) -> bytes:

@@ -3,18 +3,21 @@
 Written plainly (``*_reference``), N questions about I pictures of R regions make and keep N * R * k
 numbers per layer: 40 MB for a hundred questions, 196 regions, k = 512. On the CPU the functions
 here go through them picture by picture, in a block that stays in the cache, and compute them again
-for the gradient. Elsewhere they are the plain form.
+for the gradient. On a GPU additive scores and pooling do the same in Triton (kernels_triton.py),
+where that works; all else is the plain form.
 
 ``image_of`` (N,) int64 names the picture of each question; None if I == N. Fastest where it
 ascends: questions about one picture next to each other.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from vqa_repro.attention import per_question
 
@@ -28,6 +31,9 @@ def additive_scores(
     image: (I, R, k). question: (N, k). w: (k,). dropout: its probability, 0 when not training.
     """
     if image.device.type != "cpu":
+        if (triton := fused(image)) is not None:
+            by_triton: Tensor = triton.additive_scores(image, question, w, image_of, dropout)
+            return by_triton
         return additive_scores_reference(image, question, w, image_of, dropout)
     order, counts = by_picture(image_of, len(image))
     scores: Tensor = _AdditiveScores.apply(
@@ -91,6 +97,9 @@ def coattention_reference(
 def pooled(p: Tensor, v: Tensor, image_of: Tensor | None) -> Tensor:
     """(N, d): the mean of a picture's regions v (I, R, d), weighted by p (N, R) per question."""
     if v.device.type != "cpu":
+        if (triton := fused(v)) is not None:
+            by_triton: Tensor = triton.pooled(p, v, image_of)
+            return by_triton
         return pooled_reference(p, v, image_of)
     order, counts = by_picture(image_of, len(v))
     means: Tensor = _Pooled.apply(widened(p)[order], widened(v), counts)
@@ -99,6 +108,26 @@ def pooled(p: Tensor, v: Tensor, image_of: Tensor | None) -> Tensor:
 
 def pooled_reference(p: Tensor, v: Tensor, image_of: Tensor | None) -> Tensor:
     return torch.bmm(p[:, None, :].to(v.dtype), per_question(v, image_of)).squeeze(1)
+
+
+def fused(x: Tensor) -> Any:
+    """The module of Triton's kernels, where they serve ``x``; None where the plain form has to."""
+    if not x.is_cuda or x.dtype is torch.float64:
+        return None
+    return _fused(x.device)
+
+
+@cache
+def _fused(device: torch.device) -> Any:
+    try:
+        from vqa_repro import kernels_triton
+    except ImportError as error:
+        failure: str | None = str(error)
+    else:
+        if (failure := kernels_triton.fails_on(device)) is None:
+            return kernels_triton
+    tqdm.write(f"  done without Triton's attention kernels, which are faster: {failure}")
+    return None
 
 
 def widened(x: Tensor) -> Tensor:
@@ -294,7 +323,7 @@ class _CoAttention(torch.autograd.Function):
 def _affinity(Q_b: Tensor, b: Tensor, V_i: Tensor, C: Tensor) -> None:
     """C (n, T, R) = tanh(Q_b V_i^T + b), of n questions about one picture."""
     n, T, R = C.shape
-    torch.addmm(b.reshape(n * T, 1), Q_b.view(n * T, -1), V_i.T, out=C.view(n * T, R))
+    torch.addmm(b.reshape(n * T, 1), Q_b.view(n * T, V_i.shape[1]), V_i.T, out=C.view(n * T, R))
     C.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 

@@ -1,28 +1,64 @@
-"""What requirements.lock asks for on this machine, and what is installed instead."""
+"""What the locks name, for this Python or another; and what is installed instead.
 
+Needs nothing but Python: bundles are made and read before there is an environment.
+"""
+
+import ast
 import importlib.metadata
+import operator
+import os
+import platform
 import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vqa_repro.errors import UserError
+
+HERE = "{}.{}.{}".format(*sys.version_info)
 
 
-def installed_version(name: str) -> str | None:
+class Entry(NamedTuple):
+    """A package that a lock names."""
+
+    name: str
+    version: str
+    hashes: frozenset[str]  # sha256, of its wheels for all platforms
+
+
+def lock_of(build: str) -> str:
+    """The name of the lock that has this build of torch."""
+    return "requirements.lock" if build == "cu130" else f"requirements-{build}.lock"
+
+
+def build_here() -> str:
+    """The build of torch that bootstrap.sh meant this environment to have."""
     try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        stamp = Path(sys.prefix, ".finished").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "cu130"
+    found = re.search(r"(?m)^torch (cu126|cpu)$", stamp)
+    return found[1] if found else "cu130"
+
+
+def entries(text: str, python: str = HERE) -> Iterator[Entry]:
+    """What the lock names for this Python (3.X.Y) on this machine."""
+    for line in text.replace("\\\n", "").splitlines():
+        if line.startswith("#") or not line.strip():
+            continue
+        left, *hashes = re.split(r"\s+--hash=sha256:", line.strip())
+        requirement, _, marker = map(str.strip, left.partition(";"))
+        if applies(marker, python):
+            name, _, version = requirement.partition("==")
+            yield Entry(name, version, frozenset(map(str.strip, hashes)))
 
 
 def read_lock(text: str) -> dict[str, set[str]]:
-    """name -> versions the lock allows here, for every package that must be here.
-
-    A package whose version depends on Python or the platform has several lines. Without
-    ``packaging`` to judge their markers, any of its versions will do, and it may be missing.
-    """
-    pattern = r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)(?:[ ]*;[ ]*([^\\\n]*[^\\\s]))?"
+    """name -> versions the lock allows here."""
     allowed: dict[str, set[str]] = {}
-    for name, version, marker in re.findall(pattern, text, re.MULTILINE):
-        if marker and not _applies(marker, name):
-            continue
-        allowed.setdefault(name, set()).add(version)
+    for entry in entries(text):
+        allowed.setdefault(entry.name, set()).add(entry.version)
     return allowed
 
 
@@ -40,9 +76,67 @@ def differences(allowed: dict[str, set[str]]) -> list[str]:
     return phrases
 
 
-def _applies(marker: str, name: str) -> bool:
+def installed_version(name: str) -> str | None:
     try:
-        from packaging.markers import Marker
-    except ImportError:
-        return installed_version(name) is not None
-    return Marker(marker).evaluate()
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+COMPARISONS = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+
+
+def applies(marker: str, python: str) -> bool:
+    """Whether a lock's marker (PEP 508) holds for this Python (3.X.Y) on this machine.
+
+    What the locks use of markers is also an expression of Python, so Python's own parser reads it;
+    nothing is evaluated. Raises UserError for any other.
+    """
+    names = {
+        "python_full_version": python,
+        "python_version": python.rpartition(".")[0],
+        "sys_platform": sys.platform,
+        "platform_system": platform.system(),
+        "platform_machine": platform.machine(),
+        "os_name": os.name,
+        "platform_python_implementation": "CPython",
+        "implementation_name": "cpython",
+    }
+
+    def holds(node: ast.expr) -> bool:
+        match node:
+            case ast.BoolOp(op=ast.And()):
+                return all(map(holds, node.values))
+            case ast.BoolOp():
+                return any(map(holds, node.values))
+            case ast.Compare(
+                left=ast.Name(id=name), ops=[op], comparators=[ast.Constant(value=str(value))]
+            ) if name in names and type(op) in COMPARISONS:
+                ours: Any = names[name]
+                theirs: Any = value
+                if name.startswith("python"):
+                    ours, theirs = _release(ours), _release(value.removesuffix(".*"))
+                    if value.endswith(".*"):
+                        ours = ours[: len(theirs)]
+                return bool(COMPARISONS[type(op)](ours, theirs))
+        raise ValueError
+
+    try:
+        return not marker or holds(ast.parse(marker, mode="eval").body)
+    except (ValueError, SyntaxError):
+        raise UserError(f"a lock has a marker that cannot be read here: {marker}") from None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """ "3.11" -> (3, 11). Zeros at the end mean nothing: 3.11.0 is 3.11."""
+    numbers = [int(number) for number in version.split(".")]
+    while numbers[-1:] == [0]:
+        numbers.pop()
+    return tuple(numbers)

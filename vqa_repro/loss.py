@@ -12,18 +12,19 @@ from vqa_repro.questions import Questions, Target
 
 
 def cross_entropy(logits: Tensor, questions: Questions, which: Tensor, target: Target) -> Tensor:
-    """Mean cross-entropy of ``logits`` (B, num_answers) for the questions ``which`` (B,).
+    """(B,): cross-entropy of ``logits`` (B, num_answers) for each of the questions ``which`` (B,).
 
     Each of them has to be one of ``Questions.trainable(target)``. Draws from torch's random
     numbers where the target is sampled.
     """
     logits = logits.float()
     if target == "label":
-        return F.cross_entropy(logits, questions.label[which])
+        return F.cross_entropy(logits, questions.label[which], reduction="none")
     answers = questions.answers[which]  # (B, A)
     known = (answers >= 0).float()
     if target == "sampled":
-        drawn = torch.multinomial(known, 1)
-        return F.cross_entropy(logits, answers.gather(1, drawn).squeeze(1))
+        # As multinomial draws, which would make the program wait for a GPU.
+        drawn = (known / torch.empty_like(known).exponential_()).argmax(1, keepdim=True)
+        return F.cross_entropy(logits, answers.gather(1, drawn).squeeze(1), reduction="none")
     log_p = F.log_softmax(logits, dim=1).gather(1, answers.clamp(min=0))  # (B, A)
-    return -((log_p * known).sum(dim=1) / known.sum(dim=1)).mean()
+    return -(log_p * known).sum(dim=1) / known.sum(dim=1)

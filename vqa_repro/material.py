@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 
 from vqa_repro import datasets
+from vqa_repro.distributed import ALONE, World
 from vqa_repro.errors import UserError
 from vqa_repro.example import Example, Split
-from vqa_repro.features import Rows, open_features, root_mean_square
+from vqa_repro.features import open_features, root_mean_square
 from vqa_repro.questions import Questions, encode, hold_out
 from vqa_repro.recipe import Recipe
+from vqa_repro.rows import Place, Rows
 from vqa_repro.run import Run
 from vqa_repro.store import Store
 from vqa_repro.vocab import build_vocabulary
@@ -22,8 +24,8 @@ class Material:
     train: Questions
     validation: Questions
     test: Questions
-    rows: Rows
-    row_of: dict[str, int]  # picture key -> row
+    rows: Rows  # of this process's pictures: every world.size-th of the store, from world.rank
+    store: Store
     test_split: Split
     left_out: list[str]  # what was done without, one phrase each
 
@@ -37,8 +39,12 @@ def prepare(
     weights: Path | None = None,
     *,
     leave_out_damaged: bool = False,
+    place: Place | None = None,
+    world: World = ALONE,
 ) -> tuple[Run, Material]:
     """Read the data set, open the features, number words and answers.
+
+    place: where features are kept; by default where there is room for them.
 
     ``run`` is the one that goes on, or None; returned is that one or a new one for ``folder``.
     """
@@ -79,8 +85,8 @@ def prepare(
         train=trainable,
         validation=arrays(held),
         test=arrays(test_split.examples),
-        rows=Rows(store, device),
-        row_of=store.row_of,
+        rows=Rows(replace(store, rows=store.rows[world.rank :: world.size]), device, place),
+        store=store,
         test_split=test_split,
         left_out=left_out,
     )

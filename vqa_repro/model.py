@@ -111,6 +111,9 @@ def load_weights(network: Network, path: Path) -> None:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged ({error}); train again, or copy the run anew") from None
+    for name, expected in network.state_dict().items():
+        if name in weights and weights[name].dtype != expected.dtype:
+            raise UserError(f"{path}: does not fit recipe.json: {name} is {weights[name].dtype}")
     on_meta = next(network.parameters()).is_meta
     try:
         network.load_state_dict(weights, assign=on_meta)

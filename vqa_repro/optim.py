@@ -1,6 +1,7 @@
 """Optimisers and learning-rate schedules, by the recipe's words."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ def make_optimizer(training: Training, network: nn.Module) -> torch.optim.Optimi
 
     adamw: decoupled weight decay, which spares biases, norms and word embeddings. sgd, rmsprop:
     as in the authors' code of SAN and HieCoAtt; the weight decay is part of the gradient, and
-    spares the word embeddings alone.
+    spares the word embeddings alone. On a GPU the learning rates are tensors there, so that a
+    recorded step reads them anew.
     """
     words, plain, matrices = [], [], []
     for module in network.modules():
@@ -33,12 +35,31 @@ def make_optimizer(training: Training, network: nn.Module) -> torch.optim.Optimi
         {"params": words, "weight_decay": 0.0, "scale": training.embedding_rate},
     ]
     groups = [group for group in groups if group["params"]]
-    rate = training.learning_rate
+    rate: float | Tensor = training.learning_rate
+    on_gpu = any(parameter.is_cuda for parameter in network.parameters())
+    if on_gpu:
+        for group in groups:
+            group["lr"] = torch.tensor(rate, device=next(network.parameters()).device)
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=training.momentum, fused=True)
     if training.optimizer == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=rate, alpha=0.99, eps=1e-8)
-    return torch.optim.AdamW(groups, lr=rate, fused=True)
+        return torch.optim.RMSprop(groups, lr=rate, alpha=0.99, eps=1e-8, capturable=on_gpu)
+    return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=on_gpu)
+
+
+def resume(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load ``state``; the options stay those of the recipe and of the device that is there now."""
+    options = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, kept in zip(optimizer.param_groups, options, strict=True):
+        group.update(kept)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = value.to(parameter.device)
 
 
 def before_step(training: Training, network: nn.Module) -> None:
@@ -48,11 +69,19 @@ def before_step(training: Training, network: nn.Module) -> None:
     scales each tensor's gradient on its own down to the L2 norm ``clip``.
     """
     if training.optimizer != "adamw" and training.weight_decay:
-        for module in network.modules():
-            if not isinstance(module, nn.Embedding):
-                for parameter in module.parameters(recurse=False):
-                    if parameter.grad is not None:
-                        parameter.grad.add_(parameter.detach(), alpha=training.weight_decay)
+        decaying = [
+            (parameter.grad, parameter.detach())
+            for module in network.modules()
+            if not isinstance(module, nn.Embedding)
+            for parameter in module.parameters(recurse=False)
+            if parameter.grad is not None
+        ]
+        if decaying:
+            torch._foreach_add_(
+                [gradient for gradient, _ in decaying],
+                [parameter for _, parameter in decaying],
+                alpha=training.weight_decay,
+            )
     if not training.clip:
         return
     if training.clip_per == "all":
@@ -66,7 +95,10 @@ def before_step(training: Training, network: nn.Module) -> None:
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["scale"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate * group["scale"])
+        else:
+            group["lr"] = rate * group["scale"]
 
 
 def learning_rate(training: Training, step: int, steps: int) -> float:

@@ -2,6 +2,7 @@
 
 import io
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,34 @@ from PIL import Image
 
 from vqa_repro import gallery, metric, plots, wups
 from vqa_repro.datasets import DATA_SETS
+from vqa_repro.distributed import ALONE, World
 from vqa_repro.errors import UserError
 from vqa_repro.example import Split
-from vqa_repro.gallery import Asked, Gallery
+from vqa_repro.gallery import Answered, Asked, Gallery
 from vqa_repro.material import Material
 from vqa_repro.model import Network
+from vqa_repro.rows import Rows
 from vqa_repro.run import Run, read_json, write_json
+from vqa_repro.words import say
 
 PICTURES = 8  # attention pictures drawn at the end
 
 
-def finish(run: Run, network: Network, material: Material, seconds: float) -> None:
-    """Test, draw, and mark the run as finished."""
+def finish(
+    run: Run, network: Network, material: Material, seconds: float, world: World = ALONE
+) -> None:
+    """Test, draw, and mark the run as finished. All processes test, the first does the rest."""
+    answered = gallery.answer_all(network, material.rows, material.test, world)
+    if world.size > 1:  # what is looked at closer may be another process's
+        material = replace(material, rows=Rows(material.store, material.rows.device, "disk"))
+    world.by_first(lambda: write(run, network, material, answered, seconds))
+
+
+def write(
+    run: Run, network: Network, material: Material, answered: Answered, seconds: float
+) -> None:
+    """Write and draw what came of the training, metrics.json last."""
     recipe = run.recipe
-    answered = gallery.answer_all(network, material.rows, material.test)
     results = gallery.results_of(run, material.test, answered)
     metric.write_results(run.folder / "results.json", results)
     log = run.log()
@@ -82,15 +97,15 @@ def draw_some(run: Run, made: Gallery) -> None:
         draw(asked, made.pictures[asked.picture], folder / f"{number}.png")
 
 
-def draw(asked: Asked, picture: bytes, path: Path) -> None:
+def draw(asked: Asked, picture: bytes, path: Path, language: str = "en") -> None:
     """Write the ``picture`` (a JPEG) with the attention over it as PNG."""
     note = asked.answers[0][0]
     if asked.accuracy is not None:
-        right = asked.accuracy > 0
-        note += " (right)" if right else f" (wrong), should be {asked.label}"
+        key = "answered_right" if asked.accuracy > 0 else "answered_wrong"
+        note = say(key, language, answer=note, label=asked.label)
     maps = {name: np.array(weights) for name, weights in asked.attention.items()}
     pixels = np.array(Image.open(io.BytesIO(picture)))
-    plots.attention(pixels, asked.question, asked.answers, maps, path, note)
+    plots.attention(pixels, asked.question, asked.answers, maps, path, note, asked.words, language)
 
 
 def table(run: Run) -> str:

@@ -1,10 +1,12 @@
 """Pictures from files: decoded, checked, and squashed to a square as in the papers."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,8 @@ from vqa_repro.errors import UserError, first_line
 # A file, the bytes of one, or pixels: an array is (H, W, 3) uint8 RGB or (H, W) grey.
 Picture = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 
+# Photos' formats. Pillow would take dozens more, EPS among them, which is a program to be run.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 FEW = 5  # pictures named in a message about many
 
 _KINDS = {"1": "grey", "L": "grey", "LA": "grey", "P": "palette", "PA": "palette"}
@@ -62,35 +66,55 @@ class PictureReader:
         self.damaged: dict[str, str] = {}  # key -> what is wrong
         self.not_rgb: dict[str, str] = {}  # key -> what it is: "grey", "palette", "CMYK", ...
 
-    def batches(self, batch: int) -> Iterator[tuple[list[str], npt.NDArray[np.uint8]]]:
-        """Keys and pictures (B, size, size, 3), damaged ones left out; the next ones decode
-        meanwhile."""
-        keys = list(self._images)
-        chunks = [keys[start : start + batch] for start in range(0, len(keys), batch)]
-        with ThreadPoolExecutor() as pool:
+    def batches(
+        self,
+        batches: Sequence[Mapping[int, str]],
+        free: "SimpleQueue[npt.NDArray[np.uint8]]",
+        pool: ThreadPoolExecutor,
+    ) -> Iterator[tuple[list[int], npt.NDArray[np.uint8]]]:
+        """Each of ``batches`` (place -> key): the places read, and the room with the pictures.
 
-            def begin(chunk: list[str]) -> list[Future[tuple[npt.NDArray[np.uint8], str]]]:
-                return [pool.submit(_read, self._images[key], self._size) for key in chunk]
+        A room (B, size, size, 3) is taken from ``free``, to which the caller returns it; batches
+        are decoded ahead into as many as there are. Where no picture is, there are zeros.
+        """
+        ahead: deque[tuple[dict[int, Future[str]], npt.NDArray[np.uint8]]] = deque()
+        begun = 0
+        for batch in batches:
+            while begun < len(batches) and (not ahead or not free.empty()):
+                room = free.get()
+                coming = {}
+                for place in range(len(room)):
+                    if place in batches[begun]:
+                        path = self._images[batches[begun][place]]
+                        coming[place] = pool.submit(_read_into, room[place], path, self._size)
+                    else:
+                        room[place] = 0
+                ahead.append((coming, room))
+                begun += 1
+            coming, room = ahead.popleft()
+            places = []
+            for place, future in coming.items():
+                try:
+                    kind = future.result()
+                except DamagedPictureError as error:
+                    self.damaged[batch[place]] = error.reason
+                    room[place] = 0
+                    continue
+                places.append(place)
+                if kind != "RGB":
+                    self.not_rgb[batch[place]] = kind
+            yield places, room
 
-            ahead = begin(chunks[0]) if chunks else []
-            for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
-                current, ahead = ahead, begin(following)
-                pictures: dict[str, npt.NDArray[np.uint8]] = {}
-                for key, future in zip(chunk, current, strict=True):
-                    try:
-                        pictures[key], kind = future.result()
-                    except DamagedPictureError as error:
-                        self.damaged[key] = error.reason
-                        continue
-                    if kind != "RGB":
-                        self.not_rgb[key] = kind
-                if pictures:
-                    yield list(pictures), np.stack(list(pictures.values()))
 
-    def few(self, remarks: Mapping[str, str]) -> str:
-        """The first files of ``remarks`` (key -> remark), each with its remark."""
-        named = [f"{self._images[key]} ({remark})" for key, remark in remarks.items()]
-        return ", ".join(named[:FEW]) + (", ..." if len(named) > FEW else "")
+def few(remarks: Mapping[str, str], images: Mapping[str, Path]) -> str:
+    """The first files of ``remarks`` (key -> remark), each with its remark."""
+    named = [f"{images[key]} ({remark})" for key, remark in remarks.items()]
+    return ", ".join(named[:FEW]) + (", ..." if len(named) > FEW else "")
+
+
+def _read_into(room: npt.NDArray[np.uint8], source: Picture, size: int) -> str:
+    room[...], kind = _read(source, size)
+    return kind
 
 
 def _read(source: Picture, size: int) -> tuple[npt.NDArray[np.uint8], str]:
@@ -126,7 +150,7 @@ def _open(source: Picture) -> AbstractContextManager[Image.Image]:
         return nullcontext(Image.fromarray(source))
     if isinstance(source, Image.Image):
         return nullcontext(source.copy())  # what is dropped from it stays in the caller's
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

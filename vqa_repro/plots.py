@@ -1,19 +1,25 @@
 """Pictures of a run: curves, and attention over the pictures asked about."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import cv2
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vqa_repro.atomic import write_atomic
+from vqa_repro.fonts import drawable, families
+from vqa_repro.words import level, say
 
+P = ParamSpec("P")
 Floats = npt.NDArray[np.floating[Any]]
 # Attention is smoothed with a Gaussian of half a region, as wide as one needs to hide the grid.
 SMOOTHING = 0.5
@@ -24,10 +30,21 @@ HEAT = matplotlib.colormaps["jet"](_SHARES, alpha=0.15 + 0.5 * _SHARES, bytes=Tr
 
 def save(figure: Figure, path: Path) -> None:
     """Write ``figure`` as PNG, without a display and without touching pyplot's global state."""
+    figure.set_dpi(160)  # sharp on a slide
     canvas = FigureCanvasAgg(figure)
     write_atomic(path, lambda file: canvas.print_png(file))  # type: ignore[no-untyped-call]
 
 
+def _with_fonts(draw: Callable[P, None]) -> Callable[P, None]:
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> None:
+        with matplotlib.rc_context({"font.family": families()}):
+            draw(*args, **kwargs)
+
+    return drawn
+
+
+@_with_fonts
 def curves(log: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Loss and accuracy over epochs, from the log's records."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
@@ -39,7 +56,8 @@ def curves(log: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     )
     ends = [r["epoch"] for r in epochs]
     loss.plot(ends, [r["loss"] for r in epochs], marker=".", label="training, mean of an epoch")
-    loss.set(xlabel="epoch", ylabel="loss", yscale="log")
+    loss.set(xlabel="epoch", ylabel="loss")
+    _logarithmic(loss)
     accuracy.plot(ends, [r["accuracy"] for r in epochs], marker=".", label="training")
     validated = [r for r in epochs if "validation_accuracy" in r]
     accuracy.plot(
@@ -50,22 +68,24 @@ def curves(log: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     )
     accuracy.set(xlabel="epoch", ylabel="accuracy, %")
     for axes in (loss, accuracy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle(_literal(title))
+    figure.suptitle(drawable(title))
     save(figure, path)
 
 
-def overlaid(rows: Sequence[tuple[str, Sequence[Sequence[Mapping[str, Any]]]]], path: Path) -> None:
+@_with_fonts
+def overlaid(
+    rows: Sequence[tuple[str, Sequence[Sequence[Mapping[str, Any]]]]],
+    path: Path,
+    language: str = "en",
+) -> None:
     """Curves of all runs over epochs: a colour for each row (title, logs of its runs)."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     panels = figure.subplots(1, 3)
-    quantities = (
-        ("loss", "loss in training"),
-        ("accuracy", "accuracy in training, %"),
-        ("validation_accuracy", "accuracy on held-out pictures, %"),
-    )
-    for panel, (key, words) in zip(panels, quantities, strict=True):
+    quantities = ("loss", "accuracy", "validation_accuracy")
+    for panel, key in zip(panels, quantities, strict=True):
         for number, (title, logs) in enumerate(rows):
             for n, log in enumerate(logs):
                 shown = [r for r in log if r["type"] == "epoch" and key in r]
@@ -74,35 +94,55 @@ def overlaid(rows: Sequence[tuple[str, Sequence[Sequence[Mapping[str, Any]]]]], 
                     [r[key] for r in shown],
                     color=f"C{number % 10}",
                     marker="." if len(shown) == 1 else None,
-                    label=_literal(title) if n == 0 else None,
+                    label=drawable(title) if n == 0 else None,
                 )
-        panel.set(xlabel="epoch", title=words)
+        panel.set_xlabel(say("epoch", language))
+        panel.set_title(say(f"chart_{key}", language), fontsize=10)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
-    panels[0].set_yscale("log")
+    _logarithmic(panels[0])
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", fontsize=8)
     save(figure, path)
 
 
+def _logarithmic(axes: Axes) -> None:
+    """With ticks that read 0.2, 0.5, 1 in place of powers of ten."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+@_with_fonts
 def beside_published(
-    figures: Sequence[tuple[str, float, float | None, float | None]], path: Path
+    figures: Sequence[tuple[str, float, float | None, float | None]],
+    path: Path,
+    language: str = "en",
 ) -> None:
     """Accuracies in percent: (title, ours, its spread over seeds, the published one)."""
-    titles, ours, spread, published = zip(*figures, strict=True)
-    names = [textwrap.fill(_literal(title), 44) for title in titles]
+    names = [textwrap.fill(drawable(title), 44) for title, *_ in figures]
     rows = sum(max(2, name.count("\n") + 1) for name in names)
     figure = Figure(figsize=(9, 1.4 + 0.25 * rows), layout="constrained")
     axes = figure.subplots()
-    at = list(range(len(figures)))[::-1]
-    errors = [deviation or 0.0 for deviation in spread]
-    axes.barh(at, ours, xerr=errors, height=0.6, capsize=3, color="C0", label="ours")
-    known = [(value, y) for value, y in zip(published, at, strict=True) if value is not None]
-    if known:
-        values, places = zip(*known, strict=True)
-        axes.scatter(values, places, marker="|", s=400, color="k", label="published")
-    axes.set_yticks(at, names, fontsize=8)
-    axes.set_xlabel("accuracy on the test, % (mean, standard deviation over seeds)")
-    figure.legend(loc="outside lower center", fontsize=8, ncols=2)
+    for y, (_, ours, deviation, published) in enumerate(figures):
+        bar = axes.barh(y, ours, xerr=deviation, height=0.5, capsize=3, color="C0")
+        spread = "" if deviation is None else f" ± {deviation:.1f}"
+        axes.text(1, y, f"{ours:.1f}{spread}", va="center", color="w")
+        bar.set_label(say("ours", language) if y == 0 else "")
+        if published is not None:
+            (line,) = axes.plot([published] * 2, [y - 0.4, y + 0.4], color="k", linewidth=2)
+            axes.text(published + 1, y, f"{published:.1f}", va="center", fontsize=9)
+            line.set_label(say("published", language))
+    axes.set_xlim(0, 108)  # room for the published number
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(say("accuracy_png", language))
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend(once.values(), once.keys(), loc="outside lower center", fontsize=8, ncols=2)
     save(figure, path)
 
 
@@ -120,6 +160,7 @@ def over_picture(weights: Floats, size: tuple[int, int]) -> Floats:
     return np.asarray((big - low) / max(high - low, 1e-12), np.float32)
 
 
+@_with_fonts
 def attention(
     picture: npt.NDArray[np.uint8],
     question: str,
@@ -127,39 +168,56 @@ def attention(
     maps: Mapping[str, Floats],
     path: Path,
     note: str = "",
+    words: Sequence[str] = (),
+    language: str = "en",
 ) -> None:
     """The picture, each attention map over it, and the likeliest answers as bars.
 
-    picture: (H, W, 3). answers: (text, probability), falling. maps: name -> (R,) over regions;
-    maps over words are not drawn. note: a second line under the question.
+    picture: (H, W, 3). answers: (text, probability), falling. maps: name -> (R,) over regions, or
+    (T,) over ``words`` where it ends in "/question"; those of a level stand one below the other.
+    note: a second line under the question.
     """
     height, width = picture.shape[:2]
-    on_image = {name: map_ for name, map_ in maps.items() if _is_grid(name)}
-    figure = Figure(figsize=(2.6 * (len(on_image) + 2), 3.2), layout="constrained")
-    panels = figure.subplots(1, len(on_image) + 2)
-    panels[0].imshow(picture)
-    panels[0].set_title("picture", fontsize=9)
-    for panel, (name, weights) in zip(panels[1:], on_image.items(), strict=False):
+    levels = list(dict.fromkeys(name.split("/")[0] for name in maps))
+    over_words = {name.split("/")[0]: m for name, m in maps.items() if not _is_grid(name)}
+    columns = len(levels) + 2
+    figure = Figure(figsize=(2.6 * columns, 3.2 + bool(over_words)), layout="constrained")
+    grid = figure.add_gridspec(
+        2 if over_words else 1, columns, height_ratios=(8, 1)[: 1 + bool(over_words)]
+    )
+    seen = figure.add_subplot(grid[0, 0])
+    seen.imshow(picture)
+    seen.set_title(say("picture", language), fontsize=9)
+    seen.set_axis_off()
+    for column, level_ in enumerate(levels, start=1):
+        panel = figure.add_subplot(grid[0, column])
         panel.imshow(picture)
-        heat = over_picture(weights, (width, height))
-        panel.imshow(HEAT[np.rint(heat * (len(HEAT) - 1)).astype(int)])
-        panel.set_title(_literal(f"{name} (largest weight {np.max(weights):.0%})"), fontsize=9)
-    for panel in panels[:-1]:
         panel.set_axis_off()
-    bars = panels[-1]
+        title = level(level_, language)
+        weights = maps.get(level_, maps.get(f"{level_}/image"))
+        if weights is not None:
+            heat = over_picture(weights, (width, height))
+            panel.imshow(HEAT[np.rint(heat * (len(HEAT) - 1)).astype(int)])
+            title += say("with_largest_weight", language, value=f"{np.max(weights):.0%}")
+        panel.set_title(drawable(title), fontsize=9)
+        if level_ in over_words:
+            _strip(figure.add_subplot(grid[1, column]), over_words[level_], words)
+    bars = figure.add_subplot(grid[0, -1])
     texts = [text for text, _ in answers][::-1]
     values = [probability for _, probability in answers][::-1]
     bars.barh(range(len(texts)), values)
-    bars.set_yticks(range(len(texts)), [_literal(text) for text in texts])
+    bars.set_yticks(range(len(texts)), [drawable(text) for text in texts])
     bars.set_xlim(0, 1)
-    bars.set_title("probability", fontsize=9)
-    figure.suptitle(_literal(f"{question}\n{note}" if note else question), fontsize=11)
+    bars.set_title(say("probability", language), fontsize=9)
+    figure.suptitle(drawable(f"{question}\n{note}" if note else question), fontsize=11)
     save(figure, path)
 
 
-def _literal(text: str) -> str:
-    """``text`` as matplotlib shows it unchanged: between dollar signs it would read a formula."""
-    return text.replace("$", r"\$")
+def _strip(axes: Axes, weights: Floats, words: Sequence[str]) -> None:
+    """Attention over words: the darker, the more."""
+    axes.imshow(np.asarray(weights)[None], cmap="Oranges", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(words)), [drawable(word) for word in words], rotation=90, fontsize=8)
+    axes.set_yticks([])
 
 
 def _is_grid(name: str) -> bool:

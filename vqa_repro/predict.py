@@ -28,6 +28,7 @@ from vqa_repro.run import Run, open_run
 from vqa_repro.vocab import tokenize
 
 TOP = 5
+MAX_SIZE = 4096  # pixels a side of what a network sees: runs may come from strangers
 SHOWN_SIZE = 320  # pixels a side of the picture under the attention
 
 
@@ -66,6 +67,9 @@ class Predictor:
         self.device = device
         self.network = load_network(run, device)
         self._made_by = run.features["made_by"]
+        size = self._made_by.get("size")
+        if self._made_by != NO_PICTURE and (type(size) is not int or not 1 <= size <= MAX_SIZE):
+            raise UserError(f"{run.folder / 'features.json'}: pictures of {size!r} pixels a side")
         self._weights = weights
 
     @cached_property
@@ -116,7 +120,13 @@ def draw(prediction: Prediction, picture: Picture, path: Path, note: str = "") -
     """Write the picture with the prediction's attention over it as PNG."""
     shown = read_picture(picture, SHOWN_SIZE)
     plots.attention(
-        shown, prediction.question, prediction.answers, prediction.attention, path, note
+        shown,
+        prediction.question,
+        prediction.answers,
+        prediction.attention,
+        path,
+        note,
+        prediction.words,
     )
 
 

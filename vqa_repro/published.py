@@ -61,9 +61,13 @@ class Source:
 
     def _bytes(self) -> bytes:
         try:
-            return self.path.read_bytes()
+            with self.path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None
+        if len(data) > MAX_BYTES:
+            raise UserError(f"{self.path}: more than {MAX_BYTES:,} bytes")
+        return data
 
 
 def find(root: Path, name: str, zip_name: str | None = None) -> Source:

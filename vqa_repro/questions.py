@@ -1,7 +1,7 @@
 """Examples as arrays: all that training reads besides the features."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqa_repro.distributed import ALONE, World
 from vqa_repro.example import Example
 from vqa_repro.vocab import PADDING, Vocabulary
 
@@ -41,11 +42,16 @@ class Questions:
 
 
 class Batch(NamedTuple):
-    """Some questions and the pictures they are about, each picture once."""
+    """Some questions and the pictures they are about, each picture once.
+
+    Where several processes train, one's share of a batch, which may be of no question at all.
+    """
 
     questions: Tensor  # (B,) int64 positions in the Questions
-    rows: Tensor  # (I,) int64 distinct rows of the feature store
+    rows: Tensor  # (I,) int64 distinct rows of this process's features
     image_of: Tensor  # (B,) int64 positions in ``rows``, ascending
+    longest: int  # words of the longest of these questions
+    total: int  # questions in the whole batch, of all processes
 
 
 def encode(
@@ -97,36 +103,63 @@ def _by_number(image: str) -> str:
 
 
 def batches(
-    questions: Questions, size: int, order: Literal["grouped", "iid", "stored"], seed: int = 0
-) -> Iterator[Batch]:
+    questions: Questions,
+    size: int,
+    order: Literal["grouped", "iid", "stored"],
+    seed: int = 0,
+    world: World = ALONE,
+) -> list[Batch]:
     """All questions once, about ``size`` at a time, on the device the questions are on.
 
     grouped: whole pictures in random order, so that what depends on a picture alone is computed
     once for all its questions; batches vary a little in size. iid: single questions in random
-    order. stored: as they lie, for evaluation. Equal ``seed``, equal batches.
+    order. stored: as they lie, for evaluation. Equal ``seed``, equal batches: also over several
+    processes, each of which gets of every batch what is about its own pictures (``world.owns``).
     """
-    generator = torch.Generator().manual_seed(seed)
     row = questions.row.cpu()
-    if order == "iid":
-        permutation = torch.randperm(len(row), generator=generator)
-        chunks = list(torch.split(permutation, size))
-    elif order == "stored":
-        chunks = list(torch.split(torch.arange(len(row)), size))
-    else:
-        _, counts = torch.unique_consecutive(row, return_counts=True)
-        first = counts.cumsum(0) - counts
-        pictures = torch.randperm(len(counts), generator=generator)
-        # Question n of the shuffled order belongs to the picture that n falls into.
-        sizes = counts[pictures]
-        start = torch.repeat_interleave(first[pictures] - (sizes.cumsum(0) - sizes), sizes)
-        permutation = start + torch.arange(len(row))
-        # A picture belongs to the batch in which its last question falls.
-        batch_of = (sizes.cumsum(0) - 1) // size
-        ends = torch.bincount(batch_of, weights=sizes.double()).long()
-        chunks = [chunk for chunk in torch.split(permutation, ends.tolist()) if len(chunk)]
+    which, batch_of = _dealt(row, size, order, seed)
+    totals = torch.bincount(batch_of)
+    if world.size > 1:
+        own = world.owns(row[which])
+        which, batch_of = which[own], batch_of[own]
+    # Within a batch by picture: the questions about one are next to each other.
+    height = int(row.max()) + 1 if len(row) else 1
+    key, by_picture = (batch_of * height + row[which]).sort(stable=True)
+    which, batch_of = which[by_picture], batch_of[by_picture]
+    picture_key, picture = torch.unique_consecutive(key, return_inverse=True)
+    sizes = torch.bincount(batch_of, minlength=len(totals))
+    pictures = torch.bincount(picture_key // height, minlength=len(totals))
+    image_of = picture - (pictures.cumsum(0) - pictures)[batch_of]
+    longest = torch.ones_like(totals).scatter_reduce_(
+        0, batch_of, questions.lengths.cpu()[which], "amax"
+    )
     device = questions.row.device
-    for shuffled in chunks:
-        # Within a batch by picture: the questions about one are next to each other.
-        chunk = shuffled[row[shuffled].argsort(stable=True)]
-        rows, image_of = torch.unique(row[chunk], return_inverse=True)
-        yield Batch(chunk.to(device), rows.to(device), image_of.to(device))
+    in_batches = zip(
+        torch.split(which.to(device), sizes.tolist()),
+        torch.split((picture_key % height // world.size).to(device), pictures.tolist()),
+        torch.split(image_of.to(device), sizes.tolist()),
+        longest.tolist(),
+        totals.tolist(),
+        strict=True,
+    )
+    return [Batch(*parts) for parts in in_batches]
+
+
+def _dealt(row: Tensor, size: int, order: str, seed: int) -> tuple[Tensor, Tensor]:
+    """(N,) positions of all questions, and the batch of each: 0 to the last, ascending."""
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.arange(len(row))
+    if order == "stored":
+        return positions, positions // size
+    if order == "iid":
+        return torch.randperm(len(row), generator=generator), positions // size
+    _, counts = torch.unique_consecutive(row, return_counts=True)
+    first = counts.cumsum(0) - counts
+    pictures = torch.randperm(len(counts), generator=generator)
+    # Question n of the shuffled order belongs to the picture that n falls into.
+    sizes = counts[pictures]
+    ends = sizes.cumsum(0)
+    which = torch.repeat_interleave(first[pictures] - (ends - sizes), sizes) + positions
+    # A picture belongs to the batch in which its last question falls.
+    batch_of = torch.repeat_interleave((ends - 1) // size, sizes)
+    return which, torch.unique_consecutive(batch_of, return_inverse=True)[1]

@@ -100,6 +100,11 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
                 f"--recipe {name}: no such recipe; there are {', '.join(recipe_names())}"
             )
     raw = _read(path)
+    model = raw.get("model")
+    before = model.get("name") if isinstance(model, dict) else None
+    another_model = changes.get("model.name", before) != before
+    if another_model:
+        raw["model"] = {}  # as in a file: another model has other options
     for key, value in changes.items():
         section, _, option = key.partition(".")
         if not option:
@@ -109,11 +114,14 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
             raw["changed"] = sorted({*raw.get("changed", []), key})
         values[option] = value
     raw.setdefault("name", path.stem)
-    if "data.name" in raw.get("changed", []):
-        # Another data set: the published number and the recipe's title are not about it.
+    another_data_set = "data.name" in raw.get("changed", [])
+    if another_data_set or another_model:
+        # The published number and the recipe's title are not about it.
         raw.pop("published", None)
-        raw["name"] = Path(str(raw["data"]["name"])).name
-        raw["title"] = f"{raw.get('model', {}).get('name')} on {raw['name']}"
+        data = Path(str(raw["data"]["name"])).name
+        raw["title"] = f"{raw.get('model', {}).get('name')} on {data}"
+        if another_data_set:
+            raw["name"] = data
     return from_json(raw, str(path))
 
 
@@ -153,9 +161,14 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def from_json(raw: dict[str, Any], where: str) -> Recipe:
+def from_json(raw: Any, where: str) -> Recipe:
     """A checked Recipe from plain values. Raises UserError, naming ``where`` and the key."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: is not a table of options")
     raw = dict(raw)
+    name = raw.get("name", "")
+    if isinstance(name, str) and (name in (".", "..") or "/" in name or "\\" in name):
+        raise UserError(f"{where}: name = {name!r} is a path; run folders are called by it")
     sections: dict[str, Any] = {}
     for section, cls in _SECTIONS.items():
         values = raw.pop(section, None)
@@ -193,6 +206,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return type(value) in (int, float)
     if hint == dict[str, float]:
         return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
+    if hint == list[str]:
+        return isinstance(value, list) and all(type(v) is str for v in value)
     return True  # a section, already checked
 
 

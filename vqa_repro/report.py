@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqa_repro import gallery, outcome, plots
+from vqa_repro import fonts, gallery, outcome, plots
 from vqa_repro.atomic import write_atomic
 from vqa_repro.comparison import (
     Row,
@@ -26,8 +26,9 @@ from vqa_repro.comparison import (
     tables,
 )
 from vqa_repro.errors import UserError, main_guard
-from vqa_repro.report_page import LANGUAGES, page
+from vqa_repro.report_page import page
 from vqa_repro.run import Run, open_run
+from vqa_repro.words import LANGUAGES, words
 
 SHOWN = 3  # attention pictures of each list among the PNG files
 
@@ -93,19 +94,26 @@ def _made_with(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
-def slides(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Write curves.png, accuracy.png, and attention pictures of each recipe's first gallery."""
+def slides(runs: Sequence[Run], folder: Path, language: str) -> list[Path]:
+    """Write curves.png, accuracy.png, and attention pictures of each recipe's first gallery.
+
+    In English, and says so, where no font here can show ``language``.
+    """
+    if not fonts.can_show("".join(texts[language] for texts in words().values())):
+        print("--png: no font here shows Chinese, so these are in English; Noto Sans CJK would do")
+        language = "en"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--png {folder}: cannot be made: {error.strerror}") from None
     together = rows(runs)
     written = [folder / "curves.png"]
-    plots.overlaid([(row.title, [read_log(run) for run in row.runs]) for row in together], *written)
+    logs = [(row.title, [read_log(run) for run in row.runs]) for row in together]
+    plots.overlaid(logs, written[-1], language)
     figures = [(row.title, *figure) for row in together if (figure := row.figure("overall"))]
     if figures:
         written.append(folder / "accuracy.png")
-        plots.beside_published(figures, written[-1])
+        plots.beside_published(figures, written[-1], language)
     for number, row in enumerate(together, start=1):
         run, kept = next(((r, g) for r in row.runs if (g := gallery.read(r.folder))), (None, None))
         if run is None or kept is None:
@@ -115,7 +123,7 @@ def slides(runs: Sequence[Run], folder: Path) -> list[Path]:
             for n, asked in enumerate([kept.asked[p] for p in positions[:SHOWN]], start=1):
                 if asked.picture is not None:
                     written.append(folder / f"{number}-{name}-{listed}-{n}.png")
-                    outcome.draw(asked, kept.pictures[asked.picture], written[-1])
+                    outcome.draw(asked, kept.pictures[asked.picture], written[-1], language)
     return written
 
 
@@ -150,7 +158,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="write there (default: report.html)")
     parser.add_argument(
-        "--language", choices=LANGUAGES, default="en", help="which the page begins with"
+        "--language",
+        choices=LANGUAGES,
+        default="en",
+        help="of --png, and which the page begins with",
     )
     parser.add_argument("--png", type=Path, metavar="DIR", help="write pictures for slides too")
     parser.add_argument(
@@ -180,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
         time.sleep(args.watch)
         finished = write(args.runs, out, args.language, args.watch)
     if args.png:
-        written = slides([open_run(folder) for folder in args.runs], args.png)
+        written = slides([open_run(folder) for folder in args.runs], args.png, args.language)
         print(f"pictures for slides: {len(written)} in {shlex.quote(str(args.png))}")
     return 0
 

@@ -3,18 +3,16 @@
 import base64
 import hashlib
 import io
-import json
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from PIL import Image
 
 from vqa_repro import gallery, plots
@@ -32,10 +30,10 @@ from vqa_repro.comparison import (
 )
 from vqa_repro.gallery import Asked, Gallery
 from vqa_repro.run import Run
+from vqa_repro.words import LANGUAGES, level, say
 
-LANGUAGES = ("en", "zh")
 FOLDER = Path(__file__).parent
-STEPS_SHOWN = 50  # points of a curve before its first epoch ends
+STEPS_SHOWN = 100  # points of a curve of few epochs
 HEAT_SIDE = 56  # pixels of a heat map's longer side; the page scales it up smoothly
 
 # SAN section 4.6: percent of 100 wrong answers on COCO-QA.
@@ -86,30 +84,19 @@ def page(runs: Sequence[Run], language: str, refresh: float | None) -> str:
     )
 
 
-@cache
-def words() -> dict[str, dict[str, str]]:
-    """Key -> language -> text, with {names} to be filled in."""
-    found: dict[str, dict[str, str]] = json.loads(
-        (FOLDER / "report_words.json").read_text(encoding="utf-8")
-    )
-    return found
-
-
 def text(key: str, **values: object) -> Markup:
-    """The text in every language; the style sheet shows the one that is chosen."""
-    spans = (
-        Markup('<span lang="{}">{}</span>').format(
-            language, escape(words()[key][language].format(**values))
-        )
-        for language in LANGUAGES
-    )
-    return Markup("").join(spans)
+    return _in_each({language: say(key, language, **values) for language in LANGUAGES})
 
 
 def level_name(name: str) -> Markup:
-    """The name of a model's attention map: "hop 2", "phrase"; others as they are."""
-    kind, _, n = name.partition(" ")
-    return text(f"level_{kind}", n=n) if f"level_{kind}" in words() else escape(name)
+    return _in_each({language: level(name, language) for language in LANGUAGES})
+
+
+def _in_each(texts: Mapping[str, str]) -> Markup:
+    """The text in every language; the style sheet shows the one that is chosen."""
+    return Markup("").join(
+        Markup('<span lang="{}">{}</span>').format(*pair) for pair in texts.items()
+    )
 
 
 def number(value: float | None) -> str:
@@ -135,6 +122,7 @@ def _table(data: tuple[str, str], of_data: Sequence[Row]) -> dict[str, Any]:
         "data": _data_name(data),
         "questions": finished[0].metrics[0]["questions"] if finished else None,
         "names": names,
+        "compared": [name for name in names if any(_is_published(row, name) for row in of_data)],
         "rows": [
             {
                 "title": _title(row),
@@ -148,6 +136,10 @@ def _table(data: tuple[str, str], of_data: Sequence[Row]) -> dict[str, Any]:
             for row in of_data
         ],
     }
+
+
+def _is_published(row: Row, name: str) -> bool:
+    return row.published is not None and (name == "overall" or name in row.published.others)
 
 
 def _cell(row: Row, figure: Figure | None) -> dict[str, Any] | None:
@@ -187,23 +179,28 @@ def _charts(together: Sequence[Row]) -> list[tuple[str, Markup]]:
     lines: dict[str, list[Line]] = {key: [] for key in quantities}
     for n, row in enumerate(together):
         for run in row.runs:
-            shown = _curve(read_log(run))
+            log = read_log(run)
             name = f"{row.title}, {run.folder.name}"
             for key in quantities:
-                points = [(r["epoch"], r[key]) for r in shown if key in r]
-                lines[key].append(Line(_style(n), name, points))
+                lines[key].append(Line(_style(n), name, _curve(log, key)))
     drawn = (
         (key, chart(lines[key], f"chart-{key}", logarithmic=key == "loss")) for key in quantities
     )
     return [(key, svg) for key, svg in drawn if svg]
 
 
-def _curve(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The epochs; of the first one, some steps too, so that there is a curve from the beginning."""
-    epochs = [record for record in log if record["type"] == "epoch"]
-    first = epochs[0]["epoch"] if epochs else 1
-    steps = [record for record in log if record["type"] == "step" and record["epoch"] < first]
-    return steps[:: max(1, len(steps) // STEPS_SHOWN)] + epochs
+def _curve(log: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    """(epoch, value) by epoch; by some of the steps until three epochs are done.
+
+    Never both: an epoch's mean stands at its end, where the steps are better by then.
+    """
+    by_kind = {
+        kind: [(r["epoch"], r[key]) for r in log if r["type"] == kind and key in r]
+        for kind in ("epoch", "step")
+    }
+    if len(by_kind["epoch"]) > 2 or not by_kind["step"]:
+        return by_kind["epoch"]
+    return by_kind["step"][:: max(1, len(by_kind["step"]) // STEPS_SHOWN)]
 
 
 def _types(of_data: Sequence[Row], section: str) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,11 @@ from vqa_repro import recipe as recipes
 from vqa_repro.atomic import write_atomic
 from vqa_repro.errors import UserError, first_line
 from vqa_repro.recipe import Recipe
+from vqa_repro.torch_file import load_torch
 from vqa_repro.vocab import Vocabulary
+
+# Run folders may come from strangers.
+MAX_JSON = 2**26  # bytes
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -40,11 +45,21 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Raises UserError, naming the file, where there is no JSON to read."""
     try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        return json.loads(read_bounded(path, MAX_JSON))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from None
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of a file of a stranger's. Raises UserError if there are more than ``most``."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(data) > most:
+        raise UserError(f"{path}: more than {most:,} bytes: not made by this program")
+    return data
 
 
 @dataclass(frozen=True)
@@ -95,13 +110,26 @@ class Run:
         present = [path for path in self._checkpoints() if path.exists()]
         for path in present:
             try:
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                state = load_torch(path)
+                if not isinstance(state, dict):
+                    raise ValueError("it holds no training state")
                 return state
-            except Exception as error:  # torch.load raises many kinds for a damaged file
+            except Exception as error:  # of many kinds, for a damaged file
                 say(f"{path} is damaged ({first_line(error)}); trying the one before")
         if present:
             raise UserError(f"{self.folder}: no checkpoint is whole; train anew with another --out")
         return None
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Say in one line that a checkpoint, whole as it is, holds something else."""
+        try:
+            yield
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{self._checkpoints()[0]}: not of this run, or of another version of the program "
+                f"({first_line(error)}); train anew with another --out"
+            ) from None
 
     def _checkpoints(self) -> tuple[Path, Path]:
         return self.folder / "checkpoint.pt", self.folder / "checkpoint.previous.pt"
@@ -137,6 +165,9 @@ def open_run(folder: Path) -> Run:
         raise UserError(f"{path}: does not say how many channels a region has")
     if type(features.get("scale")) is not float:
         raise UserError(f"{path}: does not say by how much features are scaled")
+    made_by = features.get("made_by")
+    if not isinstance(made_by, dict) or not isinstance(made_by.get("backbone"), str):
+        raise UserError(f"{path}: does not say what made the features")
     return Run(folder, recipe, vocabulary, features)
 
 

@@ -31,7 +31,7 @@ def tunnel_lines(port: int, path_and_query: str = "/") -> list[str]:
         host, ssh_port = _reached()
         at = shlex.quote(f"{user}@{host}")
         lines = [
-            "on a laptop",
+            "on a laptop (with MobaXterm: in its local terminal)",
             f"  ssh {forward}{f' -p {ssh_port}' if ssh_port != '22' else ''} {at}",
             "  or, with PuTTY's plink:",
             f"  plink {forward}{f' -P {ssh_port}' if ssh_port != '22' else ''} {at}",

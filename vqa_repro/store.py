@@ -6,29 +6,23 @@ While rows are being written the file is called ``*.part`` and a bitmap beside i
 are there, so that a killed extraction goes on where it stopped.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from vqa_repro.atomic import write_atomic
 from vqa_repro.errors import UserError
-from vqa_repro.pictures import PictureReader
 
 FORMAT = "vqa_repro-store-1"
 MAX_HEADER = 64 * 1024 * 1024  # bytes; the keys of a million pictures fit
-SAVE_EVERY = 30.0  # seconds that a kill can cost
 
 _DTYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
@@ -54,7 +48,8 @@ class StoreWriter:
     """Fills a store row by row, in any order; ``finish`` publishes it under its name.
 
     Opening a path whose ``.part`` was made from the same keys by the same thing goes on with it;
-    any other ``.part`` is started anew.
+    any other ``.part`` is started anew. Several processes may fill one store, if one of them has
+    opened it before the others do.
     """
 
     def __init__(
@@ -88,6 +83,7 @@ class StoreWriter:
         shape = (len(keys), *row_shape)
         self._rows = np.memmap(self._part, dtype, "r+", offset=len(header), shape=shape)
         self._done = np.memmap(self._done_path, np.uint8, "r+", shape=(len(keys),))
+        self._written: deque[int] = deque()  # rows that may not be on the disk yet
 
     def _continues(self, header: bytes, size: int, count: int) -> bool:
         try:
@@ -101,18 +97,27 @@ class StoreWriter:
             return False
 
     def missing(self) -> npt.NDArray[np.int64]:
-        """Rows not yet written, ascending."""
+        """Rows that no process has written and flushed, ascending."""
         return np.flatnonzero(self._done == 0)
 
     def write(self, row: int, values: npt.NDArray[Any]) -> None:
         """Put ``values`` (one row's shape) in place."""
         self._rows[row] = values
-        self._done[row] = 1
+        self._written.append(row)
 
     def flush(self) -> None:
-        """Rows first, then the bitmap: after a power cut no row is thought done that is not."""
-        self._rows.flush()
-        self._done.flush()
+        """Put the rows written so far on the disk, then call them done.
+
+        In this order no row is thought done that a power cut has lost. Other threads may write on
+        meanwhile.
+        """
+        written = [self._written.popleft() for _ in range(len(self._written))]
+        try:
+            with self._part.open("r+b") as file:
+                os.fsync(file.fileno())  # flushing the map would hold up all threads
+        except OSError as error:
+            raise UserError(f"{self._part}: cannot be written: {error.strerror}") from None
+        self._done[written] = 1
 
     def finish(self, left_out: Mapping[str, str] | None = None) -> None:
         """Publish the store under its name.
@@ -121,10 +126,10 @@ class StoreWriter:
         this store costs a copy of all other rows.
         """
         left_out = dict(left_out or {})
+        self.flush()
         lacking = [row for row in self.missing() if self._keys[row] not in left_out]
         if lacking:
             raise ValueError(f"{len(lacking)} rows of {self.path} are not written")
-        self.flush()
         if left_out:
             kept = [row for row, key in enumerate(self._keys) if key not in left_out]
             keys = [self._keys[row] for row in kept]
@@ -182,12 +187,14 @@ def open_store(path: Path) -> Store:
             raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
         keys, made_by = json.loads(metadata["keys"]), json.loads(metadata["made_by"])
         left_out = dict(json.loads(metadata.get("left_out", "{}")))
-        dtype, shape = np.dtype(_DTYPES[rows["dtype"]]), tuple(int(n) for n in rows["shape"])
+        dtype, shape = np.dtype(_DTYPES[rows["dtype"]]), tuple(rows["shape"])
+        if any(type(n) is not int for n in shape):
+            raise ValueError(f"its shape is {shape}")
         if min(shape) < 0 or shape[0] != len(keys) or len(set(keys)) != len(keys):
             raise ValueError("keys and rows do not match")
         if not left_out.keys().isdisjoint(keys):
             raise ValueError("pictures that were left out have rows")
-        size = int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
+        size = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if total != 8 + length + size:
             raise ValueError(f"it has {total:,} bytes where its header says {8 + length + size:,}")
     except FileNotFoundError:
@@ -200,163 +207,3 @@ def open_store(path: Path) -> Store:
         ) from None
     mapped = np.memmap(path, dtype, "r", offset=8 + length, shape=shape)
     return Store(path, mapped, {key: row for row, key in enumerate(keys)}, made_by, left_out)
-
-
-def fill(
-    path: Path,
-    images: Mapping[str, Path],
-    size: int,
-    compute: Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]],
-    row_shape: tuple[int, ...],
-    dtype: npt.DTypeLike,
-    made_by: dict[str, Any],
-    *,
-    batch: int,
-    leave_out_damaged: bool = False,
-) -> Store:
-    """Give the store at ``path`` a row for each of ``images`` and return it open.
-
-    compute: pictures (B, size, size, 3) uint8 RGB -> rows (B, *row_shape).
-
-    What is there is kept: the rows of a store that the same thing made, those of other pictures
-    too, and what a run that was stopped had written. A picture is known by its key: one whose file
-    was replaced since is not read again.
-
-    Raises DamagedPicturesError after the last picture if some cannot be read; with
-    ``leave_out_damaged`` the store is finished without them. How many were not RGB is said.
-    """
-    if store := _holding(path, images, made_by, leave_out_damaged):
-        return store
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path.parent}: cannot be made: {error.strerror}; set --root") from None
-    with _alone(path):
-        if store := _holding(path, images, made_by, leave_out_damaged):
-            return store  # another process made it meanwhile
-        old = _made(path, made_by)
-        there = old.row_of if old else {}
-        left_out = old.left_out if old else {}
-        if not leave_out_damaged:  # they are tried again
-            left_out = {key: reason for key, reason in left_out.items() if key not in images}
-        new = [key for key in images if key not in there and key not in left_out]
-        if new and not any(images[key].exists() for key in new):  # before any room is claimed
-            raise DamagedPicturesError(
-                f"all {len(new):,} pictures are missing, e.g. {images[new[0]]}; put them there"
-            )
-        keys = [*there, *new]
-        writer = StoreWriter(path, keys, row_shape, dtype, made_by)
-        for row in writer.missing():
-            if old and keys[row] in there:
-                writer.write(row, old.rows[there[keys[row]]])
-        row_of = {keys[row]: row for row in writer.missing()}
-        reader = PictureReader({key: images[key] for key in row_of}, size)
-        saved = time.monotonic()
-        bar = tqdm(
-            total=len(keys),
-            initial=len(keys) - len(row_of),
-            desc="pictures",
-            unit=" images",
-            disable=None,
-            dynamic_ncols=True,
-        )
-        try:
-            with bar:
-                for read, pictures in reader.batches(batch):
-                    for key, values in zip(read, compute(pictures), strict=True):
-                        writer.write(row_of[key], values)
-                    bar.update(len(read))
-                    if reader.damaged:
-                        bar.set_postfix_str(f"{len(reader.damaged):,} damaged")
-                    if time.monotonic() - saved > SAVE_EVERY:
-                        writer.flush()
-                        saved = time.monotonic()
-        finally:
-            writer.flush()
-        if reader.not_rgb:
-            print(
-                f"note: {len(reader.not_rgb):,} of {len(row_of):,} pictures read were not RGB and "
-                f"were converted: {reader.few(reader.not_rgb)}",
-                file=sys.stderr,
-            )
-        damaged = reader.damaged
-        if damaged and (not leave_out_damaged or len(damaged) == len(keys)):
-            raise DamagedPicturesError(
-                f"{len(damaged):,} of {len(images):,} pictures are damaged: "
-                f"{reader.few(damaged)}; mend them and give the same command again"
-            )
-        writer.finish({**left_out, **damaged})
-        return open_store(path)
-
-
-class DamagedPicturesError(UserError):
-    """Counts the pictures that could not be read and names the first. The others' rows are kept."""
-
-
-def _made(path: Path, made_by: dict[str, Any]) -> Store | None:
-    """The finished store at ``path`` if there is one and ``made_by`` made it."""
-    store = open_store(path) if path.exists() else None
-    return store if store and store.made_by == made_by else None
-
-
-def _holding(
-    path: Path, images: Mapping[str, Path], made_by: dict[str, Any], leave_out_damaged: bool
-) -> Store | None:
-    """The finished store at ``path`` if it holds all that is wanted."""
-    store = _made(path, made_by)
-    if store is None:
-        return None
-    left_out = store.left_out.keys() if leave_out_damaged else set()
-    return store if images.keys() <= store.row_of.keys() | left_out else None
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process fills the store at ``path``, and keep others waiting."""
-    lock = path.with_name(path.name + ".lock")
-    while True:
-        try:
-            file = lock.open("w")
-        except OSError as error:
-            raise UserError(f"{lock}: cannot be written: {error.strerror}") from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"note: waiting for another process that makes {path}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            print(
-                f"note: {lock}: cannot be locked ({error.strerror}); make these features with "
-                "one process at a time",
-                file=sys.stderr,
-            )
-        # The other process removed its lock when it was done: then this is a lock on nothing.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                break
-        file.close()
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        file.close()
-
-
-def store_pixels(
-    images: dict[str, Path], path: Path, size: int, *, leave_out_damaged: bool = False
-) -> Store:
-    """Store the pictures themselves, squashed to (size, size, 3) uint8; return the open store.
-
-    For networks that are trained along with the model. Otherwise as ``fill``.
-    """
-    return fill(
-        path,
-        images,
-        size,
-        lambda pictures: pictures,
-        (size, size, 3),
-        np.uint8,
-        {"backbone": "none", "size": size},
-        batch=64,
-        leave_out_damaged=leave_out_damaged,
-    )

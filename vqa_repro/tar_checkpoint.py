@@ -15,8 +15,12 @@ import torch
 from torch import Tensor
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes nothing but an OrderedDict; torch's types stay names."""
+class _Unpickler(pickle._Unpickler):
+    """Makes nothing but an OrderedDict; torch's types stay names.
+
+    Python's own unpickler, not the one in C: that one makes room for as many objects as a single
+    number in the file says, which may be gigabytes.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch":
@@ -46,7 +50,7 @@ def load_tar(path: Path) -> Any:
                 tensors[str(key)] = storages[storage].as_strided(shape, strides, offset)
         with _member(tar, "pickle") as file:
             unpickler = _Unpickler(file)
-            unpickler.persistent_load = tensors.__getitem__  # type: ignore[method-assign]
+            unpickler.persistent_load = tensors.__getitem__  # type: ignore[assignment]
             return unpickler.load()
 
 

@@ -4,6 +4,7 @@
     python -m vqa_repro.train --recipe easy-vqa --seed 1 --out runs/second
     python -m vqa_repro.train --resume               # go on with the newest run of the recipe
     python -m vqa_repro.train --set model.layers=1   # any option of the recipe
+    torchrun --nproc-per-node 4 -m vqa_repro.train   # one process for each of four GPUs
 
 Ctrl-C, SIGTERM and SIGUSR1 save and stop; --resume goes on exactly there.
 
@@ -11,11 +12,9 @@ Exit codes: 0 trained; 2 bad input; 130, 143, 138 stopped by Ctrl-C, SIGTERM, SI
 """
 
 import argparse
-import json
 import os
 import shlex
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,29 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vqa_repro import doctor
-from vqa_repro.answering import ask, predictions
-from vqa_repro.device import add_device_option, choose_device, describe
-from vqa_repro.errors import UserError, main_guard
-from vqa_repro.events import Events
+from vqa_repro.answering import predictions
+from vqa_repro.device import add_device_option, be_deterministic, choose_device, describe
+from vqa_repro.distributed import ALONE, SharedError, World, joined, leave
+from vqa_repro.errors import EXIT_BAD_INPUT, UserError, main_guard
 from vqa_repro.interruption import Interruption
-from vqa_repro.loss import cross_entropy
+from vqa_repro.log import Log, means
 from vqa_repro.material import Material, prepare
 from vqa_repro.model import Network, build, load_weights, save_weights
-from vqa_repro.optim import before_step, learning_rate, make_optimizer, set_rate
+from vqa_repro.optim import learning_rate
+from vqa_repro.optim import resume as resume_optimizer
 from vqa_repro.outcome import finish, table
-from vqa_repro.questions import batches
+from vqa_repro.questions import Batch, batches
 from vqa_repro.recipe import Recipe, load_recipe, parse_value, recipe_names
+from vqa_repro.rows import PLACES, Place
 from vqa_repro.run import Run, create_run, open_run
+from vqa_repro.shortage import explained
+from vqa_repro.step import Step
+from vqa_repro.suspects import Suspects
 
 RUNS = Path("runs")
-LOG_EVERY = 20  # steps; reading the loss makes the program wait for the GPU
+LOG_EVERY = 20  # steps
 SAVE_EVERY = 60.0  # seconds that a kill can cost
+RANK_SEED = 7919  # between the seeds of two processes
 
 
 class Stopped(Exception):
@@ -53,7 +58,7 @@ class Stopped(Exception):
             f"  continue: the same command with --resume --out {folder}\n"
             f"  use it as it is: python -m vqa_repro.predict --run {folder} --image I --question Q"
         )
-        self.exit_code = signal.exit_code
+        self.exit_code = signal.exit_code or 143  # it was another process that was asked
 
 
 def train(
@@ -66,6 +71,8 @@ def train(
     leave_out_damaged: bool = False,
     resume: bool = False,
     tensorboard: bool = False,
+    place: Place | None = None,
+    world: World = ALONE,
 ) -> Run:
     """Train ``recipe`` and return the finished run.
 
@@ -76,37 +83,56 @@ def train(
     there yet are made, with the checkpoint ``weights`` (by default the seeded one), and with
     ``leave_out_damaged`` without the pictures that cannot be read.
     tensorboard: write event files too, in the run folder.
+    place: where features are kept; by default where there is room for them.
+    world: the processes that train together; all of them call this.
     Raises UserError for bad input, Stopped when a signal ended it early.
     """
     device = device or choose_device("auto")
-    folder, run = choose_run(recipe, out, resume)
+    folder, run = world.by_first(lambda: choose_run(recipe, out, resume))
     if run and run.finished:
         print(f"{folder} is finished; --seed or --out makes another run")
         return run
     torch.manual_seed(recipe.training.seed)
     print(recipe.title)
-    begun = run is not None
-    run, material = prepare(
-        recipe, folder, run, root, device, weights, leave_out_damaged=leave_out_damaged
+    begun = run
+    run, material = world.together(
+        lambda: prepare(
+            *(recipe, folder, begun, root, device, weights),
+            leave_out_damaged=leave_out_damaged,
+            place=place,
+            world=world,
+        )
     )
-    vocabulary = run.vocabulary
     network = build(run).to(device)
+    world.same_weights(network)
+    if world.rank:  # from here on, random numbers of its own
+        torch.manual_seed(recipe.training.seed + RANK_SEED * world.rank)
     if not begun:
         without = done_without(device) + material.left_out
         for line in without:
             print(f"  done without {line}")
-        create_run(run, {**doctor.environment(), "device": describe(device), "without": without})
-    print(f"  on {describe(device)}, torch {torch.__version__}")
+        facts = {
+            "device": describe(device),
+            "processes": world.size,
+            "features": material.rows.in_words,
+            "without": without,
+        }
+        world.by_first(lambda: create_run(run, {**doctor.environment(), **facts}))
+    processes = f", {world.size} processes" if world.size > 1 else ""
+    print(
+        f"  on {describe(device)}{processes}, torch {torch.__version__}; {material.rows.in_words}"
+    )
     parameters = sum(p.numel() for p in network.parameters())
     print(
         f"  {parameters:,} parameters; {len(material.train):,} questions to train on, "
         f"{len(material.validation):,} held out, {len(material.test):,} to test on; "
-        f"{len(vocabulary.words):,} words, {len(vocabulary.answers):,} answers\n"
+        f"{len(run.vocabulary.words):,} words, {len(run.vocabulary.answers):,} answers\n"
         f"  run folder: {folder}",
         flush=True,
     )
-    seconds = optimise(run, network, material, device, tensorboard=tensorboard)
-    finish(run, network, material, seconds)
+    with explained(recipe.training, folder):
+        seconds = optimise(run, network, material, device, world, tensorboard=tensorboard)
+        finish(run, network, material, seconds, world)
     return run
 
 
@@ -142,63 +168,80 @@ def done_without(device: torch.device) -> list[str]:
 
 
 def optimise(
-    run: Run, network: Network, material: Material, device: torch.device, *, tensorboard: bool
+    run: Run,
+    network: Network,
+    material: Material,
+    device: torch.device,
+    world: World,
+    *,
+    tensorboard: bool,
 ) -> float:
     """Train ``network`` to the recipe's last epoch; return the seconds of training, all told."""
     training = run.recipe.training
     questions = material.train
 
-    def shuffled(epoch: int) -> list[Any]:
+    def shuffled(epoch: int) -> list[Batch]:
         seed = training.seed * 1_000_003 + epoch
-        return list(batches(questions, training.batch_size, training.order, seed))
+        return batches(questions, training.batch_size, training.order, seed, world)
 
-    optimizer = make_optimizer(training, network)
+    step = Step(training, network, material.rows, questions, world)
+    if device.type == "cuda" and step.eager:
+        print(f"  done without CUDA graphs: {step.eager}")
     # Batches of whole pictures vary in number a little from epoch to epoch; this is the plan.
     steps = training.epochs * len(shuffled(0))
-    step = first_epoch = first_batch = 0
+    done = first_epoch = first_batch = 0
     best, best_epoch = -1.0, 0  # of the held-out questions, in percent
     seconds = 0.0
     weights = run.folder / "model.safetensors"
     epoch_sums, sums = torch.zeros(3, device=device), torch.zeros(3, device=device)
-    if (state := run.load_checkpoint(print)) is not None:
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        epoch_sums, sums = state["epoch_sums"].to(device), state["sums"].to(device)
-        step, first_epoch, first_batch = state["step"], state["epoch"], state["batch"]
-        best, best_epoch = state["best"], state["best_epoch"]
-        seconds = state["seconds"]
-        set_random_state(state["random"], device)
-        print(f"  resumed after step {step}, in epoch {first_epoch + 1} of {training.epochs}")
-    run.keep_log_until(step)
+    if (state := world.by_first(lambda: run.load_checkpoint(print))) is not None:
+        with run.restoring():
+            network.load_state_dict(state["network"])
+            resume_optimizer(step.optimizer, state["optimizer"])
+            epoch_sums, sums = state["epoch_sums"].to(device), state["sums"].to(device)
+            done, first_epoch, first_batch = state["step"], state["epoch"], state["batch"]
+            best, best_epoch = state["best"], state["best_epoch"]
+            seconds = state["seconds"]
+            processes = len(state["random"])
+            if processes == world.size:
+                set_random_state(state["random"][world.rank], device)
+        print(f"  resumed after step {done}, in epoch {first_epoch + 1} of {training.epochs}")
+        if processes != world.size:
+            print(
+                f"  begun with {processes} processes, goes on with {world.size}: what dropout "
+                "leaves out and which answers are drawn is not what it would have been"
+            )
+            torch.manual_seed(training.seed + RANK_SEED * world.rank + done)
+    log = Log(run, done, world, tensorboard=tensorboard)
+    # Reading what the others wish makes the program wait for the GPU.
+    meet_every = LOG_EVERY if world.size > 1 and device.type == "cuda" else 1
     started = time.monotonic() - seconds
-    entry: dict[str, Any]
-
-    def record(entry: dict[str, Any]) -> None:
-        log_file.write(json.dumps(entry) + "\n")
-        log_file.flush()
-        if events:
-            events.add(entry)
 
     def save(epoch: int, batch: int) -> None:
+        log.flush()
         if sums[2]:
-            means(sums, step)  # refuses to save weights that are no longer numbers
-        run.save_checkpoint(
-            {
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "epoch_sums": epoch_sums,
-                "sums": sums,
-                "step": step,
-                "epoch": epoch,
-                "batch": batch,
-                "best": best,
-                "best_epoch": best_epoch,
-                "seconds": time.monotonic() - started,
-                "random": random_state(device),
-            }
-        )
-        if training.keep == "last" or not weights.exists():
-            save_weights(network, weights)
+            means(sums, done)  # refuses to save weights that are no longer numbers
+        random = world.from_all(random_state(device))
+        state = {
+            "network": network.state_dict(),
+            "optimizer": step.optimizer.state_dict(),
+            "epoch_sums": epoch_sums,
+            "sums": sums,
+            "step": done,
+            "epoch": epoch,
+            "batch": batch,
+            "best": best,
+            "best_epoch": best_epoch,
+            "seconds": time.monotonic() - started,
+            "random": random,
+        }
+
+        def write() -> None:
+            run.save_checkpoint(state)
+            if training.keep == "last" or not weights.exists():
+                save_weights(network, weights)
+
+        world.by_first(write)
 
     bar = tqdm(
         total=training.epochs * len(questions),
@@ -206,97 +249,70 @@ def optimise(
         desc="training",
         unit=" questions",
         unit_scale=True,
-        disable=None,  # a log file gets the plain line per epoch only
+        disable=None if world.first else True,  # a log file gets the plain line per epoch only
         dynamic_ncols=True,
     )
     network.train()
-    with (
-        bar,
-        Interruption() as interruption,
-        (run.folder / "log.jsonl").open("a") as log_file,
-        Events(run.folder, step) if tensorboard else nullcontext() as events,
-    ):
+    entry: dict[str, Any]
+    with bar, Interruption() as interruption, Suspects(questions) as suspects, log:
         saved = time.monotonic()
         for epoch in range(first_epoch, training.epochs):
             if training.patience and epoch - best_epoch >= training.patience:
                 tqdm.write(f"  no better epoch since epoch {best_epoch}: stopped")
                 break
             plan = shuffled(epoch)
-            for number, batch in enumerate(plan):
+            for number, batch in enumerate(material.rows.ahead(plan)):
                 if epoch == first_epoch and number < first_batch:
-                    bar.update(len(batch.questions))
+                    bar.update(batch.total)
                     continue
-                rate = learning_rate(training, step, steps)
-                set_rate(optimizer, rate)
-                logits = ask(network, material.rows, questions, batch).logits
-                label = questions.label[batch.questions]
-                loss = cross_entropy(logits, questions, batch.questions, training.answers)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                before_step(training, network)
-                optimizer.step()
-                step += 1
-                sums += tally(loss, logits, label)
-                bar.update(len(label))
-                if step % LOG_EVERY == 0:
+                rate = learning_rate(training, done, steps)
+                tally = step(batch, rate)
+                sums += tally
+                done += 1
+                suspects.add(done, epoch + 1, number + 1, batch.questions, tally[0] / batch.total)
+                bar.update(batch.total)
+                if done % LOG_EVERY == 0:
                     position = epoch + (number + 1) / len(plan)
-                    entry = {"type": "step", "step": step, "epoch": position, "rate": rate}
-                    entry |= means(sums, step)
-                    record(entry)
-                    bar.set_postfix_str(
-                        f"loss {entry['loss']:.3f}, accuracy {entry['accuracy']:.1f}%"
-                    )
+                    entry = {"type": "step", "step": done, "epoch": position, "rate": rate}
+                    log.later(entry, sums, bar)
                     epoch_sums, sums = epoch_sums + sums, torch.zeros_like(sums)
-                due = time.monotonic() - saved > SAVE_EVERY
-                if number + 1 < len(plan) and (due or interruption.signal):
+                if number + 1 == len(plan) or done % meet_every:
+                    continue
+                due = world.first and time.monotonic() - saved > SAVE_EVERY
+                due, stop = world.any(due, interruption.signal is not None)
+                if due or stop:
                     save(epoch, number + 1)
                     saved = time.monotonic()
-                if interruption.signal and number + 1 < len(plan):
+                if stop:
                     raise Stopped(run, epoch + 1, interruption)
             epoch_sums, sums = epoch_sums + sums, torch.zeros_like(sums)
-            entry = {"type": "epoch", "step": step, "epoch": epoch + 1, **means(epoch_sums, step)}
+            entry = {"type": "epoch", "step": done, "epoch": epoch + 1, **means(epoch_sums, done)}
             epoch_sums = torch.zeros_like(epoch_sums)
             if len(material.validation):
-                entry["validation_accuracy"] = accuracy(network, material)
+                entry["validation_accuracy"] = accuracy(network, material, world)
                 if entry["validation_accuracy"] > best:
                     best, best_epoch = entry["validation_accuracy"], epoch + 1
                     if training.keep == "best":
-                        save_weights(network, weights)
+                        world.by_first(lambda: save_weights(network, weights))
             entry["seconds"] = time.monotonic() - started
             entry["questions_per_second"] = (epoch + 1) * len(questions) / entry["seconds"]
-            record(entry)
+            log.record(entry)
             tqdm.write(epoch_in_words(entry, training.epochs))
             save(epoch + 1, 0)
             saved = time.monotonic()
-            if interruption.signal and epoch + 1 < training.epochs:
+            (stop,) = world.any(interruption.signal is not None)
+            if stop and epoch + 1 < training.epochs:
                 raise Stopped(run, epoch + 1, interruption)
     if training.keep == "best":
-        load_weights(network, weights)
+        world.by_first(lambda: load_weights(network, weights))
+        world.same_weights(network)
         print(f"  kept: epoch {best_epoch}, held-out {best:.2f}%")
     return time.monotonic() - started
 
 
-def tally(loss: Tensor, logits: Tensor, label: Tensor) -> Tensor:
-    """(3,): summed loss, right answers, questions; left on the device."""
-    count = torch.full((), len(label), device=label.device)
-    right = (logits.argmax(1) == label).sum()
-    return torch.stack([loss.detach() * count, right, count])
-
-
-def means(sums: Tensor, step: int) -> dict[str, float]:
-    """Mean loss and accuracy in percent. Raises UserError if the loss is no longer a number."""
-    loss, right, count = sums.tolist()
-    if not loss < float("inf"):
-        raise UserError(
-            f"the loss is not finite at or shortly before step {step}; "
-            "lower training.learning_rate (the run's last checkpoint is whole)"
-        )
-    return {"loss": loss / count, "accuracy": 100 * right / count}
-
-
-def accuracy(network: Network, material: Material) -> float:
+def accuracy(network: Network, material: Material, world: World = ALONE) -> float:
     """Percent of the held-out questions answered as labelled."""
-    predicted = predictions(network, material.rows, material.validation)
+    predicted = predictions(network, material.rows, material.validation, world)
     return 100 * float((predicted == material.validation.label.cpu()).float().mean())
 
 
@@ -356,13 +372,26 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="do without the questions about pictures that cannot be read",
     )
+    parser.add_argument(
+        "--rows",
+        choices=PLACES,
+        help="where features are kept; by default where there is room: in the device's memory, "
+        "there without the zeros, in the host's memory, on the disk",
+    )
     parser.add_argument("--out", type=Path, help="the run's folder (default: below runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with a run that is there")
     parser.add_argument(
         "--tensorboard", action="store_true", help="write event files into the run's folder too"
     )
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same numbers bit for bit each time also on a GPU, which costs speed",
+    )
     add_device_option(parser)
     args = parser.parse_args(arguments)
+    if args.deterministic:
+        be_deterministic()
     changes = dict(change(text) for text in args.changes)
     for key, value in [
         ("data.name", args.data),
@@ -373,22 +402,33 @@ def main(arguments: list[str] | None = None) -> int:
         if value is not None:
             changes[key] = value
     recipe = load_recipe(args.recipe or "easy-vqa", changes)
-    try:
-        run = train(
-            recipe,
-            out=args.out,
-            root=args.root,
-            device=choose_device(args.device),
-            weights=args.weights,
-            leave_out_damaged=args.leave_out_damaged,
-            resume=args.resume,
-            tensorboard=args.tensorboard,
-        )
-    except Stopped as stopped:
-        print(stopped)
-        return stopped.exit_code
-    print(table(run))
-    return 0
+    code = 0
+    with joined(args.device) as (world, device):
+        try:
+            run = train(
+                recipe,
+                out=args.out,
+                root=args.root,
+                device=choose_device(device),
+                weights=args.weights,
+                leave_out_damaged=args.leave_out_damaged,
+                resume=args.resume,
+                tensorboard=args.tensorboard,
+                place=args.rows,
+                world=world,
+            )
+            if world.first:
+                print(table(run))
+        except Stopped as stopped:
+            print(stopped)
+            code = stopped.exit_code
+        except SharedError:
+            if world.first:
+                raise
+            code = EXIT_BAD_INPUT
+    if not world.first:
+        leave(code)
+    return code
 
 
 def change(text: str) -> tuple[str, Any]:

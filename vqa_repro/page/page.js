@@ -96,7 +96,8 @@ const TEXTS = {
   },
 };
 const LANGUAGE = navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en";
-const PERCENT = new Intl.NumberFormat(LANGUAGE, { style: "percent", maximumSignificantDigits: 3 });
+const digits = { minimumFractionDigits: 1, maximumFractionDigits: 1 };
+const PERCENT = new Intl.NumberFormat(LANGUAGE, { style: "percent", ...digits });
 
 function text(key, values = {}) {
   return TEXTS[LANGUAGE][key].replace(/\{(\w+)\}/g, (_, name) => values[name]);

@@ -1,0 +1,278 @@
+"""Inject every fault there is a test for, and count how each ended.
+
+    python tests/faults/table.py            # about as long as the tests take
+    VQA_KILLS=100 VQA_FUZZ=1000000 python tests/faults/table.py
+    python tests/faults/table.py -m "not slow"    # what pytest takes
+
+A fault ends well in one of two ways: what was wanted is there all the same, verified; or one clear
+line says what is wrong, and nothing wrong lies under a right name. Which of the two a test wants is
+told here. docs/faults.md says what happens in words.
+"""
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tests by what they want: file::test[parameter], as regular expressions."""
+
+    recovers: str = ""
+    says: str = ""
+
+
+def of(file: str, *tests: str) -> str:
+    return rf"(?:{file}\.py::(?:{'|'.join(tests)})(?:\[.*\])?)"
+
+
+def fault(*names: str) -> str:
+    return rf"(?:test_checkpoints_setup\.py::test_recovers\[(?:{'|'.join(names)})\])"
+
+
+def given_up(*names: str) -> str:
+    return (
+        r"(?:test_checkpoints_setup\.py::test_gives_up_in_a_clear_sentence"
+        rf"\[(?:{'|'.join(names)})\])"
+    )
+
+
+def hostile(*names: str) -> str:
+    return rf"(?:test_hostile\.py::test_hostile_files_are_refused\[(?:{'|'.join(names)})\])"
+
+
+DOWNLOAD = "test_checkpoints_setup"
+# A test belongs to the first row that names it.
+DOWNLOADS = {
+    "truncated body, its length unsaid": Row(
+        fault("drop_half_unannounced_once", "drop_half_chunked_once")
+    ),
+    "connection drops": Row(
+        fault("drop_.*", "reset_once", "empty_reply_once", "garbage_status_once"),
+        given_up("drop_always_at_half", "empty_body"),
+    ),
+    "captive portal: a web page with status 200": Row(
+        of(DOWNLOAD, "test_a_login_page_does_not_cost_.*"),
+        given_up("login_.*", "json_error_unannounced", "redirected_to_login"),
+    ),
+    "server ignores Range": Row(fault("ignores_range")),
+    "416": Row(
+        fault("range_refused") + "|" + of(DOWNLOAD, "test_a_checkpoint_of_roughly_known_size")
+    ),
+    "206 with another piece or a wrong total": Row(fault("range_.*"), given_up("unasked_piece")),
+    "file changed, or the part is junk": Row(
+        fault("etag_.*", "no_validators")
+        + "|"
+        + of(DOWNLOAD, "test_a_junk_part.*", "test_junk_notes.*", "test_a_part_of_wrong_bytes.*")
+    ),
+    "right size, a flipped byte": Row(fault("flipped_once"), given_up("flipped")),
+    "another length, or bytes without end": Row(
+        "", given_up("other_length", "longer_.*", "endless_.*", "announces_.*")
+    ),
+    "503, 429, 500, with and without Retry-After": Row(
+        fault("busy_.*", "too_many_requests_once", "broken_once"), given_up("busy_always")
+    ),
+    "401, 403, 404, 407 and others": Row(
+        "", given_up("forbidden", "missing", "needs_password", "proxy_password", "teapot")
+    ),
+    "server stalls or drips": Row(fault("stall_.*", "drip_once"), given_up("stall_always", "drip")),
+    "gzip, unasked": Row("", given_up("gzipped")),
+    "redirects: in circles, to files, away from https": Row(
+        fault("redirected"),
+        given_up("redirected_.*") + "|" + of(DOWNLOAD, "test_https_is_never_left_for_http"),
+    ),
+    "no name, no answer; proxies, private CA": Row(
+        of(DOWNLOAD, "test_private_ca", "test_proxy_is_used.*"),
+        of(
+            DOWNLOAD,
+            *("test_name_not_resolved", "test_connection_refused"),
+            *("test_proxy_that_.*", "test_tls_expected.*"),
+        ),
+    ),
+    "passwords in addresses": Row(
+        of(DOWNLOAD, "test_passwords_.*", "test_a_password_is_not_carried_.*")
+    ),
+    "a mirror lacks it": Row(of(DOWNLOAD, "test_sources_.*", "test_another_mirror_.*")),
+    "corrupt or empty file of the right name": Row(
+        of(
+            DOWNLOAD,
+            *("test_a_bad_file_.*", "test_several_bad_.*", "test_a_dangling_.*"),
+            *("test_a_damaged_verdict.*", "test_a_changed_file_.*"),
+        ),
+        of(DOWNLOAD, "test_verify_sets_.*"),
+    ),
+    "killed or stopped in the middle": Row(
+        of(DOWNLOAD, "test_resumes_over_kills", "test_stopped_by_a_signal", "test_orphans_.*")
+        + "|"
+        + of("test_kills", "test_checkpoint_download")
+    ),
+    "two at once; locks that are stale, lie or fail": Row(
+        of(DOWNLOAD, "test_two_at_once.*", "test_the_lock_of_a_killed_.*", "test_whose_lock_.*"),
+        of(DOWNLOAD, "test_waiting_ends"),
+    ),
+    "disk full, quota, read-only": Row(
+        of(DOWNLOAD, "test_mode", "test_odd_paths", "test_symlinked_folder"),
+        of(
+            DOWNLOAD,
+            *("test_no_room_.*", "test_disk_fills_up_.*", "test_quota", "test_read_only_disk"),
+            "test_a_file_in_the_place_.*",
+        ),
+    ),
+    "a wrong file on the stick": Row(
+        of(DOWNLOAD, "test_copies_whatever_the_name"),
+        of(DOWNLOAD, "test_a_wrong_file_is_refused.*", "test_a_folder_without_it"),
+    ),
+}
+OTHERS = {
+    "bootstrap.sh killed, stopped, run twice": Row(
+        of(
+            "test_bootstrap",
+            *("test_killed_at_any_moment.*", "test_the_installer_of_a_killed_.*"),
+            *("test_two_at_once_.*", "test_a_lock_with_.*", "test_a_signal_ends_.*"),
+            *("test_a_big_wheel_.*", "test_killed_while_installing_.*"),
+        ),
+        of("test_bootstrap", "test_a_lock_of_another_machine_.*"),
+    ),
+    "bootstrap.sh on a full disk, with wrong hashes, on a strange machine": Row(
+        of(
+            "test_bootstrap",
+            *("test_a_vanished_python.*", "test_a_moved_project.*", "test_surroundings_.*"),
+            *("test_a_python_that_runs_.*", "test_a_uv_with_another_hash.*", "test_odd_paths"),
+            *("test_a_home_that_.*", "test_a_python_without_.*", "test_no_curl_.*"),
+        ),
+        of(
+            "test_bootstrap",
+            *("test_no_room_.*", "test_a_disk_that_.*", "test_another_hash_.*"),
+            *("test_all_problems_.*", "test_systems_.*", "test_half_a_copy.*"),
+            *("test_pythons_that_.*", "test_a_folder_of_someone_elses.*", "test_a_failure_says.*"),
+            *("test_a_project_that_.*", "test_a_driver_in_trouble_.*"),
+        ),
+    ),
+    "a bundle killed while it is made, damaged, for another machine, from a stranger": Row(
+        of(
+            "test_bundle",
+            *("test_killed_.*", "test_a_big_wheel_.*", "test_making_it_once_more_.*"),
+            *("test_what_no_lock_names_.*", "test_other_files_.*"),
+        )
+        + "|"
+        + of("test_bootstrap", "test_the_maker_of_a_bundle_.*"),
+        of(
+            "test_bundle",
+            *("test_every_fault_.*", "test_parts_missing_.*", "test_sizes_.*", "test_whatever_.*"),
+            *("test_a_bundle_of_another_.*", "test_a_wheel_that_is_not_.*", "test_no_room_.*"),
+            *("test_other_bytes_.*", "test_a_disk_that_.*"),
+        )
+        + "|"
+        + of("test_bootstrap", "test_a_damaged_bundle_.*", "test_a_bundle_for_something_.*"),
+    ),
+    "training killed at random moments": Row(of("test_kills", "test_training")),
+    "extraction killed at random moments": Row(
+        of("test_kills", "test_extraction") + "|" + of("test_extract", "test_killed_.*")
+    ),
+    "training stopped by Ctrl-C, SIGTERM, SIGUSR1": Row(
+        of("test_train", "test_stopped_anywhere.*")
+    ),
+    "several processes train: a signal, the end of one": Row(
+        of("test_distributed", "test_stopped_by_a_signal_.*"),
+        of("test_distributed", "test_the_end_of_one_.*"),
+    ),
+    "checkpoint cut off, or a bit of it flipped": Row(
+        of("test_train", "test_a_damaged_checkpoint_.*") + "|" + of("test_training", "test_one_.*")
+    ),
+    "disk full while training": Row(
+        of("test_training", "test_a_disk_that_.*") + "|" + of("test_train", "test_a_full_disk_.*")
+    ),
+    "loss infinite or not a number": Row(
+        "",
+        of("test_training", "test_a_loss_.*", "test_the_first_bad_.*")
+        + "|"
+        + of("test_train", "test_a_loss_.*"),
+    ),
+    "GPU or machine out of memory": Row(
+        "", of("test_training", "test_a_full_gpu_.*", "test_memory_.*")
+    ),
+    "code in a checkpoint, weights or picture": Row("", hostile("code .*", "a program .*")),
+    "paths and links out of a folder": Row(
+        "", hostile("a link .*", "a path .*", "a run .* name.*")
+    ),
+    "bombs: small files that unpack to gigabytes or claim to": Row(
+        "", hostile("a bomb .*", ".* of gigabytes", ".* gigabytes", "rows .*", ".* size", ".* end")
+    ),
+    "control characters for the terminal": Row("", hostile("control .*")),
+    "a checkpoint of something else": Row("", of("test_training", "test_a_checkpoint_of_.*")),
+    "files damaged at random (fuzzing)": Row("", of("test_fuzz", "test_damaged_files_.*")),
+}
+ROWS = DOWNLOADS | OTHERS
+
+
+def place_of(node: str) -> tuple[str, str] | None:
+    """The row of a test, and how it is to end."""
+    name = node.rpartition("/")[2] if "[" not in node else re.sub(r"^.*?([^/]*\.py::)", r"\1", node)
+    for row, wanted in ROWS.items():
+        for ending in ("recovers", "says"):
+            pattern = getattr(wanted, ending)
+            if pattern and re.fullmatch(pattern, name):
+                return row, ending
+    return None
+
+
+class Count:
+    """A pytest plugin: runs the tests that have a row, and counts."""
+
+    def __init__(self) -> None:
+        self.ended: dict[str, Counter[str]] = {row: Counter() for row in ROWS}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if place_of(item.nodeid)]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        place = place_of(report.nodeid)
+        if place is None or (report.when != "call" and report.passed):
+            return
+        row, ending = place
+        counts = self.ended[row]
+        if not report.passed:
+            counts["skipped" if report.skipped else "WRONG"] += 1
+            return
+        # A test that injects many faults says how many of them ended how.
+        said = dict(report.user_properties)
+        if not said:
+            counts[ending] += 1
+        counts["recovers"] += said.get("recovered", 0)
+        counts["says"] += said.get("said", 0)
+
+    def lines(self) -> Iterator[str]:
+        total: Counter[str] = Counter()
+        columns = ("recovers", "says", "WRONG", "skipped")
+        yield f"{'fault':80}{'injected':>9}{'recovers':>10}{'says so':>9}{'WRONG':>7}{'skipped':>9}"
+        for row, counts in [*self.ended.items(), ("all", total)]:
+            injected = counts["recovers"] + counts["says"] + counts["WRONG"]
+            numbers = [counts[column] for column in columns]
+            yield f"{row:80}{injected:9,}{{:10,}}{{:9,}}{{:7,}}{{:9,}}".format(*numbers)
+            if counts is not total:
+                total.update(counts)
+
+
+def named() -> set[str]:
+    """The test files of all rows, without their ending."""
+    patterns = [pattern for row in ROWS.values() for pattern in (row.recovers, row.says)]
+    return {name for pattern in patterns for name in re.findall(r"(\w+)\\\.py", pattern)}
+
+
+def main() -> int:
+    files = sorted(str(path) for path in TESTS.rglob("test_*.py") if path.stem in named())
+    count = Count()
+    code = pytest.main([*files, "-q", "-p", "no:cacheprovider", *sys.argv[1:]], plugins=[count])
+    print("\n".join(count.lines()))
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""Files made to run code, to write elsewhere or to take all memory. They are refused in a line.
+
+Each is read in a process of its own, whose memory is measured.
+"""
+
+import io
+import json
+import os
+import pickle
+import resource
+import struct
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from children import ready
+
+from vqa_repro import backbone, coco_qa, metric, model, pictures, store
+from vqa_repro.errors import UserError
+from vqa_repro.recipe import load_recipe
+from vqa_repro.run import Run, open_run
+from vqa_repro.vocab import Vocabulary
+
+MANY = 2**31  # bytes that a file of a few thousand claims to hold
+
+
+class Code:
+    """Pickled, it asks whoever unpickles it to make a file."""
+
+    def __init__(self, touched: Path) -> None:
+        self.touched = touched
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.touched),)
+
+
+def load_weights(path: Path) -> None:
+    model.load_weights(model.Network(None, torch.nn.Linear(2, 2), 1.0), path)
+
+
+def load_checkpoint(path: Path) -> None:
+    folder = path.parent
+    Run(folder, RECIPE, Vocabulary(("<pad>", "<unk>"), ("a",)), {}).load_checkpoint(print)
+
+
+RECIPE = load_recipe("easy-vqa", {})
+READERS: dict[str, Callable[[Path], object]] = {
+    "checkpoint.pt": load_checkpoint,
+    "weights.pth": lambda path: backbone.load_backbone("resnet50", path),
+    "picture": lambda path: pictures.read_picture(path, 64),
+    "store.safetensors": store.open_store,
+    "model.safetensors": load_weights,
+    "cocoqa-2015-05-17.zip": lambda path: coco_qa.load(path.parent, "train"),
+    "results.json": metric.read_results,
+    "recipe.json": lambda path: open_run(path.parent),
+    "recipe.toml": lambda path: load_recipe(str(path), {}),
+}
+
+
+def read(path: Path, said: Path) -> None:
+    """In a process of its own: read, and write down how that ended and the memory it took."""
+    sys.stdout = said.open("w")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        READERS[path.name](path)
+        print("read")
+    except UserError as error:
+        print("refused:", error)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+    sys.stdout.flush()
+
+
+def saved(value: Any, **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **how)
+    return buffer.getvalue()
+
+
+def squeezed(content: bytes) -> bytes:
+    """A torch.save file whose parts are compressed."""
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as old,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return buffer.getvalue()
+
+
+def tar(pickles: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:") as archive:
+        for name, content in pickles.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def png(side: int) -> bytes:
+    """A small white picture whose header says that it has ``side`` x ``side`` pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(bytes(999)))
+        + chunk(b"IEND", b"")
+    )
+
+
+def zip_of(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, content in members.items():
+            new.writestr(name, content)
+    return buffer.getvalue()
+
+
+def claims_more(archive: bytes) -> bytes:
+    """The first member's unpacked size, in the directory, is two gigabytes."""
+    at = archive.index(b"PK\x01\x02") + 24
+    return archive[:at] + struct.pack("<I", MANY) + archive[at + 4 :]
+
+
+def safetensors(header: Any, body: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def store_of(shape: list[int]) -> bytes:
+    metadata = {"format": "vqa_repro-store-1", "keys": "[]", "made_by": "{}"}
+    rows = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+    return safetensors({"__metadata__": metadata, "rows": rows})
+
+
+def eps(touched: Path) -> bytes:
+    """A picture that is a program; Pillow would hand it to Ghostscript."""
+    return (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+        + f"({touched}) (w) file closefile showpage\n%%EOF\n".encode()
+    )
+
+
+def linked(touched: Path) -> bytes:
+    """An old checkpoint whose parts are a link to a file elsewhere."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:") as archive:
+        info = tarfile.TarInfo("storages")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(info)
+    return buffer.getvalue()
+
+
+STRANGE_RECIPE = {
+    "title": "t",
+    "data": {"name": "x"},
+    "training": {"epochs": 1, "learning_rate": 0.1},
+    "model": {"name": "san"},
+}
+LOG_OF_GIGABYTES = b"\x80\x02r\xff\xff\xff\x3f."  # "remember object number 2**30"
+
+HOSTILE: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
+    # What it is: the file's name, its content, words of the refusal.
+    "code in a training checkpoint": (
+        "checkpoint.pt",
+        lambda touched: saved({"step": Code(touched)}),
+        "no checkpoint is whole",
+    ),
+    "code in weights": ("weights.pth", lambda t: saved({"w": Code(t)}), "not a checkpoint"),
+    "code in weights of old torch": (
+        "weights.pth",
+        lambda touched: saved({"w": Code(touched)}, _use_new_zipfile_serialization=False),
+        "not a checkpoint",
+    ),
+    "code in weights of oldest torch": (
+        "weights.pth",
+        lambda touched: tar({"storages": pickle.dumps(Code(touched), 2)}),
+        "not a checkpoint (it asks for posix.mkdir)",
+    ),
+    "code in a plain pickle": ("weights.pth", lambda t: pickle.dumps(Code(t)), "not a checkpoint"),
+    "code in a safetensors file": (
+        "model.safetensors",
+        lambda touched: pickle.dumps(Code(touched)),
+        "damaged",
+    ),
+    "a program as a picture": ("picture", eps, "no format that is known"),
+    "a link out of an archive": ("weights.pth", linked, "not a checkpoint"),
+    "a path out of a zip": (
+        "cocoqa-2015-05-17.zip",
+        lambda touched: zip_of({"../../train/questions.txt": b"x"}),
+        "unsafe name",
+    ),
+    "a run folder's name elsewhere": (
+        "recipe.toml",
+        lambda touched: b'base = "easy-vqa"\nname = "../../elsewhere"\n',
+        "is a path",
+    ),
+    "a bomb in a training checkpoint": (
+        "checkpoint.pt",
+        lambda touched: squeezed(saved({"x": torch.zeros(2**26)})),
+        "it is compressed",
+    ),
+    "a bomb in weights": (
+        "weights.pth",
+        lambda touched: squeezed(saved({"x": torch.zeros(2**26)})),
+        "it is compressed",
+    ),
+    "a bomb in a zip": (
+        "cocoqa-2015-05-17.zip",
+        lambda touched: claims_more(
+            zip_of({f"train/{field}.txt": b"1" for field in coco_qa._FIELDS})
+        ),
+        "2,147,483,648 bytes unpacked",
+    ),
+    "a bomb of a picture": ("picture", lambda touched: png(20_000), "too many pixels"),
+    "a picture of impossible size": ("picture", lambda t: png(2**31 - 1), "too many pixels"),
+    "a header of gigabytes": (
+        "store.safetensors",
+        lambda touched: struct.pack("<Q", MANY) + b"{}",
+        "header's length is impossible",
+    ),
+    "weights with a header of gigabytes": (
+        "model.safetensors",
+        lambda touched: struct.pack("<Q", MANY) + b"{}",
+        "damaged",
+    ),
+    "rows of terabytes": ("store.safetensors", lambda t: store_of([0, 2**40]), ""),
+    "rows without end": ("store.safetensors", lambda t: store_of([2**40, 2**40]), "do not match"),
+    "a pickle that wants gigabytes": (
+        "weights.pth",
+        lambda touched: tar({"storages": LOG_OF_GIGABYTES}),
+        "not a checkpoint",
+    ),
+    "tensors without end": (
+        "weights.pth",
+        lambda touched: saved({"conv1.weight": torch.zeros(1).half().expand(2**40)}),
+        "keys missing",
+    ),
+    "JSON without end": ("results.json", lambda t: b"[" * 10_000_000, "nested too deep"),
+    "a number without end": ("results.json", lambda t: b"9" * 10_000_000, "not a data set"),
+    "a run folder of gigabytes": ("recipe.json", lambda t: b" " * (2**26 + 1), "more than"),
+    "control characters for the terminal": (
+        "recipe.json",
+        lambda t: json.dumps(STRANGE_RECIPE | {"\x1b[2J\n": 1}).encode(),
+        "\\x1b[2J\\n",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def forks() -> ForkServerContext:
+    return ready()
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_files_are_refused(forks: ForkServerContext, what: str, tmp_path: Path) -> None:
+    name, content, words = HOSTILE[what]
+    folder, touched = tmp_path / "given", tmp_path / "touched"
+    folder.mkdir()
+    (folder / name).write_bytes(content(touched))
+    process = forks.Process(target=read, args=(folder / name, tmp_path / "said"))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    *_, said, peak = lines = (tmp_path / "said").read_text().splitlines()
+    assert said.startswith("refused: ") or not words
+    assert any(words in line for line in lines)
+    assert not touched.exists()
+    assert {path.name for path in folder.iterdir()} <= {name, "checkpoint.pt"}
+    assert int(peak) < 150, f"{peak} MiB"

@@ -1,0 +1,66 @@
+"""The table of faults has a row for every test of faults, and docs/faults.md for every row."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, environ
+from table import DOWNLOADS, OTHERS, ROWS, Count, named, place_of
+
+DOCUMENT = PROJECT / "docs" / "faults.md"
+
+
+def test_the_document_has_the_same_rows() -> None:
+    rows = re.findall(r"^\| (?!fault |---)(.*?) \|", DOCUMENT.read_text(encoding="utf-8"), re.M)
+    assert rows == [*DOWNLOADS, *OTHERS]
+
+
+def test_every_row_has_tests_and_every_injected_fault_a_row(request: pytest.FixtureRequest) -> None:
+    """Of the tests that were collected with this one; all of them, where it runs in the suite."""
+    nodes = [item.nodeid for item in request.session.items]
+    found = {place_of(node) for node in nodes}
+    files = {Path(node.partition("::")[0]).stem for node in nodes}
+    chosen = request.config.option
+    if chosen.markexpr or chosen.keyword or not files.issuperset(named()):
+        pytest.skip("not all tests of faults are collected")
+    for row, wanted in ROWS.items():
+        for ending in ("recovers", "says"):
+            assert ((row, ending) in found) == bool(getattr(wanted, ending)), f"{row}: {ending}"
+    injected = re.compile(r"test_(recovers|gives_up_in_a_clear_sentence|hostile_files\w+)\[(.*)\]")
+    harmless = ("honest", "chunked", "labelled_text")
+    for node in nodes:
+        fault = injected.search(node)
+        assert not fault or fault[2] in harmless or place_of(node), f"{node} has no row"
+
+
+def test_a_wrong_ending_is_counted_as_one(tmp_path: Path) -> None:
+    """The same counting, of a test that fails, one that passes and one that is skipped."""
+    (tmp_path / "test_kills.py").write_text(
+        "import pytest\n"
+        "def test_training(record_property): record_property('recovered', 7)\n"
+        "def test_extraction(): assert False\n"
+        "def test_checkpoint_download(): pytest.skip('no')\n"
+        "def test_another(): assert False\n"
+    )
+    program = (
+        "import sys, pytest, table; count = table.Count(); "
+        "pytest.main(['-q', sys.argv[1]], plugins=[count]); print('\\n'.join(count.lines()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**environ(), "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    said = dict(re.findall(r"^(\S.*?)  +([\d, ]+)$", done.stdout, re.M))
+    assert said["training killed at random moments"].split() == ["7", "7", "0", "0", "0"]
+    assert said["extraction killed at random moments"].split() == ["1", "0", "0", "1", "0"]
+    assert said["killed or stopped in the middle"].split() == ["0", "0", "0", "0", "1"]
+    assert said["all"].split() == ["8", "7", "0", "1", "1"]
+
+
+def test_counting_starts_at_nothing() -> None:
+    assert all("0" in line for line in list(Count().lines())[1:])

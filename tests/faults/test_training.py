@@ -1,0 +1,236 @@
+"""Training that runs out of numbers, memory or disk, or is given a stranger's checkpoint."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import options
+
+from vqa_repro import train
+from vqa_repro.errors import UserError
+from vqa_repro.questions import Questions
+from vqa_repro.recipe import Training
+from vqa_repro.run import open_run
+from vqa_repro.shortage import explained
+from vqa_repro.suspects import NotFiniteError, Suspects
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trained")
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path, drawn_folder: Path) -> Path:
+    """Three epochs that nothing disturbed."""
+    assert train.main([*options(drawn_folder, place / "whole", 3), "--root", str(place)]) == 0
+    return place / "whole"
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_a_loss_that_is_no_number_names_its_step_and_questions(
+    drawn_folder: Path, place: Path, tmp_path: Path
+) -> None:
+    """The rate is so high that the first step leaves weights no loss can be computed with."""
+    wild = ["--set", "training.learning_rate=1e38", "--set", "training.weight_decay=1e3"]
+    arguments = [*options(drawn_folder, tmp_path / "run", 3), "--root", str(place), *wild]
+    with pytest.raises(
+        UserError,
+        match=r"the loss is nan at step 2, batch 2 of epoch 1, about the questions \d+, .* and 7 "
+        r"more; lower training\.learning_rate",
+    ):
+        train.main(arguments)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_first_bad_batch_is_named(bad: float) -> None:
+    numbers = torch.arange(12)
+    questions = Questions(100 + numbers, *[numbers] * 5)
+    with (
+        pytest.raises(UserError, match=rf"{bad} at step 3, .* 2 of epoch 5, .* 106, 107, 108;"),
+        Suspects(questions) as suspects,
+    ):
+        loss = torch.zeros(())  # used again at every step, as a recorded step does
+        for step, value in enumerate([1.0, 2.0, bad, 3.0, bad], start=1):
+            loss.fill_(value)
+            suspects.add(step, 5, step - 1, numbers[3 * step - 3 :][:3], loss)
+        raise NotFiniteError(5)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_a_full_gpu_says_what_to_change(
+    drawn_folder: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch raises, where no GPU is at hand to be filled."""
+
+    def full(*_: object, **__: object) -> float:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.34 GiB. GPU 0 has a total capacity of 79 GiB"
+        )
+
+    monkeypatch.setattr(train, "optimise", full)
+    arguments = [*options(drawn_folder, tmp_path / "run", 3), "--root", str(place)]
+    with pytest.raises(
+        UserError, match=r"another 2\.34 GiB .* batch_size 12: --set training\.batch_size=6 or"
+    ):
+        train.main(arguments)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_that_is_really_full(device: str, tmp_path: Path) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    with (
+        pytest.raises(UserError, match=r"out of memory \(another .*training\.batch_size=50"),
+        explained(Training(epochs=1, learning_rate=1.0), tmp_path),
+    ):
+        torch.empty(2**50, dtype=torch.uint8, device=device)
+
+
+def test_what_is_no_shortage_stays_a_bug(tmp_path: Path) -> None:
+    for error in (RuntimeError("size mismatch"), FileNotFoundError(2, "No such file")):
+        with pytest.raises(type(error)), explained(Training(1, 1.0), tmp_path):
+            raise error
+
+
+# ---------------------------------------------------------------- disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A file system of so many KiB; called again, it has more."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def of(kib: int) -> Path:
+        how = "remount," if disk.is_mount() else ""
+        mount = ["mount", "-t", "tmpfs", "-o", f"{how}size={kib}k", "tmpfs", str(disk)]
+        if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("tmpfs cannot be mounted here")
+        return disk
+
+    yield of
+    if disk.is_mount():
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# A checkpoint has 2,530 KiB and the weights 840: the disk is full at the first checkpoint, at the
+# weights after it, at the second, the third, the last weights.
+@pytest.mark.parametrize("kib", [1000, 3000, 4500, 7000, 8400])
+def test_a_disk_that_fills_up_costs_nothing_that_was_saved(
+    whole: Path, drawn_folder: Path, place: Path, small_disk: Callable[[int], Path], kib: int
+) -> None:
+    out = small_disk(kib) / "run"
+    arguments = [*options(drawn_folder, out, 3), "--root", str(place)]
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        train.main(arguments)
+    saved = [path for path in out.iterdir() if path.name.startswith("checkpoint")]
+    assert bool(saved) == (kib > 1000)
+    assert not saved or open_run(out).load_checkpoint(print)
+    small_disk(20_000)
+    assert train.main([*arguments, "--resume"]) == 0
+    for name in ("model.safetensors", "results.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize("kib", [0, 16, 60])
+def test_a_disk_that_is_full_when_all_is_trained(
+    whole: Path,
+    drawn_folder: Path,
+    place: Path,
+    small_disk: Callable[[int], Path],
+    kib: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No room for the results, the curves, the gallery: the run goes on there and ends."""
+    disk, finish = small_disk(20_000), train.finish
+
+    def fill_up(*arguments: Any) -> None:
+        free = shutil.disk_usage(disk).free
+        (disk / "filler").write_bytes(bytes(free - 1024 * kib))
+        finish(*arguments)
+
+    arguments = [*options(drawn_folder, disk / "run", 3), "--root", str(place)]
+    monkeypatch.setattr(train, "finish", fill_up)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        train.main(arguments)
+    assert not open_run(disk / "run").finished
+    monkeypatch.setattr(train, "finish", finish)
+    (disk / "filler").unlink()
+    assert train.main([*arguments, "--resume"]) == 0
+    for path in whole.rglob("*.*g"):  # PNG, JPEG
+        assert (disk / "run" / path.relative_to(whole)).exists()
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def test_one_flipped_bit_anywhere_is_noticed(whole: Path, tmp_path: Path) -> None:
+    """torch.load would take it for a weight."""
+    run = open_run(whole)
+    data = (whole / "checkpoint.pt").read_bytes()
+    run.folder.joinpath("checkpoint.pt").write_bytes(data)
+    said: list[str] = []
+    try:
+        for place in range(1000, len(data) - 50_000, len(data) // 20):
+            damaged = bytearray(data)
+            damaged[place] ^= 4
+            (whole / "checkpoint.pt").write_bytes(damaged)
+            state = run.load_checkpoint(said.append)
+            assert state is not None and state["epoch"] == 2, "the one before"
+    finally:
+        (whole / "checkpoint.pt").write_bytes(data)
+    assert len(said) >= 19 and all("checkpoint.pt is damaged (" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        [],
+        {},
+        {"network": 3},
+        {"network": {"weight": torch.zeros(2)}},
+        {"network": {}, "optimizer": {}, "random": {}},
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(
+    whole: Path, drawn_folder: Path, place: Path, tmp_path: Path, state: object
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in ("recipe.json", "vocabulary.json", "features.json", "environment.json"):
+        (out / name).write_bytes((whole / name).read_bytes())
+    torch.save(state, out / "checkpoint.pt")
+    with pytest.raises(UserError, match=r"not of this run|no checkpoint is whole"):
+        train.main([*options(drawn_folder, out, 3), "--root", str(place), "--resume"])
+
+
+# ---------------------------------------------------------------- determinism
+
+
+def test_deterministic_on_demand(
+    whole: Path, drawn_folder: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trainings on the best device there is are the same; on the CPU they are at any time."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        for out in ("first", "second"):
+            arguments = [*options(drawn_folder, tmp_path / out, 2), "--root", str(place)]
+            assert train.main([*arguments, "--deterministic"]) == 0
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    first, second = (tmp_path / out / "model.safetensors" for out in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()

@@ -1,0 +1,98 @@
+"""Triton's kernels through its interpreter, on the CPU: test_kernels.py starts this by itself."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from vqa_repro import kernels, kernels_triton
+
+COUNTS = [3, 0, 1, 2]  # questions about each of four pictures
+N, PICTURES, R, K = 6, 4, 5, 7
+IMAGE_OF = torch.arange(PICTURES).repeat_interleave(torch.tensor(COUNTS))
+IDS = ["grouped", "in any order", "one each"]
+ORDERS = [IMAGE_OF, IMAGE_OF[[5, 0, 3, 1, 4, 2]], None]
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(*shape, requires_grad=True)
+
+
+def scores_input(image_of: Tensor | None) -> list[Tensor]:
+    return [numbers(N if image_of is None else PICTURES, R, K), numbers(N, K), numbers(K)]
+
+
+def same(ours: Tensor, plain: Tensor, inputs: list[Tensor], tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
+    weights = torch.randn_like(plain)
+    gradients = [torch.autograd.grad((x * weights).sum(), inputs) for x in (ours, plain)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("image_of", ORDERS, ids=IDS)
+def test_scores(image_of: Tensor | None) -> None:
+    torch.manual_seed(0)
+    inputs = scores_input(image_of)
+    plain = kernels.additive_scores_reference(*inputs, image_of)
+    same(kernels_triton.additive_scores(*inputs, image_of), plain, inputs)
+
+
+@pytest.mark.parametrize("image_of", ORDERS, ids=IDS)
+def test_pooling(image_of: Tensor | None) -> None:
+    torch.manual_seed(0)
+    inputs = [numbers(N, R), numbers(N if image_of is None else PICTURES, R, K)]
+    plain = kernels.pooled_reference(*inputs, image_of)
+    same(kernels_triton.pooled(*inputs, image_of), plain, inputs)
+
+
+def test_blocks_smaller_than_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(kernels_triton, "TILE", 16)
+    inputs = scores_input(IMAGE_OF)
+    plain = kernels.additive_scores_reference(*inputs, IMAGE_OF)
+    same(kernels_triton.additive_scores(*inputs, IMAGE_OF), plain, inputs)
+    inputs = [numbers(N, R), numbers(PICTURES, R, K)]
+    plain = kernels.pooled_reference(*inputs, IMAGE_OF)
+    same(kernels_triton.pooled(*inputs, IMAGE_OF), plain, inputs)
+
+
+def test_a_part_of_a_joint_projection() -> None:
+    torch.manual_seed(0)
+    image = numbers(PICTURES, R, 2 * K)
+    for half in image.chunk(2, dim=2):
+        inputs = [image, numbers(N, K), numbers(K)]
+        plain = kernels.additive_scores_reference(half, *inputs[1:], IMAGE_OF)
+        same(kernels_triton.additive_scores(half, *inputs[1:], IMAGE_OF), plain, inputs)
+
+
+def test_dropout_is_that_of_one_mask_and_leaves_out_its_share() -> None:
+    """The mask is read off the kernel itself, column by column, and given to the plain form."""
+    image, question, w = scores_input(IMAGE_OF)
+    columns = []
+    for k in range(K):
+        torch.manual_seed(3)  # the same numbers are left out
+        one = torch.eye(K)[k]
+        columns.append(kernels_triton.additive_scores(image, question, one, IMAGE_OF, 0.5))
+    H = torch.tanh(image[IMAGE_OF] + question[:, None, :])
+    mask = (torch.stack(columns, dim=2) / H).detach()
+    assert set(mask.round(decimals=3).unique().tolist()) == {0.0, 2.0}
+    assert 0.35 < (mask == 0).float().mean() < 0.65
+    torch.manual_seed(3)
+    ours = kernels_triton.additive_scores(image, question, w, IMAGE_OF, 0.5)
+    same(ours, (H * mask.round()) @ w, [image, question, w])
+    torch.manual_seed(4)
+    other = kernels_triton.additive_scores(image, question, w, IMAGE_OF, 0.5)
+    assert not torch.equal(ours, other)
+
+
+def test_low_precision_is_computed_in_float32() -> None:
+    torch.manual_seed(0)
+    inputs = [value.detach().bfloat16() for value in scores_input(IMAGE_OF)]
+    ours = kernels_triton.additive_scores(*inputs, IMAGE_OF)
+    exact = kernels.additive_scores_reference(*(value.double() for value in inputs), IMAGE_OF)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_they_are_checked_before_they_are_used() -> None:
+    assert kernels_triton.fails_on(torch.device("cpu")) is None
