@@ -92,11 +92,7 @@ class World(NamedTuple):
 
     def by_first(self, work: Callable[[], T]) -> T:
         """What ``work`` returns to the first process, which alone does it; the others wait."""
-        held = [self.together(lambda: work() if self.first else None)]
-        if self.size > 1:
-            with _others_may_end():
-                dist.broadcast_object_list(held, src=0)
-        return cast(T, held[0])
+        return cast(T, self.from_first(self.together(lambda: work() if self.first else None)))
 
     def same_weights(self, network: nn.Module) -> None:
         """Give every process the first one's weights and running means."""

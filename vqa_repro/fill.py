@@ -77,7 +77,7 @@ def fill(
 
         def begin() -> tuple[list[str], dict[str, str]] | None:
             """The keys of the store to be filled and what it leaves out; None if it is whole."""
-            if not world.first or _holding(path, images, made_by, leave_out_damaged):
+            if _holding(path, images, made_by, leave_out_damaged):
                 return None
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def fill(
                 return None  # another process made it meanwhile
             return _begin(path, images, row_shape, dtype, made_by, leave_out_damaged)
 
-        begun = world.from_first(world.together(begin))
+        begun = world.by_first(begin)
         if begun is None:
             return world.together(lambda: open_store(path))
         keys, left_out = begun
@@ -111,11 +111,7 @@ def fill(
                 f"{few(damaged, images)}; mend them and give the same command again"
             )
 
-        def finish() -> None:
-            if world.first:
-                writer.finish({**left_out, **damaged})
-
-        world.together(finish)
+        world.by_first(lambda: writer.finish({**left_out, **damaged}))
         return open_store(path)
 
 
