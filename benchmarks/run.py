@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,8 +40,10 @@ from vqa_repro.hiecoatt import HieCoAtt
 from vqa_repro.model import Network
 from vqa_repro.questions import Batch, Questions, batches
 from vqa_repro.recipe import Training
+from vqa_repro.rows import PLACES, Place, Rows
 from vqa_repro.san import SAN
 from vqa_repro.step import Step
+from vqa_repro.store import Store
 
 # VQA v2, train + val.
 PICTURES, QUESTIONS = 123_287, 658_111
@@ -125,30 +127,37 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
     return float(n**3 / seconds(lambda: a @ b, device, 5))
 
 
-def san_macs(layers: int, embedding: int, hidden: int, attention: int, words: float) -> tuple:
-    """Multiply-adds of SAN's forward pass, (per picture, per question)."""
+class Macs(NamedTuple):
+    """Multiply-adds of a forward pass."""
+
+    picture: float
+    question: float
+
+    def a_question_learnt(self) -> float:
+        """Those of a training step for a question, with its part of its picture's.
+
+        Backward costs twice the forward pass, but for the features, which need no gradient.
+        """
+        shared = 3 * self.picture - REGIONS * CHANNELS
+        return shared * PICTURES / QUESTIONS + 3 * self.question
+
+
+def san_macs(layers: int, embedding: int, hidden: int, attention: int, words: float) -> Macs:
+    """Multiply-adds of SAN's forward pass."""
     picture = REGIONS * hidden * (CHANNELS + layers * attention)
     hop = hidden * attention + REGIONS * (attention + hidden)
     lstm = words * 4 * hidden * (embedding + hidden)
-    return picture, lstm + layers * hop + hidden * ANSWERS
+    return Macs(picture, lstm + layers * hop + hidden * ANSWERS)
 
 
-def hiecoatt_macs(hidden: int, last_hidden: int, words: float) -> tuple:
-    """Multiply-adds of parallel HieCoAtt's forward pass, (per picture, per question)."""
+def hiecoatt_macs(hidden: int, last_hidden: int, words: float) -> Macs:
+    """Multiply-adds of parallel HieCoAtt's forward pass."""
     d = hidden
     picture = REGIONS * d * (CHANNELS + 3 * d)
     level = words * d * (2 * d + 3 * REGIONS) + REGIONS * 2 * d + words * 2 * d
     phrases, lstm = words * d * d * 6, words * 8 * d * d
     head = d * d + 2 * d * d + 2 * d * last_hidden + last_hidden * ANSWERS
-    return picture, phrases + lstm + 3 * level + head
-
-
-def our_san(precision: torch.dtype) -> Network:
-    return Network(None, SAN(WORDS, ANSWERS, CHANNELS, **SAN_OPTIONS), 1.0, precision)
-
-
-def our_hiecoatt(precision: torch.dtype) -> Network:
-    return Network(None, HieCoAtt(WORDS, ANSWERS, CHANNELS, **HIECOATT_OPTIONS), 1.0, precision)
+    return Macs(picture, phrases + lstm + 3 * level + head)
 
 
 # As the papers' code trains. The rate is small, because nothing is there to be learnt.
@@ -165,6 +174,44 @@ SAN_TRAINING = Training(
 HIECOATT_TRAINING = dataclasses.replace(
     SAN_TRAINING, optimizer="rmsprop", weight_decay=1e-8, clip=0.0
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    name: str
+    answerer: Callable[..., nn.Module]
+    plain: Callable[..., nn.Module]
+    options: dict[str, Any]
+    training: Training
+    macs: Callable[[float], Macs]  # by the words of a question
+
+    def ours(self, precision: torch.dtype) -> Network:
+        return Network(
+            None, self.answerer(WORDS, ANSWERS, CHANNELS, **self.options), 1.0, precision
+        )
+
+    def macs_a_question(self, questions: Questions) -> float:
+        return self.macs(float(questions.lengths.float().mean())).a_question_learnt()
+
+
+MODELS = {
+    "san": Model(
+        "SAN(2, LSTM)",
+        SAN,
+        PlainSAN,
+        SAN_OPTIONS,
+        SAN_TRAINING,
+        lambda words: san_macs(2, 500, 1024, 512, words),
+    ),
+    "hiecoatt": Model(
+        "HieCoAtt (parallel)",
+        HieCoAtt,
+        PlainHieCoAtt,
+        HIECOATT_OPTIONS,
+        HIECOATT_TRAINING,
+        lambda words: hiecoatt_macs(512, 1024, words),
+    ),
+}
 
 
 class PlainStep:
@@ -217,31 +264,16 @@ def step_figures(
     device = rows.device
     limit = peak(device, precision)
     yield Figure(f"one large matrix product, {precision}", 2 * limit / 1e9, "GFLOP/s")
-    words = float(questions.lengths.float().mean())
-    models = {
-        "san": (
-            "SAN(2, LSTM)",
-            our_san(precision),
-            SAN_TRAINING,
-            PlainSAN(WORDS, ANSWERS, CHANNELS, **SAN_OPTIONS),
-            san_macs(2, 500, 1024, 512, words),
-        ),
-        "hiecoatt": (
-            "HieCoAtt (parallel)",
-            our_hiecoatt(precision),
-            HIECOATT_TRAINING,
-            PlainHieCoAtt(WORDS, ANSWERS, CHANNELS, **HIECOATT_OPTIONS),
-            hiecoatt_macs(512, 1024, words),
-        ),
-    }
-    for key, (name, network, training, plain, (per_picture, per_question)) in models.items():
+    for key, model in MODELS.items():
         if which not in (None, key):
             continue
+        name, training, network = model.name, model.training, model.ours(precision)
         ours = Step(training, network.to(device).train(), rows, questions)
         if device.type == "cuda":
             yield Figure(
                 f"{name}: CUDA graphs", float(ours.eager is None), "1: used", ours.eager or ""
             )
+        plain = model.plain(WORDS, ANSWERS, CHANNELS, **model.options)
         theirs = PlainStep(plain, rows, questions)
         in_groups = forever(training, questions)
         singly = forever(dataclasses.replace(training, order="iid"), questions)
@@ -253,9 +285,7 @@ def step_figures(
             for _ in range(3)
         ]
         ours_a_second = statistics.median(pair[0] for pair in pairs)
-        # Backward costs twice the forward pass, but for the features, which need no gradient.
-        shared = 3 * per_picture - REGIONS * CHANNELS * (per_picture > 0)
-        macs = shared * PICTURES / QUESTIONS + 3 * per_question
+        macs = model.macs_a_question(questions)
         yield Figure(f"{name}, batch 100, grouped", ours_a_second, "questions/s")
         yield Figure("  an epoch of VQA v2 train + val would take", QUESTIONS / ours_a_second, "s")
         yield Figure("  of the limit by matrix products", 100 * ours_a_second * macs / limit, "%")
@@ -278,24 +308,40 @@ def step_figures(
         yield Figure("  answering, 1,024 at a time", len(batch.questions) / took, "questions/s")
 
 
+def at_place(rows: Tensor, place: Place) -> Rows:
+    """``rows`` as train.py keeps those of a store; on the disk they are a file that is gone."""
+    numbers: np.ndarray[Any, Any] = rows.cpu().numpy()
+    if place == "disk":
+        with tempfile.TemporaryFile() as file:
+            numbers.tofile(file)
+            numbers = np.memmap(file, numbers.dtype, "r", shape=numbers.shape)
+    return Rows(Store(Path("made-up"), numbers, {}, {}), rows.device, place)
+
+
 def epoch_figures(
-    rows: Tensor,
+    rows: Rows,
     questions: Questions,
     precision: torch.dtype,
     world: World,
     batch_size: int,
-    model: Callable[[torch.dtype], Network],
-    training: Training,
+    model: Model,
 ) -> Iterator[Figure]:
-    """An epoch as train.py has it, dealing out included; of all processes that torchrun started."""
+    """An epoch as train.py has it, dealing out included; of all processes that torchrun started.
+
+    rows: of this process.
+    """
     device = rows.device
-    own = rows[world.rank :: world.size]
-    training = dataclasses.replace(training, batch_size=batch_size)
+    limit = peak(device, precision)
+    training = dataclasses.replace(model.training, batch_size=batch_size)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(0)
-    step = Step(training, model(precision).to(device).train(), own, questions, world)
+    step = Step(training, model.ours(precision).to(device).train(), rows, questions, world)
 
     def epoch(number: int, most: int | None = None) -> None:
-        for batch in batches(questions, batch_size, training.order, number, world)[:most]:
+        plan = batches(questions, batch_size, training.order, number, world)[:most]
+        for batch in rows.ahead(plan):
             step(batch, 1e-5)
 
     # Before the clock: libraries, and on a GPU a recording of every size that is met.
@@ -309,10 +355,11 @@ def epoch_figures(
     took = clock() - began
     yield Figure(f"an epoch of {len(questions):,} questions", took, "s", f"batch {batch_size}")
     yield Figure("  a question", 1e6 * took / len(questions), "microseconds")
+    macs = model.macs_a_question(questions) * len(questions) / world.size
+    yield Figure("  of the limit by matrix products", 100 * macs / took / limit, "%")
     if device.type == "cuda":
-        memory, what = torch.cuda.max_memory_allocated(device), "of the GPU, with the features"
-        beside = memory - own.nbytes
-        yield Figure("  memory besides the features", beside / 1e9, "GB")
+        memory = torch.cuda.max_memory_allocated(device) - before
+        what = "of the GPU, besides the features"
     else:
         memory, what = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "of a process"
     yield Figure("  memory", memory / 1e9, "GB", what)
@@ -372,16 +419,22 @@ def target_rows(device: torch.device, precision: str) -> Iterator[tuple[str, str
         san = epoch()
         yield "SAN(2, LSTM), VQA v2 train + val, batch 100", "4 s an epoch", took(san)
         large = epoch("--batch", 512)
-        yield "the same, batch 512", "2 s an epoch, 40% of the limit", took(large)
+        share = f"{large['  of the limit by matrix products']:.0f}% of the limit"
+        yield "the same, batch 512", "2 s an epoch, 40% of the limit", f"{took(large)}, {share}"
         yield "HieCoAtt, parallel", "8 s an epoch", took(epoch("--model", "hiecoatt"))
-        beside = f"{san['  memory besides the features']:.2f} GB besides the features"
+        beside = f"{san['  memory']:.2f} GB besides the features"
         yield "memory of training with the features on disk", "8 GB", beside
+        resident, pinned = (
+            epoch("--share", 0.25, "--rows", place)["  a question"] for place in ("device", "host")
+        )
+        yield "from pinned host memory : resident", "1.3 times", f"{pinned / resident:.2f} times"
     else:
         for what, goal in (
             ("SAN(2, LSTM), VQA v2 train + val, batch 100", "4 s an epoch"),
             ("the same, batch 512", "2 s an epoch, 40% of the limit"),
             ("HieCoAtt, parallel", "8 s an epoch"),
             ("memory of training with the features on disk", "8 GB"),
+            ("from pinned host memory : resident", "1.3 times"),
         ):
             yield what, goal, "not measured: no GPU"
     goal = "10 times" if device.type == "cuda" else "3 times on 2 CPU cores"
@@ -389,7 +442,6 @@ def target_rows(device: torch.device, precision: str) -> Iterator[tuple[str, str
         options = ("--model", model, "--device", device.type, "--precision", precision)
         found = again("--only", "step", *options)
         yield f"ours : plain ({model})", goal, f"{found['  ours : plain']:.1f} times"
-    yield "from pinned host memory : resident", "1.3 times", "not measured by this file"
 
 
 def extraction_figures(device: torch.device) -> Iterator[Figure]:
@@ -443,7 +495,8 @@ def main() -> int:
         "--only", choices=("extraction", "store", "step", "epoch", "growth", "targets")
     )
     parser.add_argument("--batch", type=int, default=100, help="questions, for --only epoch")
-    parser.add_argument("--model", choices=("san", "hiecoatt"), help="this one alone")
+    parser.add_argument("--rows", choices=PLACES, default="device", help="for --only epoch")
+    parser.add_argument("--model", choices=tuple(MODELS), help="this one alone")
     parser.add_argument(
         "--precision", choices=("float32", "bfloat16"), default="bfloat16", help="of ours"
     )
@@ -479,10 +532,7 @@ def measure(args: argparse.Namespace, world: World, device: torch.device) -> Non
     )
     if not args.json:
         print(f"{machine}\n{data}", flush=True)
-    model, training = {
-        "san": (our_san, SAN_TRAINING),
-        "hiecoatt": (our_hiecoatt, HIECOATT_TRAINING),
-    }[args.model or "san"]
+    model = MODELS[args.model or "san"]
     steps = args.steps or (200 if device.type == "cuda" else 2)
     figures = []
     for name, part in {
@@ -490,7 +540,12 @@ def measure(args: argparse.Namespace, world: World, device: torch.device) -> Non
         "store": lambda: store_figures(rows),
         "step": lambda: step_figures(rows, questions, args.model, steps, precision),
         "epoch": lambda: epoch_figures(
-            rows, questions, precision, world, args.batch, model, training
+            at_place(rows[world.rank :: world.size], args.rows),
+            questions,
+            precision,
+            world,
+            args.batch,
+            model,
         ),
     }.items():
         if args.only in (None, name):
