@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqa_repro.hiecoatt import HieCoAtt
+from vqa_repro.model import Network
 from vqa_repro.optim import learning_rate, make_optimizer, resume
 from vqa_repro.questions import batches
 from vqa_repro.recipe import Training
@@ -139,3 +140,23 @@ def test_an_optimiser_goes_on_with_the_options_of_the_device_that_is_there() -> 
     resume(optimizer, state)
     for group in optimizer.param_groups:
         assert group["lr"] == training.learning_rate and not group["capturable"]
+
+
+def test_training_sees_some_regions_of_each_picture_and_answering_all() -> None:
+    seen: list[Tensor] = []
+
+    class Looks(nn.Module):
+        def forward(self, grid: Tensor, *_: object) -> None:
+            seen.append(grid)
+
+    rows = torch.arange(3 * 8.0).view(3, 8, 1).expand(3, 8, 2).half()
+    network = Network(None, Looks(), 0.5, regions=0.25)
+    torch.manual_seed(0)
+    for _ in range(2):
+        network(rows, rows, rows)
+    network.eval()(rows, rows, rows)
+    first, second, answering = (2 * grid[:, :, 0] for grid in seen)
+    assert first.shape == (3, 2) and not torch.equal(first, second)
+    for picture, regions in enumerate(first):
+        assert len(set(regions.tolist()) & set(range(8 * picture, 8 * picture + 8))) == 2
+    torch.testing.assert_close(answering, rows[:, :, 0].float())

@@ -41,21 +41,35 @@ class Network(nn.Module):
         answerer: nn.Module,
         scale: float = 1.0,
         precision: torch.dtype = torch.float32,
+        regions: float = 1.0,
     ) -> None:
         super().__init__()
         self.cnn = cnn
         self.answerer = answerer
         self._scale = scale
-        self._precision = precision  # of matrix products, in training; answers are in float32
+        # In training only; answers are in float32, from all regions.
+        self._precision = precision  # of matrix products
+        self._regions = regions  # share of a picture's
 
     def forward(
         self, rows: Tensor, tokens: Tensor, lengths: Tensor, image_of: Tensor | None = None
     ) -> Answer:
         low = self.training and self._precision is not torch.float32
         with torch.autocast(rows.device.type, self._precision, enabled=low):
-            grid = self._scale * rows.float() if self.cnn is None else self.cnn(rows)
+            grid = rows if self.cnn is None else self.cnn(rows)
+            if self.training and self._regions < 1:
+                grid = some_regions(grid, self._regions)
+            if self.cnn is None:
+                grid = self._scale * grid.float()
             answer: Answer = self.answerer(grid, tokens, lengths, image_of)
         return answer
+
+
+def some_regions(grid: Tensor, share: float) -> Tensor:
+    """A random ``share`` of each picture's regions, at least one: of R in (I, R, C)."""
+    pictures, R = grid.shape[:2]
+    kept = torch.rand(pictures, R, device=grid.device).argsort(dim=1)[:, : max(1, round(share * R))]
+    return grid[torch.arange(pictures, device=grid.device)[:, None], kept]
 
 
 def build(run: Run) -> Network:
@@ -83,7 +97,7 @@ def build(run: Run) -> Network:
         answerer = MODELS[name](
             len(vocabulary.words), len(vocabulary.answers), image_dim, **options
         )
-        return Network(cnn, answerer, run.features["scale"], precision)
+        return Network(cnn, answerer, run.features["scale"], precision, recipe.training.regions)
     except (ValueError, TypeError) as error:
         raise UserError(f"[model] {name}: {error}") from None
 

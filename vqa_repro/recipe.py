@@ -49,6 +49,7 @@ class Training:
     answers: Literal["label", "sampled", "soft"] = "label"  # what is learnt
     batch_size: int = 100  # questions
     order: Literal["grouped", "iid"] = "iid"  # whole pictures, or questions drawn singly
+    regions: float = 1.0  # share of a picture's regions, drawn anew for every batch, that it sees
     keep: Literal["last", "best"] = "last"  # the weights of which epoch, by the held-out pictures
     patience: int = 0  # stop after so many epochs without a better one; 0: never
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products
