@@ -193,6 +193,17 @@ def test_dropout_is_where_the_code_has_it(coattention: str, fidelity: str) -> No
     assert (net.lstm.num_layers, net.lstm.dropout) == ((2, 0.5) if net.released else (1, 0.0))
 
 
+def test_input_dropout_is_of_regions() -> None:
+    net = HieCoAtt(9, 4, 8, hidden=6, last_hidden=8, dropout=0.0, input_dropout=0.5)
+    seen: list[Tensor] = []
+    net.W_I.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    tokens, lengths = torch.tensor([[3, 4], [5, 0]]), torch.tensor([2, 1])
+    for training in (True, False):
+        net.train(training)(torch.ones(2, 500, 8), tokens, lengths)
+    assert set(seen[0].unique().tolist()) == {0.0, 2.0} and abs(seen[0].mean() - 1) < 0.1
+    assert set(seen[1].unique().tolist()) == {1.0}
+
+
 @each_variant
 def test_dropout_is_before_the_scores_of_regions(coattention: str, fidelity: str) -> None:
     net = model(coattention, fidelity).train()

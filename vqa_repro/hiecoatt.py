@@ -47,6 +47,8 @@ class HieCoAtt(nn.Module):
     image_dim: channels of a region vector.
     hidden: width d of every layer but the last hidden one, which is ``last_hidden`` wide: 1024
     for VQA, 512 for COCO-QA.
+    input_dropout: of region vectors before W_I, which neither paper nor code has; one choice for
+    all questions about a picture in a batch.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class HieCoAtt(nn.Module):
         hidden: int = 512,
         last_hidden: int = 1024,
         dropout: float = 0.5,
+        input_dropout: float = 0.0,
         fidelity: Literal["paper", "released"] = "paper",
     ) -> None:
         super().__init__()
@@ -89,6 +92,7 @@ class HieCoAtt(nn.Module):
         self.W_s = nn.Linear(2 * hidden, last_hidden, bias=released)
         self.W_h = nn.Linear(last_hidden, num_answers, bias=released)
         self.dropout = Dropout(dropout)
+        self.input_dropout = Dropout(input_dropout)
 
     def forward(
         self, grid: Tensor, tokens: Tensor, lengths: Tensor, image_of: Tensor | None = None
@@ -127,7 +131,7 @@ class HieCoAtt(nn.Module):
 
     def image_levels(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Region vectors V (I, R, d), and their projections for the three levels (I, R, 3d)."""
-        V = self.W_I(grid)  # (I, R, d)
+        V = self.W_I(self.input_dropout(grid))  # (I, R, d)
         if self.released:
             V = self.dropout(torch.tanh(V))
         return V, self.W_V(V)
