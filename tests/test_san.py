@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vqa_repro.attention import word_mask
-from vqa_repro.encoder import CNNEncoder, LSTMEncoder, last
+from vqa_repro.encoder import CNNEncoder
 from vqa_repro.san import SAN
 
 VARIANTS = [
@@ -259,14 +259,6 @@ def test_the_paper_s_attention_starts_where_its_tanh_is_curved() -> None:
     of_question = model.W_QA[0](model.question(torch.tensor([[3, 7, 20, 4]]), torch.tensor([4])))
     assert 0.5 < of_image.std() < 2
     assert 0.1 < of_question.std() < 2
-
-
-def test_states_at_the_last_words_are_those_of_packing() -> None:
-    """The path that other devices take, where lengths are not looked at."""
-    encoder = LSTMEncoder(WORDS, 4, 8).double()
-    _, tokens, lengths, _ = some_input()
-    states, _ = encoder.lstm(encoder.W_e(tokens))
-    torch.testing.assert_close(last(states, lengths), encoder(tokens, lengths))
 
 
 def test_half_precision_stays_close_and_maps_stay_float32() -> None:

@@ -4,14 +4,12 @@ All are exact under padding: zeros at the right of a question never change its v
 is that of the word vectors.
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from vqa_repro.attention import word_mask
 from vqa_repro.kernels import Dropout
+from vqa_repro.lstm import LSTM, at_last_words
 
 
 class LSTMEncoder(nn.Module):
@@ -23,21 +21,11 @@ class LSTMEncoder(nn.Module):
         super().__init__()
         self.dropout = Dropout(dropout)
         self.W_e = nn.Embedding(vocab_size, embedding, padding_idx=0)
-        self.lstm = nn.LSTM(embedding, hidden, batch_first=True)
+        self.lstm = LSTM(embedding, hidden)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         x = self.dropout(self.W_e(tokens))  # (N, T, embedding)
-        if x.device.type == "cpu":  # the padding costs time, and the lengths are at hand
-            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-            _, (h_T, _) = self.lstm(packed)
-            return cast(Tensor, h_T[0])
-        h, _ = self.lstm(x)  # (N, T, d)
-        return last(h, lengths)
-
-
-def last(h: Tensor, lengths: Tensor) -> Tensor:
-    """The states (N, d) at the last words, out of (N, T, d): as from packing, without a wait."""
-    return h[torch.arange(len(h), device=h.device), lengths - 1]
+        return at_last_words(self.lstm(x, lengths), lengths)
 
 
 class ReleasedLSTMEncoder(nn.Module):

@@ -29,15 +29,15 @@ depend on how far a batch is padded: there, phrases of padding take part in H_v 
 Initial values are PyTorch's defaults, which have the distributions of the code's Torch 7 layers.
 """
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from vqa_repro.attention import Answer, word_mask
 from vqa_repro.kernels import Dropout, additive_scores, coattention, pooled
+from vqa_repro.lstm import LSTM
 
 
 class HieCoAtt(nn.Module):
@@ -74,13 +74,7 @@ class HieCoAtt(nn.Module):
 
         self.W_e = nn.Embedding(vocab_size, hidden, padding_idx=0)
         self.W_c = nn.ModuleList(nn.Conv1d(hidden, hidden, s, bias=released) for s in (1, 2, 3))
-        self.lstm = nn.LSTM(
-            hidden,
-            hidden,
-            num_layers=2 if released else 1,
-            dropout=dropout if released else 0.0,
-            batch_first=True,
-        )
+        self.lstm = LSTM(hidden, hidden, 2, dropout) if released else LSTM(hidden, hidden)
         self.W_I = nn.Linear(image_dim, hidden, bias=released)
         # Every level's own projection of the picture (W_v, or W_x on V), as one matrix product.
         self.W_V = nn.Linear(hidden, 3 * hidden, bias=released)
@@ -106,7 +100,7 @@ class HieCoAtt(nn.Module):
         """
         words = word_mask(tokens, lengths)  # (N, T)
         V, W_V_V = self.image_levels(grid)
-        Q_w, Q_p, Q_s = self.question_levels(tokens, words)
+        Q_w, Q_p, Q_s = self.question_levels(tokens, words, lengths)
 
         projected_w, projected_p, projected_s = W_V_V.chunk(3, dim=2)  # 3 times (I, R, d)
         q_w, v_w, a_qw, a_vw = self.word(Q_w, V, projected_w, words, image_of)
@@ -136,7 +130,9 @@ class HieCoAtt(nn.Module):
             V = self.dropout(torch.tanh(V))
         return V, self.W_V(V)
 
-    def question_levels(self, tokens: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def question_levels(
+        self, tokens: Tensor, words: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors of words, phrases and question, each (N, T, d) and 0 where ``words`` is False."""
         words = words[:, :, None]
         Q_w = self.W_e(tokens)
@@ -152,21 +148,8 @@ class HieCoAtt(nn.Module):
         Q_p = torch.tanh(torch.stack(n_grams).amax(dim=0)).transpose(1, 2)
         Q_p = self.dropout(Q_p) * words
 
-        Q_s = self.dropout(self.states(Q_p, words)) * words
+        Q_s = self.dropout(self.lstm(Q_p, lengths)) * words
         return Q_w, Q_p, Q_s
-
-    def states(self, Q_p: Tensor, words: Tensor) -> Tensor:
-        """The LSTM's states (N, T, d) on the phrases (N, T, d); beyond a question's end, anything.
-
-        words: (N, T, 1) bool.
-        """
-        if Q_p.device.type != "cpu":
-            return cast(Tensor, self.lstm(Q_p)[0])
-        # On the CPU the padding costs time, and the lengths are at hand.
-        lengths = words.sum(dim=(1, 2))
-        packed = pack_padded_sequence(Q_p, lengths, batch_first=True, enforce_sorted=False)
-        states, _ = self.lstm(packed)
-        return pad_packed_sequence(states, batch_first=True, total_length=Q_p.shape[1])[0]
 
 
 class ParallelCoAttention(nn.Module):
