@@ -203,7 +203,11 @@ OTHERS = {
         "", hostile("a link .*", "a path .*", "a run .* name.*")
     ),
     "bombs: small files that unpack to gigabytes or claim to": Row(
-        "", hostile("a bomb .*", ".* of gigabytes", ".* gigabytes", "rows .*", ".* size", ".* end")
+        "",
+        hostile("a bomb .*", ".* of gigabytes", ".* gigabytes", "rows .*", ".* size", ".* end"),
+    ),
+    "recipes and run folders with sizes that no memory holds": Row(
+        "", of("test_hostile", "test_sizes_.*")
     ),
     "control characters for the terminal": Row("", hostile("control .*")),
     "a checkpoint of something else": Row("", of("test_training", "test_a_checkpoint_of_.*")),
