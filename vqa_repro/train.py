@@ -104,7 +104,8 @@ def train(
         )
     )
     world.together(lambda: check_room(run, device))
-    network = build(run).to(device)
+    with explained(recipe.training, folder):
+        network = build(run).to(device)
     world.same_weights(network)
     if world.rank:  # from here on, random numbers of its own
         torch.manual_seed(recipe.training.seed + RANK_SEED * world.rank)

@@ -196,7 +196,10 @@ OTHERS = {
         + of("test_train", "test_a_loss_.*"),
     ),
     "GPU or machine out of memory": Row(
-        "", of("test_training", "test_a_full_gpu_.*", "test_memory_.*")
+        "",
+        of("test_training", "test_a_full_gpu_.*", "test_memory_.*")
+        + "|"
+        + of("test_memory", "test_memory_.*"),
     ),
     "code in a checkpoint, weights or picture": Row("", hostile("code .*", "a program .*")),
     "paths and links out of a folder": Row(
