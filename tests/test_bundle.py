@@ -451,6 +451,7 @@ FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (a_path("/etc/passwd"), "no path inside the bundle"),
     (a_path("C:\\\\x.whl"), "no path inside the bundle"),
     (a_path("wheels/.hidden"), "no path inside the bundle"),
+    (a_path("wheels/" + "x" * 300), "no path inside the bundle"),
     (a_path("wheels//alpha.whl"), "no path inside the bundle"),
     (a_path("wheels/other.whl"), "bundle.json is damaged"),
     (huge_manifest, "no bundle of ours"),

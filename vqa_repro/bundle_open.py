@@ -45,8 +45,11 @@ class Bundle(NamedTuple):
     files: dict[str, Whole]
 
 
-# No absolute path, no "..", nothing hidden, no name that another system reads otherwise.
-SAFE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!-]*(/[A-Za-z0-9_][A-Za-z0-9._+!-]*)*")
+# No absolute path, no "..", nothing hidden, no name that another system reads otherwise or that is
+# too long for a file system.
+SAFE_PATH = re.compile(
+    r"(?=.{1,255}$)[A-Za-z0-9_][A-Za-z0-9._+!-]*(/[A-Za-z0-9_][A-Za-z0-9._+!-]*)*"
+)
 
 
 def read_small(path: Path) -> bytes:
