@@ -189,6 +189,12 @@ OTHERS = {
     "disk full while training": Row(
         of("test_training", "test_a_disk_that_.*") + "|" + of("test_train", "test_a_full_disk_.*")
     ),
+    "disk without inodes, or read-only": Row(
+        of(
+            "test_disks", "test_inodes_that_run_out_in_training_.*", "test_a_read_only_.*_read_from"
+        ),
+        of("test_disks", "test_inodes_that_run_out_in_the_.*", "test_a_read_only_.*_write_to"),
+    ),
     "loss infinite or not a number": Row(
         "",
         of("test_training", "test_a_loss_.*", "test_the_first_bad_.*")
