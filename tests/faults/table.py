@@ -159,7 +159,7 @@ OTHERS = {
         of(
             "test_bundle",
             *("test_killed_.*", "test_a_big_wheel_.*", "test_making_it_once_more_.*"),
-            *("test_what_no_lock_names_.*", "test_other_files_.*"),
+            *("test_what_no_lock_names_.*", "test_other_files_.*", "test_a_stick_.*"),
         )
         + "|"
         + of("test_bootstrap", "test_the_maker_of_a_bundle_.*"),
