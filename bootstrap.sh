@@ -75,7 +75,7 @@ Exit codes
   10   operating system, processor or C library not supported
   11   no usable Python
   12   no room on the disk
-  13   no permission to write
+  13   no permission to write, or to run programs there
   14   the packages could not be installed (most often the network)
   15   a package is not the one that the *.lock files name (hash mismatch)
   16   another bootstrap held the lock for too long
@@ -404,6 +404,11 @@ existing() { # PATH: it, or its nearest folder that exists
   printf '%s\n' "$path"
 }
 writable() { [[ -w $(existing "$1") ]]; }
+readonly RUNNABLE='
+import os, sys
+sys.exit(bool(os.statvfs(sys.argv[1]).f_flag & getattr(os, "ST_NOEXEC", 0)))
+'
+runnable() { [[ -z $BASE ]] || "$BASE" -I -c "$RUNNABLE" "$(existing "$1")"; }
 disk() { # PATH: "free-kB mount-point" of its file system; nothing where df gives no answer
   local free mount
   limited 3 df -Pk "$(existing "$1")" 2>/dev/null \
@@ -470,6 +475,8 @@ check_disk() {
   check_room "$need" "$VENV" "the environment"
   for where in "$VENV" "$STATE"; do
     writable "$where" || problem 13 write "not allowed in $where; try --venv DIR, or another copy"
+    runnable "$where" || problem 13 exec \
+      "$where lies on a disk mounted noexec, which runs no programs; try --venv DIR, or another copy"
   done
 }
 check_room() { # GB PATH WHAT

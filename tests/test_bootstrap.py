@@ -561,6 +561,22 @@ def test_a_project_that_cannot_be_written(
     assert "Read-only file system" in copy.run("env", "--skip", "check", exits=13).stderr
 
 
+def test_a_disk_that_runs_no_programs(
+    copy: Copy, tmp_path: Path, wheelhouse: Path, other_disk: Path
+) -> None:
+    """Mounted noexec, as scratch disks of clusters now and then are."""
+    remount(other_disk, "noexec")
+    said = "exec +problem +{} lies on a disk mounted noexec, which runs no programs; try --venv DIR"
+    venv = other_disk / "venv"
+    out = copy.run("env", "--venv", str(venv), exits=12).stdout  # which has no room, either
+    assert re.search(said.format(re.escape(str(venv))), out)
+    assert not list(other_disk.iterdir())
+    project = make_copy(other_disk / "copy", tmp_path / "another home", wheelhouse)
+    project.before = ["bash"]  # as a shell says, bootstrap.sh itself may not be run there
+    out = project.run("env", exits=12).stdout
+    assert len(re.findall(said.format(".*"), out)) == 2  # of the environment, of .bootstrap
+
+
 def test_a_python_without_pip_and_ensurepip(copy: Copy) -> None:
     hide = "import sys, importlib.util as u; find = u.find_spec; "
     hide += (

@@ -451,6 +451,7 @@ FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (a_path("/etc/passwd"), "no path inside the bundle"),
     (a_path("C:\\\\x.whl"), "no path inside the bundle"),
     (a_path("wheels/.hidden"), "no path inside the bundle"),
+    (a_path("wheels/" + "x" * 300), "no path inside the bundle"),
     (a_path("wheels//alpha.whl"), "no path inside the bundle"),
     (a_path("wheels/other.whl"), "bundle.json is damaged"),
     (huge_manifest, "no bundle of ours"),
@@ -622,6 +623,42 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("file systems cannot be mounted here")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def stick(tmp_path: Path) -> Iterator[Path]:
+    """A file system as sticks have: no links, no rights of files. The first that can be had."""
+    image, folder = tmp_path / "image", tmp_path / "stick"
+    folder.mkdir()
+    for made_by, kind in (
+        ("mkfs.vfat", "vfat"),
+        ("mkfs.exfat", "exfat"),
+        ("mkfs.exfat", "exfat-fuse"),
+    ):
+        image.unlink(missing_ok=True)
+        with image.open("wb") as file:
+            file.truncate(40 << 20)
+        mounting = ["mount", "-t", kind, "-o", "loop", str(image), str(folder)]
+        commands = ([made_by, str(image)], mounting)
+        if shutil.which(made_by) and not any(
+            subprocess.run(command, capture_output=True).returncode for command in commands
+        ):
+            break
+    else:
+        pytest.skip("neither FAT nor exFAT can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_stick_holds_a_bundle_but_no_project(project: Project, stick: Path) -> None:
+    seed(project)
+    out, options = stick / "out", ("--python", PYTHON, "--torch", "cu130")
+    project.run("make", out, "--split", "1M", *options)
+    assert "nothing to do" in project.run("make", out, "--split", "1M", *options)
+    project.run("open", out, "--into", project.into, *options)
+    assert len(list(project.into.glob("wheels/*.whl"))) == 5 + (PYTHON == "3.10")
+    said = project.run("open", out, "--into", stick / "into", *options, exits=13)
+    assert "a disk that has no links, as FAT and exFAT" in said
 
 
 @pytest.mark.slow

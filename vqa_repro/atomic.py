@@ -1,8 +1,10 @@
 """Files that are there whole or not at all, whenever the process or the machine stops."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +26,20 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             os.unlink(name)
             raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be written: {reason(error, path.parent)}") from None
+
+
+def reason(error: OSError, folder: Path) -> str:
+    """Why a file could not be written into ``folder``, in words.
+
+    A disk that is out of inodes calls itself full, whatever room it has.
+    """
+    why = error.strerror or str(error)
+    with suppress(OSError):
+        disk = os.statvfs(folder)
+        if error.errno == errno.ENOSPC and disk.f_files and not disk.f_favail and disk.f_bavail:
+            why += " for another file, though there is room (`df -i`): remove some files"
+    return why
 
 
 def _umask() -> int:

@@ -1,5 +1,6 @@
 """Reading a bundle, which may come from a stranger; and offering what was verified."""
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from vqa_repro.bundle_pieces import (
     FORMAT,
     MAKE_ANEW,
     MANIFEST,
+    NO_PERMISSION,
     NO_ROOM,
     BundleError,
     Piece,
@@ -45,8 +47,11 @@ class Bundle(NamedTuple):
     files: dict[str, Whole]
 
 
-# No absolute path, no "..", nothing hidden, no name that another system reads otherwise.
-SAFE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!-]*(/[A-Za-z0-9_][A-Za-z0-9._+!-]*)*")
+# No absolute path, no "..", nothing hidden, no name that another system reads otherwise or that is
+# too long for a file system.
+SAFE_PATH = re.compile(
+    r"(?=.{1,255}$)[A-Za-z0-9_][A-Za-z0-9._+!-]*(/[A-Za-z0-9_][A-Za-z0-9._+!-]*)*"
+)
 
 
 def read_small(path: Path) -> bytes:
@@ -205,7 +210,16 @@ def open_bundle(folder: Path, into: Path, python: str, torch: str) -> None:
         elif len(whole.pieces) == 1:
             fresh = path.with_name(path.name + ".new")
             fresh.unlink(missing_ok=True)
-            fresh.symlink_to((folder / name).absolute())
+            try:
+                fresh.symlink_to((folder / name).absolute())
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOSYS, errno.ENOTSUP):
+                    raise
+                raise BundleError(
+                    NO_PERMISSION,
+                    f"{into} lies on a disk that has no links, as FAT and exFAT: a bundle may lie "
+                    "there, the project needs another disk",
+                ) from None
             os.replace(fresh, path)
     say(f"verified in {time.monotonic() - began:.0f} s; no network is needed")
 

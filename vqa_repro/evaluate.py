@@ -25,6 +25,7 @@ from vqa_repro.questions import encode
 from vqa_repro.recipe import Data
 from vqa_repro.rows import Rows
 from vqa_repro.run import Run, open_run
+from vqa_repro.shortage import memory_explained
 
 SERVER = "the evaluation server, see visualqa.org/challenge"
 # Options that say how a run answers, and those that go with anybody's results.
@@ -68,6 +69,7 @@ def where_scored(data: str, split: Split, out: Path, count: int) -> str:
     )
 
 
+@memory_explained()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vqa_repro.evaluate",

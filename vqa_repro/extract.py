@@ -26,6 +26,7 @@ from vqa_repro.device import add_device_option, choose_device, describe
 from vqa_repro.distributed import ALONE, SharedError, World, joined, leave
 from vqa_repro.errors import UserError, main_guard
 from vqa_repro.fill import DamagedPicturesError, fill
+from vqa_repro.shortage import ELSEWHERE, memory_explained
 from vqa_repro.store import Store
 
 BATCH = {"cpu": 4, "cuda": 32}  # two of VGG's widest maps then have 3.3 GB in float32
@@ -79,6 +80,7 @@ class Extractor:
         return wait
 
 
+@memory_explained(f"`extract --precision bfloat16` takes less; {ELSEWHERE}")
 def extract(
     images: dict[str, Path],
     path: Path,
@@ -129,6 +131,7 @@ def store_path(root: Path, data: str, *what: str) -> Path:
     return root / "features" / f"{'-'.join([find_data_set(data).pictures, *what])}.safetensors"
 
 
+@memory_explained()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vqa_repro.extract", description=__doc__.splitlines()[0]

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from vqa_repro.atomic import reason
 from vqa_repro.distributed import ALONE, World
 from vqa_repro.errors import UserError
 from vqa_repro.pictures import PictureReader, few
@@ -279,7 +280,10 @@ def _alone(path: Path) -> Iterator[None]:
         try:
             file = lock.open("w")
         except OSError as error:
-            raise UserError(f"{lock}: cannot be written: {error.strerror}") from None
+            raise UserError(
+                f"{lock}: cannot be written: {reason(error, lock.parent)}; features are made "
+                "there once: let it be written, or copy what --root names to another disk"
+            ) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

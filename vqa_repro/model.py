@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +16,8 @@ from vqa_repro.baselines import BagOfWords, DeeperLSTMNormI, QuestionOnly, ShowA
 from vqa_repro.cnn import SmallCNN
 from vqa_repro.errors import UserError
 from vqa_repro.hiecoatt import HieCoAtt
-from vqa_repro.run import Run
+from vqa_repro.memory import free_on_host
+from vqa_repro.run import WIDEST, Run
 from vqa_repro.san import SAN
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -26,6 +28,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "deeper-lstm": DeeperLSTMNormI,
     "show-ask-attend": ShowAskAttendAnswer,
 }
+# What training holds at least: weights, gradients, what the optimiser keeps beside them.
+COPIES = {"adamw": 4, "sgd": 3, "rmsprop": 3}
 
 
 class Network(nn.Module):
@@ -75,21 +79,25 @@ def some_regions(grid: Tensor, share: float) -> Tensor:
 def build(run: Run) -> Network:
     """The untrained network of ``run``.
 
-    Raises UserError for a model or option that does not exist.
+    Raises UserError for a model or option that does not exist, or a size that makes no sense.
     """
     recipe, vocabulary = run.recipe, run.vocabulary
     options = dict(recipe.model)
     name = options.pop("name")
     if name not in MODELS:
         raise UserError(f"[model] name = {name!r}: there are {', '.join(MODELS)}")
-    known = [
-        p.name
+    known = {
+        p.name: p.annotation
         for p in inspect.signature(MODELS[name]).parameters.values()
         if p.kind is p.KEYWORD_ONLY
-    ]
-    for key in options:
+    }
+    for key, value in options.items():
         if key not in known:
             raise UserError(f"[model] {name} has no option {key!r}; there are {', '.join(known)}")
+        if not _fits(value, known[key]):
+            count = len(get_args(known[key]))
+            what = f"{count} whole numbers" if count else "a whole number"
+            raise UserError(f"[model] {key} = {value!r:.80}: expected {what} from 1 to {WIDEST:,}")
     cnn = SmallCNN() if recipe.data.features == "cnn" else None
     image_dim = cnn.channels if cnn else run.features["channels"]
     precision = getattr(torch, recipe.training.precision)
@@ -100,6 +108,38 @@ def build(run: Run) -> Network:
         return Network(cnn, answerer, run.features["scale"], precision, recipe.training.regions)
     except (ValueError, TypeError) as error:
         raise UserError(f"[model] {name}: {error}") from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a model's sizes are such as it can be built with: recipes may come from strangers."""
+    if hint is int:
+        return type(value) is int and 1 <= value <= WIDEST
+    if get_origin(hint) is tuple:
+        hints = get_args(hint)
+        return (
+            isinstance(value, list | tuple)
+            and len(value) == len(hints)
+            and all(map(_fits, value, hints))
+        )
+    return True
+
+
+def check_room(run: Run, device: torch.device) -> None:
+    """Raises UserError where the host's memory cannot hold the network of ``run`` in training.
+
+    It is built there, and trained there without a GPU. Linux promises more memory than there is,
+    and kills who asks for it; a GPU says itself that it is full.
+    """
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in build(run).parameters())
+    copies = COPIES[run.recipe.training.optimizer] if device.type == "cpu" else 1
+    needed, free = 4 * copies * parameters, free_on_host()
+    if needed > free:
+        raise UserError(
+            f"[model] {run.recipe.model['name']}: {parameters:,} parameters need "
+            f"{needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free; make its "
+            "layers smaller"
+        )
 
 
 def save_weights(network: Network, path: Path) -> None:

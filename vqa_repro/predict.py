@@ -25,6 +25,7 @@ from vqa_repro.features import NO_PICTURE
 from vqa_repro.model import load_network
 from vqa_repro.pictures import Picture, read_picture
 from vqa_repro.run import Run, open_run
+from vqa_repro.shortage import memory_explained
 from vqa_repro.vocab import tokenize
 
 TOP = 5
@@ -62,6 +63,7 @@ class Predictor:
     ``network`` is the model itself, in evaluation mode, with the run's weights.
     """
 
+    @memory_explained()
     def __init__(self, run: Run, device: torch.device, weights: Path | None = None) -> None:
         self.run = run
         self.device = device
@@ -85,6 +87,7 @@ class Predictor:
         """
         return self.answer(self.look(picture), question)
 
+    @memory_explained()
     def look(self, picture: Picture) -> Tensor:
         """The picture as a row (1, ...) of a feature store, for ``answer``: the costly half."""
         if self._made_by == NO_PICTURE:
@@ -96,6 +99,7 @@ class Predictor:
                 row = self._frozen(row)
         return row
 
+    @memory_explained()
     def answer(self, row: Tensor, question: str) -> Prediction:
         """Answer ``question`` about the picture whose row (1, ...) of a feature store this is."""
         if not question.strip():

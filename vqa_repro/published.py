@@ -5,6 +5,7 @@ Nothing is ever extracted: a zip member is read into memory, whole, up to ``MAX_
 
 import json
 import os
+import stat
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,7 +63,10 @@ class Source:
     def _bytes(self) -> bytes:
         try:
             with self.path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
+                status = os.fstat(file.fileno())
+                # Python claims what is asked for, also where the file has far less.
+                most = status.st_size if stat.S_ISREG(status.st_mode) else MAX_BYTES
+                data = file.read(min(most, MAX_BYTES) + 1)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None
         if len(data) > MAX_BYTES:

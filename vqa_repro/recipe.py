@@ -4,6 +4,7 @@ Recipes are TOML files in ``vqa_repro/recipes/``; ``--recipe`` takes a name from
 """
 
 import dataclasses
+import math
 import sys
 import typing
 from dataclasses import dataclass, field
@@ -79,6 +80,16 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
+# The least and the most that makes sense; recipes may come from strangers. Other numbers: from 0.
+_RANGES = {
+    "validation": (0, 1),
+    "picture_size": (8, 1024),
+    "num_answers": (1, 10**9),
+    "epochs": (1, 10**6),
+    "decade": (1, 10**12),
+    "batch_size": (1, 10**9),
+    "seed": (0, 2**32),
+}
 _SECTIONS = {"data": Data, "training": Training, "published": Published}
 
 
@@ -191,6 +202,10 @@ def _checked(cls: type[Any], values: Any, where: str) -> Any:
             raise UserError(f"{where} has no option {key!r}; there are {', '.join(sorted(names))}")
         if not _fits(value, hints[key]):
             raise UserError(f"{where} {key} = {value!r}: expected {_in_words(hints[key])}")
+        least, most = _RANGES.get(key, (0, math.inf))
+        if type(value) in (int, float) and not least <= value <= most:
+            limit = "" if most == math.inf else f" and at most {most:,}"
+            raise UserError(f"{where} {key} = {value!r}: expected at least {least:,}{limit}")
     for f in dataclasses.fields(cls):
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and f.name not in values:

@@ -34,7 +34,8 @@ from vqa_repro.torch_file import load_torch
 from vqa_repro.vocab import Vocabulary
 
 # Run folders may come from strangers.
-MAX_JSON = 2**26  # bytes
+MAX_JSON = 2**24  # bytes
+WIDEST = 2**16  # channels of a region, units of a layer
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -163,6 +164,8 @@ def open_run(folder: Path) -> Run:
     features = read_json(path)
     if not isinstance(features, dict) or type(features.get("channels")) is not int:
         raise UserError(f"{path}: does not say how many channels a region has")
+    if not 1 <= features["channels"] <= WIDEST:
+        raise UserError(f"{path}: regions of {features['channels']} channels")
     if type(features.get("scale")) is not float:
         raise UserError(f"{path}: does not say by how much features are scaled")
     made_by = features.get("made_by")

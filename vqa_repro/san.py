@@ -16,6 +16,7 @@ from vqa_repro.encoder import CNNEncoder, LSTMEncoder, ReleasedLSTMEncoder, init
 from vqa_repro.kernels import Dropout, additive_scores, pooled
 
 Fidelity = Literal["paper", "released"]
+MOST_LAYERS = 100  # the paper has 1 and 2; recipes may come from strangers
 
 
 class SAN(nn.Module):
@@ -52,6 +53,8 @@ class SAN(nn.Module):
             raise ValueError(f"question = {question!r}: there are lstm and cnn")
         if fidelity not in ("paper", "released"):
             raise ValueError(f"fidelity = {fidelity!r}: there are paper and released")
+        if not 1 <= layers <= MOST_LAYERS:
+            raise ValueError(f"layers = {layers}: there can be 1 to {MOST_LAYERS}")
         self.fidelity = fidelity
         self.normalize = normalize
         self.input_dropout = Dropout(input_dropout)

@@ -1,4 +1,4 @@
-"""Memory or disk that gives out while training: one line that says what to change."""
+"""Memory or disk that gives out: one line that says what to change."""
 
 import errno
 import re
@@ -7,33 +7,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from vqa_repro.errors import UserError
 from vqa_repro.recipe import Training
 
-CPU_FULL = "DefaultCPUAllocator: "
+# The allocator of the CPU has no exception of its own, and neither have CUDA's libraries.
+FULL = re.compile("DefaultCPUAllocator: |out of memory|_ALLOC_FAILED")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ELSEWHERE = "`nvidia-smi` shows who else uses a GPU, and --device cuda:N or cpu is another one"
+
+
+@contextmanager
+def memory_explained(mend: str = ELSEWHERE, where: str = "") -> Iterator[None]:
+    """Turn what torch and numpy raise for want of memory into a UserError that ends in ``mend``."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not FULL.search(str(error)):
+            raise
+        asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
+        more = f" (another {asked[1]} asked for)" if asked else ""
+        raise UserError(f"out of memory{more}{where}: {mend}") from None
 
 
 @contextmanager
 def explained(training: Training, folder: Path) -> Iterator[None]:
-    """Turn what torch and the file system raise for want of room into a UserError."""
+    """Likewise in training, and also what the file system raises for want of room."""
+    smaller = f"--set training.batch_size={max(1, training.batch_size // 2)}"
+    if training.precision == "float32":
+        smaller += " or --set training.precision=bfloat16"
+    mend = (
+        f"{smaller} takes less; on a GPU, --rows host leaves its memory to the training, "
+        "`nvidia-smi` shows who else uses it, and --device cuda:N is another one"
+    )
     try:
-        yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; on the CPU it has no name
-        if not isinstance(error, torch.OutOfMemoryError) and CPU_FULL not in str(error):
-            raise
-        asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
-        more = f" (another {asked[1]} asked for)" if asked else ""
-        smaller = f"--set training.batch_size={max(1, training.batch_size // 2)}"
-        if training.precision == "float32":
-            smaller += " or --set training.precision=bfloat16"
-        raise UserError(
-            f"out of memory{more} at batch_size {training.batch_size}: {smaller} takes less; on a "
-            "GPU, --rows host leaves its memory to the training, `nvidia-smi` shows who else uses "
-            "it, and --device cuda:N is another one"
-        ) from None
+        with memory_explained(mend, f" at batch_size {training.batch_size}"):
+            yield
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

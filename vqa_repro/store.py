@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from vqa_repro.atomic import write_atomic
+from vqa_repro.atomic import reason, write_atomic
 from vqa_repro.errors import UserError
 
 FORMAT = "vqa_repro-store-1"
@@ -78,7 +78,8 @@ class StoreWriter:
                         file.truncate(len(header) + size)
         except OSError as error:
             raise UserError(
-                f"{self._part}: cannot write {size / 1e9:.2f} GB of features: {error.strerror}"
+                f"{self._part}: cannot write {size / 1e9:.2f} GB of features: "
+                f"{reason(error, path.parent)}"
             ) from None
         shape = (len(keys), *row_shape)
         self._rows = np.memmap(self._part, dtype, "r+", offset=len(header), shape=shape)

@@ -30,7 +30,7 @@ from vqa_repro.errors import EXIT_BAD_INPUT, UserError, main_guard
 from vqa_repro.interruption import Interruption
 from vqa_repro.log import Log, means
 from vqa_repro.material import Material, prepare
-from vqa_repro.model import Network, build, load_weights, save_weights
+from vqa_repro.model import Network, build, check_room, load_weights, save_weights
 from vqa_repro.optim import learning_rate
 from vqa_repro.optim import resume as resume_optimizer
 from vqa_repro.outcome import finish, table
@@ -103,7 +103,9 @@ def train(
             world=world,
         )
     )
-    network = build(run).to(device)
+    world.together(lambda: check_room(run, device))
+    with explained(recipe.training, folder):
+        network = build(run).to(device)
     world.same_weights(network)
     if world.rank:  # from here on, random numbers of its own
         torch.manual_seed(recipe.training.seed + RANK_SEED * world.rank)

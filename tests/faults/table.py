@@ -159,7 +159,7 @@ OTHERS = {
         of(
             "test_bundle",
             *("test_killed_.*", "test_a_big_wheel_.*", "test_making_it_once_more_.*"),
-            *("test_what_no_lock_names_.*", "test_other_files_.*"),
+            *("test_what_no_lock_names_.*", "test_other_files_.*", "test_a_stick_.*"),
         )
         + "|"
         + of("test_bootstrap", "test_the_maker_of_a_bundle_.*"),
@@ -189,6 +189,12 @@ OTHERS = {
     "disk full while training": Row(
         of("test_training", "test_a_disk_that_.*") + "|" + of("test_train", "test_a_full_disk_.*")
     ),
+    "disk without inodes, or read-only": Row(
+        of(
+            "test_disks", "test_inodes_that_run_out_in_training_.*", "test_a_read_only_.*_read_from"
+        ),
+        of("test_disks", "test_inodes_that_run_out_in_the_.*", "test_a_read_only_.*_write_to"),
+    ),
     "loss infinite or not a number": Row(
         "",
         of("test_training", "test_a_loss_.*", "test_the_first_bad_.*")
@@ -196,14 +202,21 @@ OTHERS = {
         + of("test_train", "test_a_loss_.*"),
     ),
     "GPU or machine out of memory": Row(
-        "", of("test_training", "test_a_full_gpu_.*", "test_memory_.*")
+        "",
+        of("test_training", "test_a_full_gpu_.*", "test_memory_.*")
+        + "|"
+        + of("test_memory", "test_memory_.*"),
     ),
     "code in a checkpoint, weights or picture": Row("", hostile("code .*", "a program .*")),
     "paths and links out of a folder": Row(
         "", hostile("a link .*", "a path .*", "a run .* name.*")
     ),
     "bombs: small files that unpack to gigabytes or claim to": Row(
-        "", hostile("a bomb .*", ".* of gigabytes", ".* gigabytes", "rows .*", ".* size", ".* end")
+        "",
+        hostile("a bomb .*", ".* of gigabytes", ".* gigabytes", "rows .*", ".* size", ".* end"),
+    ),
+    "recipes and run folders with sizes that no memory holds": Row(
+        "", of("test_hostile", "test_sizes_.*")
     ),
     "control characters for the terminal": Row("", hostile("control .*")),
     "a checkpoint of something else": Row("", of("test_training", "test_a_checkpoint_of_.*")),

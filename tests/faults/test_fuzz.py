@@ -9,6 +9,7 @@ There a case is ``random.Random(seed)``; a failure names its seed, and VQA_FUZZ_
 repeats it.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -30,10 +32,21 @@ from hypothesis import strategies as st
 from mutations import damaged_bytes, damaged_json, damaged_lines, damaged_value
 from PIL import Image
 from test_tar_checkpoint import save_tar
+from wheel_index import lock_text, make_wheel
 
 import checkpoints_setup
-from vqa_repro import coco_qa, comparison, daquar, gallery, metric, vqa_json
+from vqa_repro import (
+    bundle_make,
+    bundle_open,
+    coco_qa,
+    comparison,
+    daquar,
+    gallery,
+    metric,
+    vqa_json,
+)
 from vqa_repro.backbone import load_backbone
+from vqa_repro.bundle_pieces import DESCRIPTION, FORMAT, MANIFEST, cut
 from vqa_repro.errors import UserError
 from vqa_repro.pictures import read_picture
 from vqa_repro.predict import Predictor
@@ -193,7 +206,13 @@ def one_file(
 
 def make_readers(run: Path, data: Path, scratch: Path) -> dict[str, Reader]:
     """A finished ``run``, and the data set it was trained on."""
-    return of_runs(run) | of_data(data) | of_features(scratch) | of_checkpoints(scratch)
+    return (
+        of_runs(run)
+        | of_data(data)
+        | of_features(scratch)
+        | of_checkpoints(scratch)
+        | of_bundles(scratch)
+    )
 
 
 def of_runs(run: Path) -> dict[str, Reader]:
@@ -298,6 +317,63 @@ def of_checkpoints(scratch: Path) -> dict[str, Reader]:
     }
 
 
+def of_bundles(scratch: Path) -> dict[str, Reader]:
+    """A bundle with two wheels, one of them in three parts, and a checkpoint."""
+    project, bundle = scratch / "project", scratch / "bundle"
+    (bundle / "wheels").mkdir(parents=True)
+    (bundle / "checkpoints").mkdir()
+    project.mkdir()
+    make_wheel(bundle / "wheels", "alpha", "1.0", {"alpha.py": b"version = 1\n"})
+    make_wheel(bundle / "wheels", "big", "1.0", {"big.py": b"#" * 2000})
+    (project / "wordnet.lock").write_text("")
+    (project / "jupyter.lock").write_text(lock_text(bundle / "wheels", "alpha==1.0"))
+    locked = lock_text(bundle / "wheels", "alpha==1.0", "big==1.0")
+    (project / "requirements.lock").write_text(locked)
+    (bundle / "checkpoints/toy-00000000.pth").write_bytes(b"abc")
+    locks = bundle_open.read_locks(project, "cu130")
+    about = {
+        **{"format": FORMAT, "python": "3.12", "platform": bundle_open.platform_tag()},
+        "torch": "cu130",
+        "locks": {name: hashlib.sha256(text).hexdigest() for name, text in locks.items()},
+    }
+    paths = sorted(path for path in bundle.rglob("*") if path.is_file())
+    names = [path.relative_to(bundle).as_posix() for path in paths]
+    bundle_make.describe(
+        bundle,
+        about,
+        {name: cut(path, name, 1000) for name, path in zip(names, paths, strict=True)},
+    )
+    files = {
+        path.relative_to(bundle).as_posix(): path.read_bytes()
+        for path in bundle.rglob("*")
+        if path.is_file()
+    }
+
+    def open_(folder: Path) -> None:
+        with mock.patch.object(bundle_open, "PROJECT", project):
+            bundle_open.open_bundle(folder, scratch / "into", "3.12", "cu130")
+
+    def open_forged(folder: Path) -> None:
+        """The manifest agrees with the description, as a forger would see to."""
+        digest = hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
+        manifest = files[MANIFEST].decode().splitlines()
+        kept = [line for line in manifest if not line.endswith(f"  {DESCRIPTION}")]
+        text = "\n".join([*kept, f"{digest}  {DESCRIPTION}", ""])
+        (folder / MANIFEST).write_text(text)
+        try:
+            open_(folder)
+        finally:
+            (folder / MANIFEST).write_bytes(files[MANIFEST])
+
+    pieces = dict.fromkeys(files, damaged_bytes)
+    return {
+        "bundle": Reader(
+            files, {**pieces, MANIFEST: damaged_lines, DESCRIPTION: damaged_json}, open_
+        ),
+        "forged bundle": Reader(files, {DESCRIPTION: damaged_json}, open_forged, 0.3),
+    }
+
+
 @pytest.fixture(scope="module")
 def readers(
     finished: Path, drawn_folder: Path, tmp_path_factory: pytest.TempPathFactory
@@ -309,6 +385,7 @@ NAMES = [
     *("run folder", "run that is asked", "training checkpoint", "recipe"),
     *("VQA JSON", "zip", "DAQUAR text", "results", "feature store"),
     *("checkpoint", "checkpoint before 1.6", "checkpoint before 0.2", "notes of a download"),
+    *("bundle", "forged bundle"),
     *(f"picture: {name}" for name in pictures()),
 ]
 

@@ -7,7 +7,9 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
+import shutil
 import struct
 import sys
 import tarfile
@@ -22,10 +24,22 @@ import pytest
 import torch
 from children import ready
 
-from vqa_repro import backbone, coco_qa, metric, model, pictures, store
+from vqa_repro import (
+    backbone,
+    coco_qa,
+    comparison,
+    evaluate,
+    metric,
+    model,
+    pictures,
+    predict,
+    report,
+    store,
+    train,
+)
 from vqa_repro.errors import UserError
-from vqa_repro.recipe import load_recipe
-from vqa_repro.run import Run, open_run
+from vqa_repro.recipe import from_json, load_recipe
+from vqa_repro.run import MAX_JSON, Run, open_run
 from vqa_repro.vocab import Vocabulary
 
 MANY = 2**31  # bytes that a file of a few thousand claims to hold
@@ -251,7 +265,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
     ),
     "JSON without end": ("results.json", lambda t: b"[" * 10_000_000, "nested too deep"),
     "a number without end": ("results.json", lambda t: b"9" * 10_000_000, "not a data set"),
-    "a run folder of gigabytes": ("recipe.json", lambda t: b" " * (2**26 + 1), "more than"),
+    "a run folder of gigabytes": ("recipe.json", lambda t: b" " * (MAX_JSON + 1), "more than"),
     "control characters for the terminal": (
         "recipe.json",
         lambda t: json.dumps(STRANGE_RECIPE | {"\x1b[2J\n": 1}).encode(),
@@ -281,3 +295,105 @@ def test_hostile_files_are_refused(forks: ForkServerContext, what: str, tmp_path
     assert not touched.exists()
     assert {path.name for path in folder.iterdir()} <= {name, "checkpoint.pt"}
     assert int(peak) < 150, f"{peak} MiB"
+
+
+# ---------------------------------------------------------------- sizes without end
+
+SIZES: list[tuple[str, Any, str]] = [
+    # An option of a recipe, and words of the refusal.
+    ("model.hidden", 2**16, "does not fit recipe.json|parameters need"),
+    ("model.hidden", 10**9, "from 1 to 65,536"),
+    ("model.hidden", -1, "from 1 to 65,536"),
+    ("model.embedding", 2**62, "from 1 to 65,536"),
+    ("model.attention", 2**31, "from 1 to 65,536"),
+    ("model.layers", 10**9, "a whole number from 1 to 65,536"),
+    ("model.layers", 2**16, "can be 1 to 100"),
+    ("model.layers", 0, "from 1 to 65,536"),
+    ("model.filters", [10**9] * 3, "3 whole numbers from 1 to 65,536"),
+    ("model.filters", [1] * 10**6, "3 whole numbers from 1 to 65,536"),
+    ("training.batch_size", 0, "batch_size = 0: expected at least 1 and"),
+    ("training.epochs", 2**62, "at most 1,000,000"),
+    ("training.decade", 0, "at least 1"),
+    ("training.learning_rate", -1.0, "at least 0"),
+    ("training.seed", 2**62, "at most 4,294,967,296"),
+    ("data.picture_size", 10**6, "at most 1,024"),
+    ("data.num_answers", -1, "at least 1"),
+    ("data.validation", 1e308, "at most 1"),
+]
+MODELS = [
+    *(("hiecoatt", option) for option in ("hidden", "last_hidden")),
+    *(("question-only", option) for option in ("hidden", "embedding", "mlp")),
+    ("bag-of-words", "embedding"),
+    *(("deeper-lstm", option) for option in ("hidden", "embedding", "common")),
+    *(("show-ask-attend", option) for option in ("hidden", "glimpses", "mlp")),
+]
+
+
+def changed(recipe: dict[str, Any], option: str, value: Any) -> dict[str, Any]:
+    section, _, key = option.partition(".")
+    return recipe | {section: recipe[section] | {key: value}}
+
+
+def ask_all_verbs(run: Path, recipe: dict[str, Any], said: Path) -> None:
+    """In a process of its own: give the recipe to every verb that takes one, and measure."""
+    sys.stdout = said.open("w")
+    # The first thing that torch makes without memory brings many modules along.
+    with torch.device("meta"):
+        torch.nn.LSTM(1, 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    toml = run / "recipe.toml"
+    toml.write_text(comparison.toml({k: v for k, v in recipe.items() if v is not None}))
+    picture = next(Path(recipe["data"]["name"], "images").iterdir())
+    here = ["--root", str(run), "--device", "cpu"]
+    for main, arguments in (
+        (predict.main, ["--run", run, "--image", picture, "--question", "is it red?", *here[2:]]),
+        (evaluate.main, ["--run", run, *here]),
+        (report.main, [run, "--out", run / "report.html"]),
+        (train.main, ["--recipe", toml, "--out", run / "trained", *here]),
+    ):
+        try:
+            main(list(map(str, arguments)))
+            print("done")
+        except UserError as error:
+            print("refused:", error)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+    sys.stdout.flush()
+
+
+@pytest.mark.parametrize(
+    "option, value, words", SIZES, ids=[f"{option}={value!r:.20}" for option, value, _ in SIZES]
+)
+def test_sizes_that_no_memory_holds_are_refused(
+    forks: ForkServerContext, finished: Path, tmp_path: Path, option: str, value: Any, words: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    recipe = changed(json.loads((run / "recipe.json").read_text()), option, value)
+    if option == "model.filters":
+        recipe = changed(recipe, "model.question", "cnn")
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    process = forks.Process(target=ask_all_verbs, args=(run, recipe, tmp_path / "said"))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    *lines, peak = (tmp_path / "said").read_text().splitlines()
+    refusals = [line for line in lines if line.startswith("refused: ")]
+    # The report of a run does not make its model, so it is free to read it.
+    assert len(refusals) == 4 - lines.count("done") and lines.count("done") <= 1
+    assert all(re.search(words, line) for line in refusals), lines
+    assert int(peak) < 150, f"{peak} MiB"
+
+
+@pytest.mark.parametrize("name, option", MODELS)
+@pytest.mark.parametrize("value", [2**16, 2**31, 10**40])
+def test_sizes_of_every_model_are_checked(name: str, option: str, value: int) -> None:
+    values = {"title": "t", "data": {"name": "x"}, "training": {"epochs": 1, "learning_rate": 1.0}}
+    recipe = from_json({**values, "model": {"name": name, option: value}}, "recipe.json")
+    features = {"channels": 2**16, "scale": 1.0}
+    run = Run(Path("run"), recipe, Vocabulary(("<pad>", "<unk>"), ("a",)), features)
+    if value == 2**16:  # the largest that can be named: still, nothing is claimed
+        with torch.device("meta"):
+            model.build(run)
+        return
+    with pytest.raises(UserError, match=rf"{option} = {value}: expected .* 65,536"):
+        model.build(run)

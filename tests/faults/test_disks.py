@@ -1,0 +1,106 @@
+"""Disks that take no more files, or none at all: real ones, mounted for each test."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import options
+
+from vqa_repro import evaluate, predict, report, train
+from vqa_repro.errors import UserError
+from vqa_repro.run import open_run
+
+Mount = Callable[[str], Path]
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """A file system with these options; called again, it has others."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def with_options(wanted: str) -> Path:
+        how = "remount," if disk.is_mount() else ""
+        command = ["mount", "-t", "tmpfs", "-o", how + wanted, "tmpfs", str(disk)]
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("tmpfs cannot be mounted here")
+        return disk
+
+    yield with_options
+    if disk.is_mount():
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def asked(run: Path, folder: Path, *more: object) -> list[str]:
+    picture = next((folder / "images").iterdir())
+    given = ("--run", run, "--image", picture, "--question", "is it red?", *more)
+    return list(map(str, given))
+
+
+def test_inodes_that_run_out_in_training_cost_nothing(drawn_folder: Path, mount: Mount) -> None:
+    """None for the files of a new run; none for its results."""
+    disk = mount("nr_inodes=2")
+    arguments = [*options(drawn_folder, disk / "run", 1), "--root", str(disk.parent)]
+    for count in (3, 9):
+        mount(f"nr_inodes={count}")
+        resumed = ["--resume"] if (disk / "run").exists() else []
+        with pytest.raises(UserError, match=r"for another file, though there is room \(`df -i`\)"):
+            train.main([*arguments, *resumed])
+        assert (disk / "run").exists() == (count == 9)
+        assert not list(disk.glob(".new-run-*"))
+    mount("nr_inodes=200")
+    assert train.main([*arguments, "--resume"]) == 0
+    assert open_run(disk / "run").finished
+
+
+def test_inodes_that_run_out_in_the_other_verbs_are_named(
+    finished: Path, drawn_folder: Path, tmp_path: Path, mount: Mount
+) -> None:
+    disk = mount("nr_inodes=1")
+    run, root = ["--run", str(finished)], ["--root", str(tmp_path)]
+    for verb, arguments in (
+        (evaluate.main, [*run, *root, "--out", str(disk / "answers.json")]),
+        (report.main, [str(finished), "--out", str(disk / "report.html")]),
+        (predict.main, asked(finished, drawn_folder, "--attention", disk / "look.png")),
+    ):
+        with pytest.raises(UserError, match=r"though there is room \(`df -i`\): remove some files"):
+            verb(arguments)
+    mount("nr_inodes=3")  # two folders: none is left for the features
+    with pytest.raises(UserError, match=r"features.*though there is room \(`df -i`\)"):
+        evaluate.main([*run, "--root", str(disk / "root")])
+
+
+def test_a_read_only_disk_is_enough_to_read_from(
+    finished: Path, drawn_folder: Path, tmp_path: Path, mount: Mount
+) -> None:
+    """A run and the features it needs, as a colleague shares them."""
+    disk = mount("size=50m")
+    shutil.copytree(finished, disk / "run")
+    root = ["--root", str(disk / "root")]
+    assert evaluate.main(["--run", str(finished), *root]) == 0
+    mount("ro")
+    assert evaluate.main(["--run", str(disk / "run"), *root]) == 0
+    assert predict.main(asked(disk / "run", drawn_folder)) == 0
+    assert report.main([str(disk / "run"), "--out", str(tmp_path / "report.html")]) == 0
+
+
+def test_a_read_only_disk_is_not_enough_to_write_to(
+    finished: Path, drawn_folder: Path, tmp_path: Path, mount: Mount
+) -> None:
+    disk = mount("size=50m")
+    shutil.copytree(finished, disk / "run")
+    mount("ro")
+    here = ["--root", str(tmp_path)]
+    for verb, arguments in (
+        (evaluate.main, ["--run", str(finished), *here, "--out", str(disk / "answers.json")]),
+        (predict.main, asked(finished, drawn_folder, "--attention", disk / "look.png")),
+        (report.main, [str(finished), "--out", str(disk / "report.html")]),
+        (train.main, [*options(drawn_folder, disk / "new", 1), *here]),
+        (train.main, [*options(drawn_folder, tmp_path / "new", 1), "--root", str(disk)]),
+    ):
+        with pytest.raises(UserError, match=f"{disk}.*: Read-only file system"):
+            verb(arguments)
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,102 @@
+"""Verbs that run out of memory: a process may claim so much of it and no more."""
+
+import json
+import re
+import resource
+import shutil
+import sys
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from children import ready
+
+from vqa_repro import evaluate, extract, predict
+from vqa_repro.errors import EXIT_BAD_INPUT, UserError, main_guard
+from vqa_repro.shortage import memory_explained
+
+MAIN = {"evaluate": evaluate.main, "extract": extract.main, "predict": predict.main}
+ROOM = 400 * 2**20  # bytes beyond what the process has when it begins
+
+
+@pytest.fixture(scope="module")
+def forks() -> ForkServerContext:
+    return ready()
+
+
+def starved(verb: str, arguments: list[str], said: Path) -> None:
+    """In a process of its own: the verb, as the command line calls it, short of memory."""
+    torch.set_num_threads(1)
+    with torch.device("meta"):  # which brings many modules along
+        torch.nn.LSTM(1, 1)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + ROOM
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    sys.stderr = said.open("w", buffering=1)
+    main_guard(lambda: MAIN[verb](arguments))
+
+
+def of_size(run: Path, finished: Path, size: int) -> Path:
+    """A copy of the run that sees pictures of so many pixels a side."""
+    shutil.copytree(finished, run)
+    for name, section, key in (
+        ("recipe.json", "data", "picture_size"),
+        ("features.json", "made_by", "size"),
+    ):
+        values = json.loads((run / name).read_text())
+        values[section][key] = min(size, 1024) if section == "data" else size
+        (run / name).write_text(json.dumps(values))
+    return run
+
+
+def vgg16(path: Path) -> Path:
+    """Its weights, each tensor one number seen again and again: a small file."""
+    with torch.device("meta"):
+        state = torchvision.models.vgg16().state_dict()
+    torch.save({key: torch.zeros(()).expand(value.shape) for key, value in state.items()}, path)
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that keeps to the limit")
+@pytest.mark.parametrize("verb", MAIN)
+def test_memory_that_runs_out_in_a_verb_is_said_in_a_line(
+    forks: ForkServerContext, finished: Path, drawn_folder: Path, tmp_path: Path, verb: str
+) -> None:
+    picture = next((drawn_folder / "images").iterdir())
+    arguments: list[object] = ["--device", "cpu"]
+    if verb == "extract":
+        arguments += ["--data", drawn_folder, "--root", tmp_path, "--backbone", "vgg16"]
+        arguments += ["--weights", vgg16(tmp_path / "vgg16.pth")]
+    elif verb == "evaluate":
+        arguments += ["--run", of_size(tmp_path / "run", finished, 1024), "--root", tmp_path]
+    else:
+        arguments += ["--run", of_size(tmp_path / "run", finished, 4096)]
+        arguments += ["--image", picture, "--question", "is it red?"]
+    said = tmp_path / "said"
+    process = forks.Process(target=starved, args=(verb, list(map(str, arguments)), said))
+    process.start()
+    process.join(120)
+    text = said.read_text()
+    assert process.exitcode == EXIT_BAD_INPUT, text
+    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert re.fullmatch(r"error: out of memory \(another \d.* asked for\): .*--device .*", line)
+    assert ("--precision bfloat16" in line) == (verb == "extract")
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.34 GiB. GPU 0 has"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        MemoryError("Unable to allocate 2.34 GiB for an array with shape (64, 4096)"),
+    ],
+)
+def test_memory_that_runs_out_is_known_in_all_its_words(error: Exception) -> None:
+    """What torch and numpy raise, where no GPU is at hand to be filled."""
+    said = r"out of memory( \(another 2.34 GiB asked for\))?: try"
+    with pytest.raises(UserError, match=said), memory_explained("try less"):
+        raise error
