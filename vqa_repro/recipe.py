@@ -83,6 +83,7 @@ class Recipe:
 # The least and the most that makes sense; recipes may come from strangers. Other numbers: from 0.
 _RANGES = {
     "validation": (0, 1),
+    "regions": (0, 1),
     "picture_size": (8, 1024),
     "num_answers": (1, 10**9),
     "epochs": (1, 10**6),
