@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import checkpoints_setup
 from vqa_repro.errors import UserError, first_line
+from vqa_repro.outline import outlined
 from vqa_repro.tar_checkpoint import load_tar
 from vqa_repro.torch_file import load_torch
 
@@ -146,7 +147,7 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
         ) from None
     if not isinstance(state, dict):
         raise UserError(f"{weights}: holds no state dict; is it another model's file?")
-    with torch.device("meta"):
+    with outlined():
         model: nn.Module = getattr(torchvision.models, name)()
     # Batch counters are used in training only, and older checkpoints lack them.
     unused = ("classifier.", "fc.", "num_batches_tracked")

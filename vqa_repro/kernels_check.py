@@ -161,12 +161,13 @@ def check_checkpoint(name: str, file: Path) -> dict[str, Any]:
     import torchvision  # only here: the other checks are about torch alone
 
     from vqa_repro.backbone import load_backbone
+    from vqa_repro.outline import outlined
 
     if name.endswith("-caffe"):
         model = load_backbone(name.removesuffix("-caffe"), file)
     else:
         state = torch.load(file, map_location="cpu", weights_only=True)
-        with torch.device("meta"):
+        with outlined():
             model = getattr(torchvision.models, name)()
         model.load_state_dict(state, assign=True)  # strict: every key, every shape
     side = torch.linspace(-2, 2, 224)

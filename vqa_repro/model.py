@@ -17,6 +17,7 @@ from vqa_repro.cnn import SmallCNN
 from vqa_repro.errors import UserError
 from vqa_repro.hiecoatt import HieCoAtt
 from vqa_repro.memory import free_on_host
+from vqa_repro.outline import outlined
 from vqa_repro.run import WIDEST, Run
 from vqa_repro.san import SAN
 
@@ -130,7 +131,7 @@ def check_room(run: Run, device: torch.device) -> None:
     It is built there, and trained there without a GPU. Linux promises more memory than there is,
     and kills who asks for it; a GPU says itself that it is full.
     """
-    with torch.device("meta"):
+    with outlined():
         parameters = sum(parameter.numel() for parameter in build(run).parameters())
     copies = COPIES[run.recipe.training.optimizer] if device.type == "cpu" else 1
     needed, free = 4 * copies * parameters, free_on_host()
@@ -153,7 +154,7 @@ def load_network(run: Run, device: torch.device) -> Network:
     path = run.folder / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{path}: missing; the run has not got that far: go on with --resume")
-    with torch.device("meta"):
+    with outlined():
         network = build(run)
     load_weights(network, path)
     return network.to(device).eval()
