@@ -142,7 +142,9 @@ class Macs(NamedTuple):
         return shared * PICTURES / QUESTIONS + 3 * self.question
 
 
-def san_macs(layers: int, embedding: int, hidden: int, attention: int, words: float) -> Macs:
+def san_macs(
+    words: float, layers: int, embedding: int, hidden: int, attention: int, **_: object
+) -> Macs:
     """Multiply-adds of SAN's forward pass."""
     picture = REGIONS * hidden * (CHANNELS + layers * attention)
     hop = hidden * attention + REGIONS * (attention + hidden)
@@ -150,7 +152,7 @@ def san_macs(layers: int, embedding: int, hidden: int, attention: int, words: fl
     return Macs(picture, lstm + layers * hop + hidden * ANSWERS)
 
 
-def hiecoatt_macs(hidden: int, last_hidden: int, words: float) -> Macs:
+def hiecoatt_macs(words: float, hidden: int, last_hidden: int, **_: object) -> Macs:
     """Multiply-adds of parallel HieCoAtt's forward pass."""
     d = hidden
     picture = REGIONS * d * (CHANNELS + 3 * d)
@@ -183,7 +185,7 @@ class Model:
     plain: Callable[..., nn.Module]
     options: dict[str, Any]
     training: Training
-    macs: Callable[[float], Macs]  # by the words of a question
+    macs: Callable[..., Macs]  # by the words of a question and the options
 
     def ours(self, precision: torch.dtype) -> Network:
         return Network(
@@ -191,7 +193,8 @@ class Model:
         )
 
     def macs_a_question(self, questions: Questions) -> float:
-        return self.macs(float(questions.lengths.float().mean())).a_question_learnt()
+        words = float(questions.lengths.float().mean())
+        return self.macs(words, **self.options).a_question_learnt()
 
 
 MODELS = {
@@ -201,7 +204,7 @@ MODELS = {
         PlainSAN,
         SAN_OPTIONS,
         SAN_TRAINING,
-        lambda words: san_macs(2, 500, 1024, 512, words),
+        san_macs,
     ),
     "hiecoatt": Model(
         "HieCoAtt (parallel)",
@@ -209,7 +212,7 @@ MODELS = {
         PlainHieCoAtt,
         HIECOATT_OPTIONS,
         HIECOATT_TRAINING,
-        lambda words: hiecoatt_macs(512, 1024, words),
+        hiecoatt_macs,
     ),
 }
 
@@ -308,8 +311,10 @@ def step_figures(
         yield Figure("  answering, 1,024 at a time", len(batch.questions) / took, "questions/s")
 
 
-def at_place(rows: Tensor, place: Place) -> Rows:
+def at_place(rows: Tensor, place: Place) -> Tensor | Rows:
     """``rows`` as train.py keeps those of a store; on the disk they are a file that is gone."""
+    if place == "device":  # they are there already, and twice they might not fit
+        return rows
     numbers: np.ndarray[Any, Any] = rows.cpu().numpy()
     if place == "disk":
         with tempfile.TemporaryFile() as file:
@@ -319,7 +324,7 @@ def at_place(rows: Tensor, place: Place) -> Rows:
 
 
 def epoch_figures(
-    rows: Rows,
+    rows: Tensor | Rows,
     questions: Questions,
     precision: torch.dtype,
     world: World,
@@ -341,7 +346,7 @@ def epoch_figures(
 
     def epoch(number: int, most: int | None = None) -> None:
         plan = batches(questions, batch_size, training.order, number, world)[:most]
-        for batch in rows.ahead(plan):
+        for batch in rows.ahead(plan) if isinstance(rows, Rows) else plan:
             step(batch, 1e-5)
 
     # Before the clock: libraries, and on a GPU a recording of every size that is met.

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,30 @@ from PIL import Image, ImageDraw
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 PROJECT = Path(__file__).parent.parent
+Mount = Callable[[str], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests last: what is broken shows early."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """A file system with these options; called again, it has others."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def with_options(wanted: str) -> Path:
+        how = "remount," if disk.is_mount() else ""
+        command = ["mount", "-t", "tmpfs", "-o", how + wanted, "tmpfs", str(disk)]
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("tmpfs cannot be mounted here")
+        return disk
+
+    yield with_options
+    if disk.is_mount():
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ adds up the weights' gradient anew at every word, and fills an array as large as
 zeros for each. Here the gradients of all weights are one matrix product at the end.
 """
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -118,6 +119,6 @@ class _States(torch.autograd.Function):
                 torch.cat([d_i, torch.zeros_like(f), d_g, d_o], dim=1, out=d_x[now])
         if len(counts) == 1:
             return d_x, torch.zeros_like(W, dtype=ctx.dtype), None
-        ends = [0, *torch.tensor(counts).cumsum(0).tolist()]
+        ends = [0, *accumulate(counts)]
         earlier_h = torch.cat([h[end : end + n] for end, n in zip(ends, counts[1:], strict=False)])
         return d_x, (d_x[counts[0] :].T @ earlier_h.to(W.dtype)).to(ctx.dtype), None

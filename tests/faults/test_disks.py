@@ -1,37 +1,14 @@
 """Disks that take no more files, or none at all: real ones, mounted for each test."""
 
-import os
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import options
+from conftest import Mount, options
 
 from vqa_repro import evaluate, predict, report, train
 from vqa_repro.errors import UserError
 from vqa_repro.run import open_run
-
-Mount = Callable[[str], Path]
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Mount]:
-    """A file system with these options; called again, it has others."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-
-    def with_options(wanted: str) -> Path:
-        how = "remount," if disk.is_mount() else ""
-        command = ["mount", "-t", "tmpfs", "-o", how + wanted, "tmpfs", str(disk)]
-        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("tmpfs cannot be mounted here")
-        return disk
-
-    yield with_options
-    if disk.is_mount():
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def asked(run: Path, folder: Path, *more: object) -> list[str]:

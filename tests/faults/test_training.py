@@ -2,14 +2,12 @@
 
 import os
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import options
+from conftest import Mount, options
 
 from vqa_repro import train
 from vqa_repro.errors import UserError
@@ -106,38 +104,20 @@ def test_what_is_no_shortage_stays_a_bug(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- disk
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A file system of so many KiB; called again, it has more."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-
-    def of(kib: int) -> Path:
-        how = "remount," if disk.is_mount() else ""
-        mount = ["mount", "-t", "tmpfs", "-o", f"{how}size={kib}k", "tmpfs", str(disk)]
-        if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-            pytest.skip("tmpfs cannot be mounted here")
-        return disk
-
-    yield of
-    if disk.is_mount():
-        subprocess.run(["umount", str(disk)], check=True)
-
-
 # A checkpoint has 2,530 KiB and the weights 840: the disk is full at the first checkpoint, at the
 # weights after it, at the second, the third, the last weights.
 @pytest.mark.parametrize("kib", [1000, 3000, 4500, 7000, 8400])
 def test_a_disk_that_fills_up_costs_nothing_that_was_saved(
-    whole: Path, drawn_folder: Path, place: Path, small_disk: Callable[[int], Path], kib: int
+    whole: Path, drawn_folder: Path, place: Path, mount: Mount, kib: int
 ) -> None:
-    out = small_disk(kib) / "run"
+    out = mount(f"size={kib}k") / "run"
     arguments = [*options(drawn_folder, out, 3), "--root", str(place)]
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         train.main(arguments)
     saved = [path for path in out.iterdir() if path.name.startswith("checkpoint")]
     assert bool(saved) == (kib > 1000)
     assert not saved or open_run(out).load_checkpoint(print)
-    small_disk(20_000)
+    mount("size=20000k")
     assert train.main([*arguments, "--resume"]) == 0
     for name in ("model.safetensors", "results.json"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
@@ -148,12 +128,12 @@ def test_a_disk_that_is_full_when_all_is_trained(
     whole: Path,
     drawn_folder: Path,
     place: Path,
-    small_disk: Callable[[int], Path],
+    mount: Mount,
     kib: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No room for the results, the curves, the gallery: the run goes on there and ends."""
-    disk, finish = small_disk(20_000), train.finish
+    disk, finish = mount("size=20000k"), train.finish
 
     def fill_up(*arguments: Any) -> None:
         free = shutil.disk_usage(disk).free
