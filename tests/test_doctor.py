@@ -312,7 +312,7 @@ def test_the_card_at_which_the_process_died_is_blamed(monkeypatch: pytest.Monkey
         return run_limited([sys.executable, "-c", child], seconds, environ)
 
     monkeypatch.setattr(doctor, "run_limited", ask)
-    _, devices, problems = doctor.examine_torch(DRIVER, 60)
+    _, devices, _, problems = doctor.examine_torch(DRIVER, 60)
     assert [device["device"] for device in devices] == ["cuda:0", "cuda:1"]
     assert len(problems) == 1
     assert problems[0].what.startswith("cuda:1 does not compute: killed by signal 6")

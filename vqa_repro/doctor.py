@@ -96,14 +96,21 @@ def python_facts() -> Facts:
     }
 
 
-def examine_packages(torch_imports: bool, seconds: float) -> tuple[Facts, list[Finding]]:
-    """Each package's version, the lock's, and whether it imports (None: that was not tried)."""
+def examine_packages(
+    torch_imports: bool, imported: set[str], seconds: float
+) -> tuple[Facts, list[Finding]]:
+    """Each package's version, the lock's, and whether it imports (None: that was not tried).
+
+    What is not among the modules ``imported`` already is tried in a process of its own.
+    """
     locked = read_lock(LOCK.read_text(encoding="utf-8")) if LOCK.exists() else {}
     packages: Facts = {}
     problems = []
     for name, module in PACKAGES.items():
         imports: bool | None = torch_imports
-        if name == "torchvision" and not torch_imports:
+        if module in imported:
+            imports = True
+        elif name == "torchvision" and not torch_imports:
             imports = None
         elif name != "torch":
             command = [sys.executable, "-c", f"import {module}"]
@@ -146,16 +153,23 @@ def ask_torch(question: list[str], seconds: float) -> tuple[list[Facts], Outcome
     return [json.loads(line) for line in lines[1:]], outcome, bool(lines)
 
 
-def examine_torch(driver: Facts, seconds: float) -> tuple[Facts | None, list[Facts], list[Finding]]:
-    """(torch's facts, each device and its kernels, problems). No facts: it does not import."""
-    answers, outcome, imported = ask_torch(["machine"], seconds)
+def examine_torch(
+    driver: Facts, seconds: float
+) -> tuple[Facts | None, list[Facts], set[str], list[Finding]]:
+    """(torch's facts, each device and its kernels, modules that import beside it, problems).
+
+    No facts: it does not import.
+    """
+    answers, outcome, imported = ask_torch(["machine", *PACKAGES.values()], seconds)
     if not imported:
         what = f"torch does not import: {outcome.failure}"
-        return None, [], [Finding(what, import_mend(outcome.failure))]
+        return None, [], set(), [Finding(what, import_mend(outcome.failure))]
     if not answers:
         what = f"torch imports, but fails when it looks for GPUs: {outcome.failure}"
-        return {}, [], [Finding(what, kernel_mend(outcome.failure, driver, []))]
-    torch, *devices = answers
+        return {}, [], set(), [Finding(what, kernel_mend(outcome.failure, driver, []))]
+    torch, *others = answers
+    devices = [answer for answer in others if "device" in answer]
+    modules = {answer["imports"] for answer in others if "imports" in answer}
     for device in devices:
         device["failure"] = kernel_failure(device["kernels"])
     if len(devices) < len(torch["devices"]):  # it ended at this one; those behind: not reached
@@ -168,7 +182,7 @@ def examine_torch(driver: Facts, seconds: float) -> tuple[Facts | None, list[Fac
             what = f"{device['device']} does not compute: {device['failure']}"
             mend = kernel_mend(device["failure"], driver, capability)
             problems.append(Finding(what, mend))
-    return torch, devices, problems
+    return torch, devices, modules, problems
 
 
 def kernel_failure(kernels: list[Facts]) -> str | None:
@@ -258,12 +272,12 @@ def examine(checkpoint: str, seconds: float) -> Facts:
     if not LOCK.exists():
         notes.append(Finding(f"no {LOCK}: versions were not compared", f"git checkout {LOCK.name}"))
     driver = driver_facts(min(seconds, NVIDIA_SMI_SECONDS))
-    torch, devices, found = examine_torch(driver, seconds)
+    torch, devices, imported, found = examine_torch(driver, seconds)
     problems += found
     if torch:
         found, remarks = diagnose(driver, torch, build_here())
         problems, notes = problems + found, notes + remarks
-    packages, found = examine_packages(torch is not None, seconds)
+    packages, found = examine_packages(torch is not None, imported, seconds)
     problems += found
     weights, found, remarks = examine_checkpoint(checkpoint, bool(torch), seconds)
     problems, notes = problems + found, notes + remarks

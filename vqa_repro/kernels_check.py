@@ -1,13 +1,16 @@
 """What the doctor asks of torch, in a process of its own that may crash or hang.
 
-    python -m vqa_repro.kernels_check machine                  what torch is and what devices it
-                                                               sees; then each device computes
+    python -m vqa_repro.kernels_check machine [MODULE ...]     what torch is and what devices it
+                                                               sees; then each device computes;
+                                                               then the modules are imported
     python -m vqa_repro.kernels_check checkpoint MODEL FILE    load the weights, look at a picture
 
 Prints {} once torch is imported, then one JSON object a line.
 """
 
+import contextlib
 import copy
+import importlib
 import json
 import math
 import sys
@@ -187,11 +190,15 @@ def main(arguments: list[str]) -> None:
     # Said at once, line by line: the doctor then knows how far a process came that crashed.
     print("{}", flush=True)
     match arguments:
-        case ["machine"]:
+        case ["machine", *modules]:
             facts = torch_facts()
             print(json.dumps(facts), flush=True)
             for name in facts["devices"]:
                 print(json.dumps(check_device(name)), flush=True)
+            for module in modules:
+                with contextlib.suppress(Exception):  # why not is asked elsewhere, of it alone
+                    importlib.import_module(module)
+                    print(json.dumps({"imports": module}), flush=True)
         case ["checkpoint", name, file]:
             print(json.dumps(check_checkpoint(name, Path(file))))
         case _:
