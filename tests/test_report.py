@@ -47,6 +47,11 @@ def rows(text: str) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in text.splitlines() if line[:1] == "|"]
 
 
+def test_nearly_all_right_does_not_read_as_all(tmp_path: Path) -> None:
+    runs = [open_run(finished(tmp_path, seed, right)) for seed, right in enumerate((99.96, 99.98))]
+    assert rows(report.markdown(runs))[2][3] == "**99.97 ± 0.01** (+53.8)"
+
+
 def test_seeds_are_one_row_beside_the_paper_and_changes_another(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,13 @@ class Figure(NamedTuple):
     published: float | None
 
     @property
+    def text(self) -> str:
+        """Mean ± deviation to a tenth; to a hundredth where a tenth would read as all right."""
+        digits = 2 if 99.95 <= self.mean < 100 else 1
+        spread = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
+        return f"{self.mean:.{digits}f}{spread}"
+
+    @property
     def difference(self) -> float | None:
         return None if self.published is None else self.mean - self.published
 

@@ -1,5 +1,6 @@
 """Pictures of a run: curves, and attention over the pictures asked about."""
 
+import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -15,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from vqa_repro import comparison
 from vqa_repro.atomic import write_atomic
 from vqa_repro.fonts import drawable, families
 from vqa_repro.words import level, say
@@ -107,32 +109,34 @@ def overlaid(
 
 
 def _logarithmic(axes: Axes) -> None:
-    """With ticks that read 0.2, 0.5, 1 in place of powers of ten."""
+    """With ticks that read 0.2, 0.5, 1 in place of powers of ten; fewer over many decades."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    low, high = axes.get_ylim()
+    decades = math.log10(high / low)
+    marks = (1, 2, 3, 5, 7) if decades < 1.5 else (1, 3) if decades < 4 else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=marks))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 @_with_fonts
 def beside_published(
-    figures: Sequence[tuple[str, float, float | None, float | None]],
+    figures: Sequence[tuple[str, comparison.Figure]],
     path: Path,
     language: str = "en",
 ) -> None:
-    """Accuracies in percent: (title, ours, its spread over seeds, the published one)."""
+    """Accuracies: a bar for each (title, ours beside the published one)."""
     names = [textwrap.fill(drawable(title), 44) for title, *_ in figures]
     rows = sum(max(2, name.count("\n") + 1) for name in names)
     figure = Figure(figsize=(9, 1.4 + 0.25 * rows), layout="constrained")
     axes = figure.subplots()
-    for y, (_, ours, deviation, published) in enumerate(figures):
-        bar = axes.barh(y, ours, xerr=deviation, height=0.5, capsize=3, color="C0")
-        spread = "" if deviation is None else f" ± {deviation:.1f}"
-        axes.text(1, y, f"{ours:.1f}{spread}", va="center", color="w")
+    for y, (_, ours) in enumerate(figures):
+        bar = axes.barh(y, ours.mean, xerr=ours.deviation, height=0.5, capsize=3, color="C0")
+        axes.text(1, y, ours.text, va="center", color="w")
         bar.set_label(say("ours", language) if y == 0 else "")
-        if published is not None:
-            (line,) = axes.plot([published] * 2, [y - 0.4, y + 0.4], color="k", linewidth=2)
-            axes.text(published + 1, y, f"{published:.1f}", va="center", fontsize=9)
+        if ours.published is not None:
+            (line,) = axes.plot([ours.published] * 2, [y - 0.4, y + 0.4], color="k", linewidth=2)
+            axes.text(ours.published + 1, y, f"{ours.published:.1f}", va="center", fontsize=9)
             line.set_label(say("published", language))
     axes.set_xlim(0, 108)  # room for the published number
     axes.set_xticks(range(0, 101, 20))

@@ -72,12 +72,11 @@ def _mean(name: str, row: Row) -> str:
     figure = row.figure(name)
     if figure is None:
         return ""
-    text = f"{figure.mean:.1f}"
-    if figure.deviation is not None:
-        text += f" ± {figure.deviation:.1f}"
     if name != "overall":
-        return text if figure.published is None else f"{text} ({figure.published:.1f})"
-    return f"**{text}**" + ("" if figure.difference is None else f" ({figure.difference:+.1f})")
+        beside = "" if figure.published is None else f" ({figure.published:.1f})"
+        return figure.text + beside
+    beside = "" if figure.difference is None else f" ({figure.difference:+.1f})"
+    return f"**{figure.text}**" + beside
 
 
 def _in_words(name: str) -> str:
@@ -110,7 +109,7 @@ def slides(runs: Sequence[Run], folder: Path, language: str) -> list[Path]:
     written = [folder / "curves.png"]
     logs = [(row.title, [read_log(run) for run in row.runs]) for row in together]
     plots.overlaid(logs, written[-1], language)
-    figures = [(row.title, *figure) for row in together if (figure := row.figure("overall"))]
+    figures = [(row.title, figure) for row in together if (figure := row.figure("overall"))]
     if figures:
         written.append(folder / "accuracy.png")
         plots.beside_published(figures, written[-1], language)
