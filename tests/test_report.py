@@ -38,7 +38,12 @@ def finished(folder: Path, seed: int, overall: float, **changes: object) -> Path
     run = Run(folder / f"{overall}", recipe, VOCABULARY, features)
     create_run(run, {"device": "a machine", "packages": {"torch": "9.9"}})
     metrics = {"data": "daquar-reduced", "split": "test", "questions": 290, "seed": seed}
-    metrics |= {"seconds": 120.0, "epochs": 20, "overall": overall, "wups_0.9": min(overall + 5, 100.0)}
+    metrics |= {
+        "seconds": 120.0,
+        "epochs": 20,
+        "overall": overall,
+        "wups_0.9": min(overall + 5, 100.0),
+    }
     write_json(run.folder / "metrics.json", metrics)
     return run.folder
 
