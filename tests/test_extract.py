@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchvision
 from conftest import environ
+from safetensors.torch import load_file, save_file
 
 from vqa_repro import extract, predict, train
 from vqa_repro.backbone import FrozenNetwork, preprocess
@@ -273,6 +274,20 @@ def test_a_run_on_stored_features_answers_about_a_new_picture(
     torch.save(state, other)
     with pytest.raises(UserError, match="not the weights that made"):
         predict.main([*ask, "--weights", str(other)])
+
+    # Features.json with other sizes, its weights to match: a stranger's.
+    ask += ["--weights", str(weights)]
+    features = json.loads((run / "features.json").read_text())
+    made_by = features["made_by"] | {"size": 16}
+    (run / "features.json").write_text(json.dumps(features | {"made_by": made_by}))
+    with pytest.raises(UserError, match="have 16 pixels a side"):
+        predict.main(ask)
+    (run / "features.json").write_text(json.dumps(features | {"channels": 7}))
+    learnt = load_file(run / "model.safetensors")
+    learnt["answerer.W_I.weight"] = learnt["answerer.W_I.weight"][:, :7].contiguous()
+    save_file(learnt, run / "model.safetensors")
+    with pytest.raises(UserError, match="not the 512 channels of vgg16"):
+        predict.main(ask)
 
 
 @pytest.mark.parametrize("kind", ["truncated", "text", "empty", "tensor", "resnet", "absent"])

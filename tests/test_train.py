@@ -209,6 +209,19 @@ def damaged(finished: Path, tmp_path: Path, name: str, data: bytes | None) -> Pa
         ("vocabulary.json", b"\xff\xfe"),
         ("features.json", b'{"channels": "six"}'),
         ("features.json", b"[]"),
+        # In contradiction to recipe.json, which says that the network is trained along.
+        (
+            "features.json",
+            b'{"channels": 64, "scale": 1.0, "made_by": {"backbone": "vgg19", "size": 448}}',
+        ),
+        (
+            "features.json",
+            b'{"channels": 64, "scale": 1.0, "made_by": {"backbone": "no picture"}}',
+        ),
+        (
+            "features.json",
+            b'{"channels": 128, "scale": 1.0, "made_by": {"backbone": "none", "size": 7}}',
+        ),
         ("model.safetensors", None),
         ("model.safetensors", b""),
         ("model.safetensors", b"\x10\0\0\0\0\0\0\0{}"),

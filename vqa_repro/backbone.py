@@ -106,6 +106,10 @@ class FrozenNetwork:
         network = cls(made_by["backbone"], path, made_by["preprocess"], device, precision)
         if network.made_by["weights_sha256"] != made_by["weights_sha256"]:
             raise UserError(f"{path}: not the weights that made the run's features")
+        if network.made_by["size"] != made_by.get("size"):
+            raise UserError(
+                f"the features' pictures have {made_by.get('size')!r:.80} pixels a side"
+            )
         return network
 
     def __call__(self, pictures: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from vqa_repro.shortage import memory_explained
 from vqa_repro.vocab import tokenize
 
 TOP = 5
-MAX_SIZE = 4096  # pixels a side of what a network sees: runs may come from strangers
+SIZES = range(8, 4097)  # pixels a side of what a network sees: runs may come from strangers
 SHOWN_SIZE = 320  # pixels a side of the picture under the attention
 
 
@@ -70,7 +70,7 @@ class Predictor:
         self.network = load_network(run, device)
         self._made_by = run.features["made_by"]
         size = self._made_by.get("size")
-        if self._made_by != NO_PICTURE and (type(size) is not int or not 1 <= size <= MAX_SIZE):
+        if self._made_by != NO_PICTURE and (type(size) is not int or size not in SIZES):
             raise UserError(f"{run.folder / 'features.json'}: pictures of {size!r} pixels a side")
         self._weights = weights
 
@@ -97,6 +97,9 @@ class Predictor:
         if self._frozen:
             with torch.inference_mode():
                 row = self._frozen(row)
+            if row.shape[2] != self.run.features["channels"]:
+                said = f"not the {row.shape[2]} channels of {self._made_by['backbone']}"
+                raise UserError(f"{self.run.folder / 'features.json'}: {said}")
         return row
 
     @memory_explained()

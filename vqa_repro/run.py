@@ -171,6 +171,10 @@ def open_run(folder: Path) -> Run:
     made_by = features.get("made_by")
     if not isinstance(made_by, dict) or not isinstance(made_by.get("backbone"), str):
         raise UserError(f"{path}: does not say what made the features")
+    seen, made = recipe.data.features, made_by["backbone"]
+    unfrozen = {"cnn": "none", "none": "no picture"}  # the pictures themselves; nothing
+    if made != unfrozen.get(seen, made) or (made in unfrozen.values() and seen not in unfrozen):
+        raise UserError(f"{path}: features of {made!r:.80}, recipe.json: of {seen!r:.80}")
     return Run(folder, recipe, vocabulary, features)
 
 
