@@ -401,8 +401,9 @@ def growth_figures(share: float, device: str, precision: str) -> Iterator[Figure
             again(*options, "--share", share * part),
         )
     for processes in (1, 2, 4):
-        if processes > (torch.cuda.device_count() if device != "cpu" else os.cpu_count() or 1):
-            print(f"  {processes} processes: not measured, there are not as many devices")
+        # On the CPU the seconds are the first process's own: others may share its core.
+        if device != "cpu" and processes > torch.cuda.device_count():
+            print(f"  {processes} processes: not measured, there are not as many GPUs")
             continue
         yield from figures(
             f"an epoch of {share:.2%}, {processes} processes",
