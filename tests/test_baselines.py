@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vqa_repro.baselines import BagOfWords, DeeperLSTMNormI, QuestionOnly, ShowAskAttendAnswer
+from vqa_repro import baselines
+from vqa_repro.baselines import (
+    BagOfWords,
+    DeeperLSTMNormI,
+    QuestionLSTM,
+    QuestionOnly,
+    ShowAskAttendAnswer,
+)
+from vqa_repro.lstm import states_in_time
 
 # No two sizes alike: a hard-coded or exchanged dimension cannot pass.
 VOCABULARY, ANSWERS, CHANNELS, REGIONS = 11, 7, 9, 5
@@ -231,21 +239,20 @@ def test_each_question_drops_on_its_own(build: Callable[[], nn.Module]) -> None:
 @pytest.mark.parametrize(
     ("build", "dropping"),
     [
-        (question_only, ["question.cells.0", "classifier.3", "classifier.6"]),
-        (deeper, ["question.cells.0", "question.cells.1", "W_Q", "W_I", "classifier"]),
-        (show_ask, ["question.cells.0", "W_V", "W_Q", "glimpses", "hidden", "classifier"]),
+        (question_only, ["LSTM 0", "classifier.3", "classifier.6"]),
+        (deeper, ["LSTM 0", "LSTM 1", "W_Q", "W_I", "classifier"]),
+        (show_ask, ["LSTM 0", "W_V", "W_Q", "glimpses", "hidden", "classifier"]),
         (bag, []),
     ],
 )
 def test_dropout_is_where_the_papers_have_it(
-    build: Callable[[], nn.Module], dropping: list[str]
+    monkeypatch: pytest.MonkeyPatch, build: Callable[[], nn.Module], dropping: list[str]
 ) -> None:
     """Of the features that are not 0 anyway, as many of a ReLU's are, half drop."""
     net = model(build)
     grid = batch()[0].repeat(100, 1, 1)
     tokens = torch.randint(1, VOCABULARY, (300, 4))
     layers = [name for name, part in net.named_modules() if isinstance(part, nn.Linear)]
-    layers += [name for name, part in net.named_modules() if isinstance(part, nn.LSTMCell)]
     nonzero: dict[tuple[str, bool], float] = {}
 
     def count(name: str) -> None:
@@ -254,11 +261,18 @@ def test_dropout_is_where_the_papers_have_it(
 
         net.get_submodule(name).register_forward_pre_hook(hook)
 
+    def states_of(x: Tensor, counts: list[int], *weights: Tensor) -> tuple[Tensor, Tensor]:
+        layer = sum(training == net.training for name, training in nonzero if "LSTM" in name)
+        nonzero[f"LSTM {layer}", net.training] = (x != 0).double().mean().item()
+        return states_in_time(x, counts, *weights)
+
+    monkeypatch.setattr(baselines, "states_in_time", states_of)
     for name in layers:
         count(name)
     for training in (True, False):
         net.train(training)(grid, tokens, torch.full((300,), 4))
-    kept = {name: nonzero[name, True] / nonzero[name, False] for name in layers}
+    names = {name for name, _ in nonzero}
+    kept = {name: nonzero[name, True] / nonzero[name, False] for name in names}
     assert {name for name, share in kept.items() if 0.4 < share < 0.6} == set(dropping), kept
 
 
@@ -308,3 +322,17 @@ def test_bfloat16_autocast_is_finite_and_close(build: Callable[[], nn.Module]) -
         torch.testing.assert_close(a.sum(dim=1), torch.ones(len(a)))
     low.logits.float().sum().backward()
     assert all(value.grad.isfinite().all() for value in net.parameters())
+
+
+def test_word_by_word_as_on_a_gpu_states_and_gradients_are_the_same() -> None:
+    torch.manual_seed(0)
+    question = QuestionLSTM(9, 3, 4, layers=2, dropout=0.0).double()
+    x, lengths = torch.randn(4, 6, 3, dtype=torch.float64), torch.tensor([2, 6, 1, 6])
+    for which in (0, 1):  # hidden states, cell states: each without the other's gradient
+        found = []
+        for ends in (question._in_time(x, lengths), question._by_word(x, lengths)):
+            states = torch.stack([layer[which] for layer in ends])
+            gradients = torch.autograd.grad(states.sin().sum(), list(question.cells.parameters()))
+            found.append((states, *gradients))
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)

@@ -7,12 +7,15 @@ not a target. Where a picture's features drop, they do so once for all questions
 batch: with questions drawn singly, as in the authors' code, a batch rarely holds two.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqa_repro.attention import Answer, per_question, word_mask
 from vqa_repro.kernels import Dropout, pooled
+from vqa_repro.lstm import in_time, states_in_time
 
 
 class QuestionOnly(nn.Module):
@@ -180,20 +183,30 @@ class QuestionLSTM(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden and cell states after each question's last word, (N, layers * hidden) each."""
-        words = word_mask(tokens, lengths)
-        h_last, c_last = [], []
         x = torch.tanh(self.dropout(self.embedding(tokens)))  # (N, T, embedding)
+        ends = self._in_time(x, lengths) if x.device.type == "cpu" else self._by_word(x, lengths)
+        h, c = zip(*ends, strict=True)
+        return torch.cat(h, dim=1), torch.cat(c, dim=1)
+
+    def _in_time(self, x: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """(h, c) of each layer, on the CPU."""
+        which, counts, last = in_time(lengths, x.shape[1])
+        x = x.flatten(0, 1)[which]
+        for cell in self.cells:
+            h, c = states_in_time(x, counts, *cell.parameters())
+            yield h[last], c[last]
+            x = self.dropout(h)
+
+    def _by_word(self, x: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """(h, c) of each layer. nn.LSTM returns no cell states but those at the very end."""
+        words = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
         for cell in self.cells:
             h = c = x.new_zeros(len(x), self.hidden)
             outputs = []
-            # A loop over words, since nn.LSTM returns no cell states but those at the very end:
-            # past its last word, a question keeps its state.
             for t in range(x.shape[1]):
                 h_t, c_t = cell(x[:, t], (h, c))
                 word = words[:, t, None]
                 h, c = torch.where(word, h_t, h), torch.where(word, c_t, c)
                 outputs.append(h)
-            h_last.append(h)
-            c_last.append(c)
+            yield h, c
             x = self.dropout(torch.stack(outputs, dim=1))
-        return torch.cat(h_last, dim=1), torch.cat(c_last, dim=1)

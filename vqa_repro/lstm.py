@@ -29,17 +29,25 @@ class LSTM(nn.LSTM):
             states: Tensor = super().forward(x)[0]
             return states
         N, T, _ = x.shape
-        which, counts = in_time(lengths, T)
+        which, counts, _ = in_time(lengths, T)
         h = x.flatten(0, 1)[which]
         for layer in range(self.num_layers):
             if layer:
                 h = F.dropout(h, self.dropout, self.training)
-            W_x, W_h, b_x, b_h = (
-                getattr(self, f"{name}_l{layer}")
-                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            )
-            h = _States.apply(F.linear(h, W_x, b_x + b_h), W_h, counts)
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            h, _ = states_in_time(h, counts, *(getattr(self, f"{name}_l{layer}") for name in names))
         return h.new_zeros(N * T, h.shape[1]).index_copy(0, which, h).view(N, T, -1)
+
+
+def states_in_time(
+    x: Tensor, counts: list[int], W_x: Tensor, W_h: Tensor, b_x: Tensor, b_h: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Hidden and cell states (P, d) of one layer at all words (P, inputs) in the order of time.
+
+    counts and that order: ``in_time``. The weights are those of ``nn.LSTMCell``. On the CPU only.
+    """
+    h, c = _States.apply(F.linear(x, W_x, b_x + b_h), W_h, counts)
+    return h, c
 
 
 def at_last_words(states: Tensor, lengths: Tensor) -> Tensor:
@@ -47,16 +55,20 @@ def at_last_words(states: Tensor, lengths: Tensor) -> Tensor:
     return states[torch.arange(len(states), device=states.device), lengths - 1]
 
 
-def in_time(lengths: Tensor, T: int) -> tuple[Tensor, list[int]]:
+def in_time(lengths: Tensor, T: int) -> tuple[Tensor, list[int], Tensor]:
     """The P words of N questions in the order of time: all first words, all second ones, ...
 
-    (P,) int64: n * T + t for word t of question n, longer questions first; and how many questions
-    have a first word, a second one, ...
+    (P,) int64: n * T + t for word t of question n, longer questions first; how many questions have
+    a first word, a second one, ...; and (N,) int64: where in that order a question's last word is.
     """
     order = lengths.argsort(descending=True, stable=True)
     t = torch.arange(T)[:, None]
     there = t < lengths[order]  # (T, N)
-    return (order * T + t)[there], [n for n in there.sum(dim=1).tolist() if n]
+    counts = [n for n in there.sum(dim=1).tolist() if n]
+    starts = torch.tensor([0, *accumulate(counts)])
+    last = torch.empty_like(order)
+    last[order] = starts[lengths[order] - 1] + torch.arange(len(order))
+    return (order * T + t)[there], counts, last
 
 
 class _States(torch.autograd.Function):
@@ -67,7 +79,7 @@ class _States(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W_h: Tensor, counts: list[int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, W_h: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
         d, W = W_h.shape[1], W_h.to(x.dtype)
         gates = x.to(torch.promote_types(x.dtype, torch.float32), copy=True)  # (P, 4d)
         c, tanh_c, h = (gates.new_empty(len(gates), d) for _ in range(3))
@@ -89,11 +101,12 @@ class _States(torch.autograd.Function):
             before, start = start, start + n
         ctx.save_for_backward(W, gates, c, tanh_c, h)
         ctx.counts, ctx.dtype = counts, W_h.dtype
-        return h
+        ctx.set_materialize_grads(False)  # mostly nobody asks for the cell states
+        return h, c
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_h: Tensor | None, d_cells: Tensor | None) -> tuple[Tensor | None, ...]:
         W, gates, c, tanh_c, h = ctx.saved_tensors
         d, counts = h.shape[1], ctx.counts
         d_x = torch.empty_like(gates, dtype=W.dtype)
@@ -104,11 +117,13 @@ class _States(torch.autograd.Function):
             start -= n
             now = slice(start, start + n)
             i, f, g, o = gates[now].chunk(4, dim=1)
-            d_now = d_h[now].clone()
+            d_now = h.new_zeros(n, d) if d_h is None else d_h[now].clone()
             d_now[: len(d_h_later)] += d_h_later
             d_o = d_now * tanh_c[now] * o * (1 - o)
             d_c = d_now.mul_(o).mul_(1 - tanh_c[now].square())
             d_c[: len(d_c_later)] += d_c_later
+            if d_cells is not None:
+                d_c += d_cells[now]
             d_i, d_g = d_c * g * i * (1 - i), d_c * i * (1 - g.square())
             if t:
                 earlier = slice(start - counts[t - 1], start - counts[t - 1] + n)
