@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import steps
 import torch
+import torch.distributed as dist
 from conftest import PROJECT, environ
+from torch import nn
 
 from vqa_repro import train
-from vqa_repro.distributed import World
+from vqa_repro.distributed import BatchNorm2d, World
 from vqa_repro.questions import batches
 from vqa_repro.store import StoreWriter
 
@@ -179,3 +181,19 @@ def test_bad_input_is_said_once(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=100)
     assert process.returncode != 0
     assert sum(line.startswith("error: ") for line in errors.splitlines()) == 1
+
+
+def test_normalisation_in_low_precision_counts_and_sums_in_float32(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = (3 * torch.randn(5, 3, 31, 31) + 1).bfloat16()  # 4,805 numbers each: bfloat16 has 4,800
+    ours, theirs = BatchNorm2d(3), nn.BatchNorm2d(3)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        normalised = ours(x)
+    finally:
+        dist.destroy_process_group()
+    expected = theirs(x.float())
+    assert normalised.dtype is torch.bfloat16
+    torch.testing.assert_close(normalised.float(), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=1e-5, atol=1e-6)

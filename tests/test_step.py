@@ -8,6 +8,7 @@ import steps
 import torch
 from torch import Tensor, nn
 
+from vqa_repro.distributed import ALONE, World, flattened
 from vqa_repro.hiecoatt import HieCoAtt
 from vqa_repro.model import Network
 from vqa_repro.optim import learning_rate, make_optimizer, resume
@@ -46,11 +47,10 @@ def test_questions_that_share_a_picture_have_the_gradients_of_single_ones(name: 
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14, msg=parameter)
 
 
-def a_step(case: str, training: Training | None = None) -> Step:
+def a_step(case: str, training: Training | None = None, world: World = ALONE) -> Step:
     store, questions = steps.made_up(pictures=False)
-    return Step(
-        training or steps.CASES[case], steps.network(case).train(), Rows(store, CPU), questions
-    )
+    network = steps.network(case).train()
+    return Step(training or steps.CASES[case], network, Rows(store, CPU), questions, world)
 
 
 @pytest.mark.parametrize("case", ["san", "hiecoatt"])
@@ -76,20 +76,37 @@ class Again:
         self._step, self._inputs, self._tally = step, inputs, tally
 
     def replay(self) -> None:
-        self._tally.copy_(self._step._gradients(self._inputs))
-        self._step._move()
+        tally = self._step._gradients(self._inputs)
+        if self._step._flat is None:
+            self._tally.copy_(tally)
+            self._step._move()
+        else:
+            flattened(self._step._parameters, tally, out=self._step._flat)
 
 
-def test_replays_train_as_steps_one_by_one_do(monkeypatch: pytest.MonkeyPatch) -> None:
+class Alike(World):
+    """Two processes that always have the same: to add up is to double."""
+
+    def add_up(self, values: Tensor) -> Tensor:
+        return values.mul_(2)
+
+
+@pytest.mark.parametrize("world", [ALONE, Alike(0, 2)], ids=["one process", "two"])
+def test_replays_train_as_steps_one_by_one_do(
+    monkeypatch: pytest.MonkeyPatch, world: World
+) -> None:
     """Everything of a recorded step but CUDA: sizes, inputs in place, when what is recorded."""
     training = Training(epochs=1, learning_rate=0.05, optimizer="sgd", clip=0.5)
-    one_by_one, replayed = a_step("san", training), a_step("san", training)
+    one_by_one, replayed = (a_step("san", training, world) for _ in range(2))
+    if world.size > 1:
+        count = sum(parameter.numel() for parameter in replayed._parameters)
+        monkeypatch.setattr(replayed, "_flat", torch.empty(3 + count))
     recorded = []
 
     def record(inputs: Any) -> Recorded:
         recorded.append([tuple(part.shape) for part in inputs[:4]])
         tally = torch.zeros(3)
-        return Recorded(Again(replayed, inputs, tally), tally, [])  # type: ignore[arg-type]
+        return Recorded(Again(replayed, inputs, tally), tally)  # type: ignore[arg-type]
 
     monkeypatch.setattr(replayed, "eager", None)
     monkeypatch.setattr(replayed, "_beside", replayed._step)

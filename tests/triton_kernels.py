@@ -94,5 +94,16 @@ def test_low_precision_is_computed_in_float32() -> None:
     torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-def test_they_are_checked_before_they_are_used() -> None:
-    assert kernels_triton.fails_on(torch.device("cpu")) is None
+@pytest.mark.parametrize("training", [True, False])
+def test_they_are_checked_before_they_are_used(training: bool) -> None:
+    """Whoever is the first to use them, and without a change to the random numbers of others."""
+    before = torch.get_rng_state()
+    with torch.inference_mode(not training):
+        assert kernels_triton.fails_on(torch.device("cpu")) is None
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_dropout_no_random_number_is_drawn() -> None:
+    inputs, before = scores_input(IMAGE_OF), torch.get_rng_state()
+    kernels_triton.additive_scores(*inputs, IMAGE_OF).sum().backward()
+    assert torch.equal(torch.get_rng_state(), before)

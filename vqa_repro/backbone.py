@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,9 +193,15 @@ def preprocess(pictures: Tensor, style: Preprocess) -> Tensor:
     """
     x = pictures.permute(0, 3, 1, 2).float()
     if style == "caffe":
-        return x.flip(1) - torch.tensor(_CAFFE_MEAN, device=x.device).view(1, 3, 1, 1)
-    mean = torch.tensor(_IMAGENET_MEAN, device=x.device).view(1, 3, 1, 1)
-    return (x / 255 - mean) / torch.tensor(_IMAGENET_STD, device=x.device).view(1, 3, 1, 1)
+        return x.flip(1) - _per_channel(_CAFFE_MEAN, x.device)
+    mean, std = (_per_channel(values, x.device) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+    return (x / 255 - mean) / std
+
+
+@cache  # to copy them anew would be to wait for the GPU at every batch
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def weights_digest(path: Path) -> str:

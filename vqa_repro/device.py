@@ -37,6 +37,7 @@ def choose_device(name: str) -> torch.device:
             "`python -m vqa_repro.doctor` says why"
         )
     if device.type == "cuda":  # Triton and CUDA graphs go by it
+        device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     return device
 

@@ -108,12 +108,23 @@ class World(NamedTuple):
         """
         if self.size == 1:
             return tally
-        parts = [tally] + [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = self.add_up(torch.cat([part.flatten() for part in parts]))
-        tally, *gradients = torch.split(flat, [part.numel() for part in parts])
+        return self.add_up_flat(parameters, flattened(parameters, tally))
+
+    def add_up_flat(self, parameters: Sequence[nn.Parameter], flat: Tensor) -> Tensor:
+        """The same, of what ``flattened`` made, in place: the gradients become parts of it."""
+        counts = [parameter.numel() for parameter in parameters]
+        tally, *gradients = torch.split(self.add_up(flat), [len(flat) - sum(counts), *counts])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient.view_as(parameter)
         return tally
+
+
+def flattened(
+    parameters: Sequence[nn.Parameter], tally: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """``tally`` (n,) and all gradients, one after the other; without a gradient, zeros."""
+    parts = [tally] + [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    return torch.cat([part.flatten() for part in parts], out=out)
 
 
 ALONE = World()
@@ -190,6 +201,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not (self.training and dist.is_initialized()):
             alone: Tensor = super().forward(x)
             return alone
+        # Under autocast too: bfloat16 does not even hold how many they are.
+        low, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
         C = x.shape[1]
         per_channel = x.transpose(0, 1).reshape(C, -1)
         count = x.new_full((1,), per_channel.shape[1])
@@ -205,7 +218,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(squares / (count - 1), self.momentum)
             self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(low)
 
 
 class _AddedUp(torch.autograd.Function):

@@ -60,7 +60,7 @@ class Packed:
 def pack(parts: Iterable[Tensor], rows: int, room: int) -> Packed:
     """Pack all the rows that ``parts`` (n, ...) hold one after the other, where they are.
 
-    room: numbers for which memory is claimed at first; more is claimed if they do not suffice.
+    room: bytes claimed at first, as ``packed_bytes`` has it; more if they do not suffice.
     """
     done = used = 0
     for part in parts:
@@ -71,7 +71,8 @@ def pack(parts: Iterable[Tensor], rows: int, room: int) -> Packed:
             shape, device = part.shape[1:], part.device
             bits = torch.empty(rows, flat.shape[1] // 8, dtype=torch.uint8, device=device)
             first = torch.empty(rows, dtype=torch.int64, device=device)
-            values = torch.empty(room, dtype=part.dtype, device=device)
+            numbers = max(0, room - bits.nbytes - first.nbytes) // 2
+            values = torch.empty(numbers, dtype=part.dtype, device=device)
             weight = (1 << torch.arange(8, device=device)).to(torch.uint8)
         octets = mask.view(len(part), -1, 8) * weight
         bits[done : done + len(part)] = octets.sum(2, dtype=torch.uint8)

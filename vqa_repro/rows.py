@@ -185,7 +185,7 @@ class Rows:
             self._resident = resident
         elif self.where == "packed":
             parts = (part.to(self.device) for part in self._read_all(starts))
-            self._resident = pack(parts, count, packed // 2)
+            self._resident = pack(parts, count, packed)
         elif self.where == "host":
             for start in starts:
                 part = self._room(min(self._per_part, count - start))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vqa_repro.distributed import ALONE, World
+from vqa_repro.distributed import ALONE, World, flattened
 from vqa_repro.errors import first_line
 from vqa_repro.loss import cross_entropy
 from vqa_repro.model import Network
@@ -39,8 +39,7 @@ class Recorded(NamedTuple):
     """A step as a CUDA graph, and where it leaves what the others need."""
 
     graph: torch.cuda.CUDAGraph
-    tally: Tensor
-    gradients: list[Tensor | None]
+    tally: Tensor  # where processes have to meet it is with the gradients, in ``Step._flat``
 
 
 class Room:
@@ -87,6 +86,8 @@ class Step:
         self._rate: float | None = None
         self._rooms: dict[tuple[int, int, int], Room] = {}
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
+        self._flat: Tensor | None = None
         self.eager = reason_for_eager(network, questions.label.device)
 
     def __call__(self, batch: Batch, rate: float) -> Tensor:
@@ -154,23 +155,24 @@ class Step:
             try:
                 room.recorded = self._record(inputs)
             except RuntimeError as error:
-                self.eager = f"CUDA cannot record a step ({first_line(error)})"
+                # What ends a recording is raised while it says that it was ended.
+                why = first_line(error.__context__ or error)
+                self.eager = f"CUDA cannot record a step ({why})"
                 tqdm.write(f"  done without CUDA graphs: {self.eager}")
                 self._rooms.clear()
                 return self._step(self._exactly(batch))
         room.recorded.graph.replay()
-        if self._world.size == 1:
+        if self._flat is None:
             return room.recorded.tally
-        for parameter, gradient in zip(self._parameters, room.recorded.gradients, strict=True):
-            parameter.grad = gradient
-        tally = self._world.add_up_gradients(self._parameters, room.recorded.tally)
+        tally = self._world.add_up_flat(self._parameters, self._flat)
         self._move()
         return tally
 
     def _beside(self, inputs: Inputs) -> Tensor:
-        """A step on a stream of its own, as CUDA wants it before a recording."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        current = torch.cuda.current_stream()
+        """A step on the stream that steps are recorded on, as CUDA wants it before that."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream, current = self._stream, torch.cuda.current_stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             tally = self._step(inputs)
@@ -181,15 +183,21 @@ class Step:
         """Record the step on ``inputs``; where processes have to meet, up to the gradients."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
+        if self._flat is None and self._world.size > 1:
+            count = sum(parameter.numel() for parameter in self._parameters)
+            self._flat = inputs.weight.new_empty(3 + count)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
             tally = self._gradients(inputs)
-            if self._world.size == 1:
+            if self._flat is None:
                 self._move()
-        gradients = [p.grad for p in self._parameters] if self._world.size > 1 else []
+            else:
+                flattened(self._parameters, tally, out=self._flat)
         # Nothing outlives a replay but the tally, so graphs may share their memory.
         self.optimizer.zero_grad()
-        return Recorded(graph, tally, gradients)
+        return Recorded(graph, tally)
 
 
 def rounded_up(count: int, least: int) -> int:
