@@ -198,8 +198,11 @@ class QuestionLSTM(nn.Module):
             x = self.dropout(h)
 
     def _by_word(self, x: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """(h, c) of each layer. nn.LSTM returns no cell states but those at the very end."""
-        words = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+        """(h, c) of each layer, word by word: past its last word a question keeps its state.
+
+        nn.LSTM returns no cell states but those at the very end.
+        """
+        words = word_mask(x[:, :, 0], lengths)
         for cell in self.cells:
             h = c = x.new_zeros(len(x), self.hidden)
             outputs = []

@@ -172,8 +172,8 @@ def open_run(folder: Path) -> Run:
     if not isinstance(made_by, dict) or not isinstance(made_by.get("backbone"), str):
         raise UserError(f"{path}: does not say what made the features")
     seen, made = recipe.data.features, made_by["backbone"]
-    unfrozen = {"cnn": "none", "none": "no picture"}  # the pictures themselves; nothing
-    if made != unfrozen.get(seen, made) or (made in unfrozen.values() and seen not in unfrozen):
+    without_network = {"none": "cnn", "no picture": "none"}  # who made it -> the recipe's word
+    if without_network.get(made) != (seen if seen in without_network.values() else None):
         raise UserError(f"{path}: features of {made!r:.80}, recipe.json: of {seen!r:.80}")
     return Run(folder, recipe, vocabulary, features)
 
