@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +118,62 @@ def test_triton_s_kernels_through_its_interpreter() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout and "skipped" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this platform")
+@pytest.mark.parametrize("capability", [80, 90])
+def test_triton_s_kernels_compile_for_gpus_and_keep_to_their_registers(
+    capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As the papers' sizes have them launched; a number that is spilled takes a way to memory."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import JITFunction
+
+    from vqa_repro import kernels_triton
+
+    class Driver:
+        """What Triton asks the GPU that it compiles for."""
+
+        def get_current_device(self) -> int:
+            return capability  # kernels of one device are not made anew for it
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", capability, 32)
+
+    compiled = []
+    run = JITFunction.run
+
+    def compile_only(self: JITFunction, *args: object, **options: object) -> None:
+        kernel = run(self, *args, **{**options, "warmup": True})
+        compiled.append((self.fn.__name__, kernel.asm["cubin"]))
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    image_of = torch.tensor([0, 0, 1])
+    for dtype in (torch.bfloat16, torch.float32):
+        image, question, v, w = (
+            torch.zeros(shape, dtype=dtype, requires_grad=True)
+            for shape in ((2, 196, 1024), (3, 512), (2, 196, 1024), (512,))
+        )
+        for dropout in (0.0, 0.5):
+            scores = kernels_triton.additive_scores(
+                image.chunk(2, dim=2)[0], question, w, image_of, dropout
+            )
+            scores.sum().backward()
+        kernels_triton.pooled(scores.detach().softmax(1), v, image_of).sum().backward()
+    assert len({name for name, _ in compiled}) == 5 and len(compiled) == 14
+    for number, (name, binary) in enumerate(compiled):
+        file = tmp_path / f"{number}.cubin"
+        file.write_bytes(binary)
+        tool = triton.knobs.nvidia.cuobjdump.path
+        said = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True).stdout
+        assert int(said.split("STACK:")[1].split()[0]) <= 16, (name, said)  # bytes
 
 
 def test_without_triton_the_plain_form_computes_and_that_is_said(

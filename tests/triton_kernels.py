@@ -47,7 +47,8 @@ def test_pooling(image_of: Tensor | None) -> None:
 
 def test_blocks_smaller_than_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(kernels_triton, "TILE", 16)
+    for tile in ("TILE", "POOLED_TILE"):
+        monkeypatch.setattr(kernels_triton, tile, 16)
     inputs = scores_input(IMAGE_OF)
     plain = kernels.additive_scores_reference(*inputs, IMAGE_OF)
     same(kernels_triton.additive_scores(*inputs, IMAGE_OF), plain, inputs)
