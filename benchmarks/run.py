@@ -23,18 +23,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.plain import PlainHieCoAtt, PlainSAN
 from vqa_repro.answering import ask
-from vqa_repro.device import add_device_option, choose_device, describe
+from vqa_repro.device import add_device_option, choose_device, describe, has_bfloat16
 from vqa_repro.distributed import World, joined
 from vqa_repro.hiecoatt import HieCoAtt
 from vqa_repro.model import Network
@@ -434,6 +436,10 @@ def target_rows(device: torch.device, precision: str) -> Iterator[tuple[str, str
             epoch("--share", 0.25, "--rows", place)["  a question"] for place in ("device", "host")
         )
         yield "from pinned host memory : resident", "1.3 times", f"{pinned / resident:.2f} times"
+        found = again("--only", "extraction", "--share", 0.001, *gpu)
+        share = found.get("  of the limit, photos to store in bfloat16")
+        measured = f"{share:.0f}%" if share else "this GPU has no bfloat16"
+        yield "photos to store, VGG-19 in bfloat16", "50% of the limit", measured
     else:
         for what, goal in (
             ("SAN(2, LSTM), VQA v2 train + val, batch 100", "4 s an epoch"),
@@ -441,6 +447,7 @@ def target_rows(device: torch.device, precision: str) -> Iterator[tuple[str, str
             ("HieCoAtt, parallel", "8 s an epoch"),
             ("memory of training with the features on disk", "8 GB"),
             ("from pinned host memory : resident", "1.3 times"),
+            ("photos to store, VGG-19 in bfloat16", "50% of the limit"),
         ):
             yield what, goal, "not measured: no GPU"
     goal = "10 times" if device.type == "cuda" else "3 times on 2 CPU cores"
@@ -451,24 +458,59 @@ def target_rows(device: torch.device, precision: str) -> Iterator[tuple[str, str
 
 
 def extraction_figures(device: torch.device) -> Iterator[Figure]:
-    """VGG-19 at 448 x 448 with random weights, which cost what trained ones do."""
+    """VGG-19 at 448 x 448 with random weights, which cost what trained ones do.
+
+    The network alone, decoding alone, and from photos to a store as ``extract`` does it.
+    """
     from torchvision.models import vgg19
 
-    from vqa_repro.backbone import preprocess
+    from vqa_repro.backbone import FrozenNetwork
+    from vqa_repro.extract import Extractor, extract
+    from vqa_repro.fill import threads
+    from vqa_repro.pictures import read_picture
 
-    batch = 64 if device.type == "cuda" else 2
-    network = vgg19().features.eval().requires_grad_(False).to(device)
-    network = network.to(memory_format=torch.channels_last)
-    pictures = torch.randint(0, 256, (batch, 448, 448, 3), dtype=torch.uint8, device=device)
+    count = 4096 if device.type == "cuda" else 8
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder, "vgg19.pth")
+        torch.save({f"features.{k}": v for k, v in vgg19().features.state_dict().items()}, weights)
+        photos = made_up_photos(Path(folder))
+        images = {str(i): photos[i % len(photos)] for i in range(count)}
 
-    def look() -> None:
-        with torch.inference_mode():
-            network(preprocess(pictures, "caffe").contiguous(memory_format=torch.channels_last))
+        def decode() -> None:
+            with ThreadPoolExecutor(threads()) as pool:
+                list(pool.map(lambda path: read_picture(path, 448), [*photos, *photos]))
 
-    rate = batch / seconds(look, device, 3)
-    limit = peak(device, torch.float32)
-    yield Figure("VGG-19 at 448 x 448, float32", rate, "pictures/s")
-    yield Figure("  of the limit", 100 * rate * VGG19_MACS / limit, "%")
+        cores = threads()
+        rate = 2 * len(photos) / seconds(decode, torch.device("cpu"), 3)
+        yield Figure("decoding photos of 640 x 480", rate, "pictures/s", f"{cores} threads")
+        for precision in ("float32", "bfloat16") if has_bfloat16(device) else ("float32",):
+            network = FrozenNetwork("vgg19", weights, "caffe", device, precision)
+            pictures = torch.from_numpy(Extractor(network).room()).to(device).random_()
+
+            def look() -> None:
+                with torch.inference_mode():
+                    network(pictures)  # noqa: B023
+
+            limit = peak(device, getattr(torch, precision)) / VGG19_MACS
+            rate = len(pictures) / seconds(look, device, 3)
+            yield Figure(f"VGG-19 at 448 x 448, {precision}", rate, "pictures/s")
+            yield Figure(f"  of the limit, network in {precision}", 100 * rate / limit, "%")
+            began = clock()
+            extract(images, Path(folder, f"{precision}.safetensors"), network)
+            rate = count / (clock() - began)
+            yield Figure(f"photos to store, {precision}", rate, "pictures/s")
+            yield Figure(f"  of the limit, photos to store in {precision}", 100 * rate / limit, "%")
+
+
+def made_up_photos(folder: Path) -> list[Path]:
+    """JPEG files of 640 x 480, of as many bytes as photos have: some 90 kB."""
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{number}.jpg" for number in range(16)]
+    for path in paths:
+        coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).resize((640, 480))
+        fine = rng.normal(0, 5, (480, 640, 1))
+        Image.fromarray(np.clip(coarse + fine, 0, 255).astype(np.uint8)).save(path, quality=90)
+    return paths
 
 
 def store_figures(rows: Tensor) -> Iterator[Figure]:
@@ -504,7 +546,9 @@ def main() -> int:
     parser.add_argument("--rows", choices=PLACES, default="device", help="for --only epoch")
     parser.add_argument("--model", choices=tuple(MODELS), help="this one alone")
     parser.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="bfloat16", help="of ours"
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help="of ours; by default bfloat16, where the device has it",
     )
     parser.add_argument("--json", action="store_true", help="everything, for programs")
     add_device_option(parser)
@@ -516,6 +560,7 @@ def main() -> int:
 
 def measure(args: argparse.Namespace, world: World, device: torch.device) -> None:
     share = args.share or (1.0 if device.type == "cuda" else 0.004)
+    args.precision = args.precision or ("bfloat16" if has_bfloat16(device) else "float32")
     precision = getattr(torch, args.precision)
     machine = (
         f"{describe(device)}, {world.size} process{'es' if world.size > 1 else ''}, "

@@ -349,6 +349,21 @@ def test_hiecoatt_and_the_baselines_train_too(
         assert look.stat().st_size > 10_000
 
 
+def test_where_the_processor_has_no_bfloat16_it_is_float32_and_that_is_recorded(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for module in ("train", "model"):
+        monkeypatch.setattr(f"vqa_repro.{module}.has_bfloat16", lambda device: False)
+    for precision in ("float32", "bfloat16"):
+        chosen = ["--set", f"training.precision={precision}"]
+        assert train.main([*options(drawn_folder, tmp_path / precision, 1), *chosen]) == 0
+        said = json.loads((tmp_path / precision / "environment.json").read_text())["without"]
+        assert any("computed in float32" in line for line in said) is (precision == "bfloat16")
+    a, b = (tmp_path / name / "model.safetensors" for name in ("float32", "bfloat16"))
+    assert a.read_bytes() == b.read_bytes()
+
+
 def test_the_best_epoch_is_kept_and_waiting_for_a_better_one_has_an_end(
     drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

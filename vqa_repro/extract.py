@@ -22,7 +22,7 @@ import torch
 import checkpoints_setup
 from vqa_repro.backbone import BACKBONES, FrozenNetwork
 from vqa_repro.datasets import find_data_set, load_all
-from vqa_repro.device import add_device_option, choose_device, describe
+from vqa_repro.device import add_device_option, choose_device, describe, has_bfloat16
 from vqa_repro.distributed import ALONE, SharedError, World, joined, leave
 from vqa_repro.errors import UserError, main_guard
 from vqa_repro.fill import DamagedPicturesError, fill
@@ -187,6 +187,8 @@ def _extract(args: argparse.Namespace, world: World) -> None:
             what.append(args.precision)
         path = args.out or store_path(args.root, args.data, *what)
         network = FrozenNetwork(args.backbone, weights, args.preprocess, device, args.precision)
+        if args.precision == "bfloat16" and not has_bfloat16(device):
+            print("note: the device has no instructions for bfloat16; float32 is faster on it")
         print(
             f"{len(images):,} pictures through {args.backbone} ({weights.name}) in "
             f"{args.precision} on {describe(device)}"

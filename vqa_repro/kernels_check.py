@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vqa_repro.device import has_bfloat16
+
 # Largest error allowed, relative to the largest value of the float64 result: about ten roundings.
 # GPUs may round the inputs of float32 convolutions to TF32 (2**-11), hence not a tighter one.
 TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 4e-2}
@@ -49,7 +51,7 @@ def torch_facts() -> dict[str, Any]:
 def check_device(name: str) -> dict[str, Any]:
     """Run every kernel on the device ``name``; a kernel that fails is reported, not raised."""
     device = torch.device(name)
-    bf16 = True
+    bf16 = has_bfloat16(device)
     report: dict[str, Any] = {"device": name}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -57,8 +59,6 @@ def check_device(name: str) -> dict[str, Any]:
         report |= {"name": properties.name, "memory_total_gib": round(total / 2**30, 1)}
         report |= {"memory_free_gib": round(free / 2**30, 1)}
         report |= {"compute_capability": f"{properties.major}.{properties.minor}"}
-        # Older cards only emulate bfloat16, slowly and not for every kernel.
-        bf16 = properties.major >= 8
     report["bfloat16"] = bf16
     report["kernels"] = []
     for kernel, (module, shape) in kernels().items():

@@ -14,6 +14,7 @@ from vqa_repro.atomic import write_atomic
 from vqa_repro.attention import Answer
 from vqa_repro.baselines import BagOfWords, DeeperLSTMNormI, QuestionOnly, ShowAskAttendAnswer
 from vqa_repro.cnn import SmallCNN
+from vqa_repro.device import has_bfloat16
 from vqa_repro.errors import UserError
 from vqa_repro.hiecoatt import HieCoAtt
 from vqa_repro.memory import free_on_host
@@ -53,13 +54,13 @@ class Network(nn.Module):
         self.answerer = answerer
         self._scale = scale
         # In training only; answers are in float32, from all regions.
-        self._precision = precision  # of matrix products
+        self._precision = precision  # of matrix products, where the device has it
         self._regions = regions  # share of a picture's
 
     def forward(
         self, rows: Tensor, tokens: Tensor, lengths: Tensor, image_of: Tensor | None = None
     ) -> Answer:
-        low = self.training and self._precision is not torch.float32
+        low = self.training and self._precision is not torch.float32 and has_bfloat16(rows.device)
         with torch.autocast(rows.device.type, self._precision, enabled=low):
             grid = rows if self.cnn is None else self.cnn(rows)
             if self.training and self._regions < 1:

@@ -24,7 +24,13 @@ from tqdm import tqdm
 
 from vqa_repro import doctor
 from vqa_repro.answering import predictions
-from vqa_repro.device import add_device_option, be_deterministic, choose_device, describe
+from vqa_repro.device import (
+    add_device_option,
+    be_deterministic,
+    choose_device,
+    describe,
+    has_bfloat16,
+)
 from vqa_repro.distributed import ALONE, SharedError, World, joined, leave
 from vqa_repro.errors import EXIT_BAD_INPUT, UserError, main_guard
 from vqa_repro.interruption import Interruption
@@ -35,7 +41,7 @@ from vqa_repro.optim import learning_rate
 from vqa_repro.optim import resume as resume_optimizer
 from vqa_repro.outcome import finish, table
 from vqa_repro.questions import Batch, batches
-from vqa_repro.recipe import Recipe, load_recipe, parse_value, recipe_names
+from vqa_repro.recipe import Recipe, Training, load_recipe, parse_value, recipe_names
 from vqa_repro.rows import PLACES, Place
 from vqa_repro.run import Run, create_run, open_run
 from vqa_repro.shortage import explained
@@ -110,7 +116,7 @@ def train(
     if world.rank:  # from here on, random numbers of its own
         torch.manual_seed(recipe.training.seed + RANK_SEED * world.rank)
     if not begun:
-        without = done_without(device) + material.left_out
+        without = done_without(device, recipe.training) + material.left_out
         for line in without:
             print(f"  done without {line}")
         facts = {
@@ -160,12 +166,14 @@ def choose_run(recipe: Recipe, out: Path | None, resume: bool) -> tuple[Path, Ru
     return out, None
 
 
-def done_without(device: torch.device) -> list[str]:
+def done_without(device: torch.device, training: Training) -> list[str]:
     """What this machine lacks, one phrase each, as bootstrap.sh and torch found it."""
     lines = [line for line in os.environ.get("VQA_REPRO_WITHOUT", "").splitlines() if line]
     if device.type == "cpu":
         seen = "none seen by torch" if not torch.cuda.is_available() else "--device cpu"
         lines.insert(0, f"GPU: {seen}")
+    if training.precision == "bfloat16" and not has_bfloat16(device):
+        lines.append("bfloat16: the device has no instructions for it; computed in float32")
     return lines
 
 
