@@ -437,8 +437,8 @@ def target_rows(device: torch.device, precision: str) -> Iterator[tuple[str, str
         )
         yield "from pinned host memory : resident", "1.3 times", f"{pinned / resident:.2f} times"
         found = again("--only", "extraction", "--share", 0.001, *gpu)
-        share = found.get("  of the limit, photos to store in bfloat16")
-        measured = f"{share:.0f}%" if share else "this GPU has no bfloat16"
+        reached = found.get("  of the limit, photos to store in bfloat16")
+        measured = f"{reached:.0f}%" if reached else "this GPU has no bfloat16"
         yield "photos to store, VGG-19 in bfloat16", "50% of the limit", measured
     else:
         for what, goal in (

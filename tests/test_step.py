@@ -1,17 +1,22 @@
 """A training step: grouped questions, batches that are filled up, and what a recording replays."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import steps
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vqa_repro.distributed import ALONE, World, flattened
 from vqa_repro.hiecoatt import HieCoAtt
+from vqa_repro.model import MODELS as ALL_MODELS
 from vqa_repro.model import Network
-from vqa_repro.optim import learning_rate, make_optimizer, resume
+from vqa_repro.optim import before_step, learning_rate, make_optimizer, resume
 from vqa_repro.questions import batches
 from vqa_repro.recipe import Training
 from vqa_repro.rows import Rows
@@ -19,6 +24,7 @@ from vqa_repro.san import SAN
 from vqa_repro.step import Recorded, Room, Step, rounded_up
 
 CPU = torch.device("cpu")
+TENSORS = ("questions", "rows", "image_of")  # of a Batch
 SIZES = (steps.WORDS, steps.ANSWERS, steps.CHANNELS)
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "san": lambda: SAN(*SIZES, **steps.SAN_OPTIONS),
@@ -67,6 +73,43 @@ def test_what_fills_a_batch_up_changes_no_gradient(case: str) -> None:
         for (name, _), a, b in zip(step._network.named_parameters(), *gradients, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7, msg=name)
         assert tallies[1][2] == len(batch.questions) < 32
+
+
+class OnMeta(TorchDispatchMode):
+    """Refuses tensors of the host, which would have to be copied to the device."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        assert all(tensor.is_meta for tensor in tensors), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ALL_MODELS)
+def test_a_step_neither_reads_from_the_device_nor_writes_to_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a recorded step must not. Tensors on "meta" have no numbers that could be read."""
+    meta = torch.device("meta")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no such device
+    with meta:
+        network = Network(None, ALL_MODELS[name](*SIZES), regions=0.5).train()
+    _, questions = steps.made_up(pictures=False)
+    (batch,) = batches(questions, 1000, "grouped")
+    batch = batch._replace(**{k: v.to(meta) for k, v in batch._asdict().items() if k in TENSORS})
+    rows = torch.empty(steps.PICTURES, steps.REGIONS, steps.CHANNELS, device=meta)
+    training = Training(
+        epochs=1, learning_rate=0.1, optimizer="rmsprop", clip=0.1, weight_decay=0.1, answers="soft"
+    )
+    for clip_per in ("tensor", "all"):
+        changed = replace(training, clip_per=clip_per)  # type: ignore[arg-type]
+        step = Step(changed, network, rows, questions.to(meta))
+        room = Room(64, 16, 6, rows, batch.questions)
+        with OnMeta():
+            assert step._gradients(room.take(batch, rows)).shape == (3,)
+            before_step(changed, network)
+        assert all(p.grad is not None and p.grad.is_meta for p in network.parameters())
 
 
 class Again:
