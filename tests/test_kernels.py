@@ -161,13 +161,13 @@ def test_triton_s_kernels_compile_for_gpus_and_keep_to_their_registers(
             torch.zeros(shape, dtype=dtype, requires_grad=True)
             for shape in ((2, 196, 1024), (3, 512), (2, 196, 1024), (512,))
         )
-        for dropout in (0.0, 0.5):
-            scores = kernels_triton.additive_scores(
-                image.chunk(2, dim=2)[0], question, w, image_of, dropout
-            )
-            scores.sum().backward()
+        for words in (question, question[:, None, :].repeat(1, 196, 1)):
+            for dropout in (0.0, 0.5):
+                half = image.chunk(2, dim=2)[0]
+                scores = kernels_triton.additive_scores(half, words, w, image_of, dropout)
+                scores.sum().backward()
         kernels_triton.pooled(scores.detach().softmax(1), v, image_of).sum().backward()
-    assert len({name for name, _ in compiled}) == 5 and len(compiled) == 14
+    assert len({name for name, _ in compiled}) == 5 and len(compiled) == 22
     for number, (name, binary) in enumerate(compiled):
         file = tmp_path / f"{number}.cubin"
         file.write_bytes(binary)

@@ -38,6 +38,20 @@ def test_scores(image_of: Tensor | None) -> None:
 
 
 @pytest.mark.parametrize("image_of", ORDERS, ids=IDS)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_scores_of_questions_that_add_something_else_to_each_region(
+    image_of: Tensor | None, transposed: bool
+) -> None:
+    torch.manual_seed(0)
+    image, _, w = scores_input(image_of)
+    question = numbers(R, N, K) if transposed else numbers(N, R, K)
+    inputs = [image, question, w]
+    given = [image, question.transpose(0, 1) if transposed else question, w]
+    plain = kernels.additive_scores_reference(*given, image_of)
+    same(kernels_triton.additive_scores(*given, image_of), plain, inputs)
+
+
+@pytest.mark.parametrize("image_of", ORDERS, ids=IDS)
 def test_pooling(image_of: Tensor | None) -> None:
     torch.manual_seed(0)
     inputs = [numbers(N, R), numbers(N if image_of is None else PICTURES, R, K)]
@@ -49,9 +63,10 @@ def test_blocks_smaller_than_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     for tile in ("TILE", "POOLED_TILE"):
         monkeypatch.setattr(kernels_triton, tile, 16)
-    inputs = scores_input(IMAGE_OF)
-    plain = kernels.additive_scores_reference(*inputs, IMAGE_OF)
-    same(kernels_triton.additive_scores(*inputs, IMAGE_OF), plain, inputs)
+    image, question, w = scores_input(IMAGE_OF)
+    for inputs in ([image, question, w], [image, numbers(N, R, K), w]):
+        plain = kernels.additive_scores_reference(*inputs, IMAGE_OF)
+        same(kernels_triton.additive_scores(*inputs, IMAGE_OF), plain, inputs)
     inputs = [numbers(N, R), numbers(PICTURES, R, K)]
     plain = kernels.pooled_reference(*inputs, IMAGE_OF)
     same(kernels_triton.pooled(*inputs, IMAGE_OF), plain, inputs)
@@ -66,15 +81,18 @@ def test_a_part_of_a_joint_projection() -> None:
         same(kernels_triton.additive_scores(half, *inputs[1:], IMAGE_OF), plain, inputs)
 
 
-def test_dropout_is_that_of_one_mask_and_leaves_out_its_share() -> None:
+@pytest.mark.parametrize("of_regions", [False, True])
+def test_dropout_is_that_of_one_mask_and_leaves_out_its_share(of_regions: bool) -> None:
     """The mask is read off the kernel itself, column by column, and given to the plain form."""
     image, question, w = scores_input(IMAGE_OF)
+    if of_regions:
+        question = numbers(N, R, K)
     columns = []
     for k in range(K):
         torch.manual_seed(3)  # the same numbers are left out
         one = torch.eye(K)[k]
         columns.append(kernels_triton.additive_scores(image, question, one, IMAGE_OF, 0.5))
-    H = torch.tanh(image[IMAGE_OF] + question[:, None, :])
+    H = torch.tanh(image[IMAGE_OF] + (question if of_regions else question[:, None, :]))
     mask = (torch.stack(columns, dim=2) / H).detach()
     assert set(mask.round(decimals=3).unique().tolist()) == {0.0, 2.0}
     assert 0.35 < (mask == 0).float().mean() < 0.65
@@ -96,8 +114,12 @@ def test_low_precision_is_computed_in_float32() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_they_are_checked_before_they_are_used(training: bool) -> None:
+def test_they_are_checked_before_they_are_used(
+    training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever is the first to use them, and without a change to the random numbers of others."""
+    for tile in ("TILE", "POOLED_TILE"):  # the interpreter takes its time for each program
+        monkeypatch.setattr(kernels_triton, tile, 2**18)
     before = torch.get_rng_state()
     with torch.inference_mode(not training):
         assert kernels_triton.fails_on(torch.device("cpu")) is None

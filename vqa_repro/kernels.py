@@ -3,13 +3,14 @@
 Written plainly (``*_reference``), N questions about I pictures of R regions make and keep N * R * k
 numbers per layer: 40 MB for a hundred questions, 196 regions, k = 512. On the CPU the functions
 here go through them picture by picture, in a block that stays in the cache, and compute them again
-for the gradient. On a GPU additive scores and pooling do the same in Triton (kernels_triton.py),
-where that works; all else is the plain form.
+for the gradient. On a GPU additive scores, which are a part of co-attention too, and pooling do the
+same in Triton (kernels_triton.py), where that works; all else is the plain form.
 
 ``image_of`` (N,) int64 names the picture of each question; None if I == N. Fastest where it
 ascends: questions about one picture next to each other.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -31,10 +32,7 @@ def additive_scores(
     image: (I, R, k). question: (N, k). w: (k,). dropout: its probability, 0 when not training.
     """
     if image.device.type != "cpu":
-        if (triton := fused(image)) is not None:
-            by_triton: Tensor = triton.additive_scores(image, question, w, image_of, dropout)
-            return by_triton
-        return additive_scores_reference(image, question, w, image_of, dropout)
+        return _scores_on_gpu(image)(image, question, w, image_of, dropout)
     order, counts = by_picture(image_of, len(image))
     scores: Tensor = _AdditiveScores.apply(
         widened(image), widened(question)[order], widened(w), counts, dropout
@@ -45,8 +43,16 @@ def additive_scores(
 def additive_scores_reference(
     image: Tensor, question: Tensor, w: Tensor, image_of: Tensor | None, dropout: float = 0.0
 ) -> Tensor:
-    H = torch.tanh(per_question(image, image_of) + question[:, None, :])
+    """question: (N, k), or (N, R, k) to add something else to each region."""
+    if question.ndim == 2:
+        question = question[:, None, :]
+    H = torch.tanh(per_question(image, image_of) + question)
     return F.dropout(H, dropout) @ w
+
+
+def _scores_on_gpu(image: Tensor) -> Callable[..., Tensor]:
+    triton = fused(image)
+    return additive_scores_reference if triton is None else triton.additive_scores
 
 
 def coattention(
@@ -67,7 +73,8 @@ def coattention(
     a question's end, so that C is.
     """
     if V.device.type != "cpu":
-        return coattention_reference(Q_b, b, W_q_Q, V, W_v_V, w_hv, image_of, dropout)
+        scores_of = _scores_on_gpu(V)
+        return coattention_reference(Q_b, b, W_q_Q, V, W_v_V, w_hv, image_of, dropout, scores_of)
     order, counts = by_picture(image_of, len(V))
     scores, seen = _CoAttention.apply(
         *(widened(words)[order] for words in (Q_b, b, W_q_Q)),
@@ -87,11 +94,12 @@ def coattention_reference(
     w_hv: Tensor,
     image_of: Tensor | None,
     dropout: float = 0.0,
+    scores_of: Callable[..., Tensor] = additive_scores_reference,
 ) -> tuple[Tensor, Tensor]:
-    V, W_v_V = per_question(V, image_of), per_question(W_v_V, image_of)
-    C = torch.tanh(torch.bmm(Q_b, V.transpose(1, 2)) + b[:, :, None])  # (N, T, R)
-    H_v = torch.tanh(W_v_V + torch.bmm(C.transpose(1, 2), W_q_Q))  # (N, R, d)
-    return F.dropout(H_v, dropout) @ w_hv, torch.bmm(C, W_v_V)
+    C = torch.tanh(torch.bmm(Q_b, per_question(V, image_of).transpose(1, 2)) + b[:, :, None])
+    of_words = torch.bmm(C.transpose(1, 2), W_q_Q)  # (N, R, d)
+    scores = scores_of(W_v_V, of_words, w_hv, image_of, dropout)
+    return scores, torch.bmm(C, per_question(W_v_V, image_of))
 
 
 def pooled(p: Tensor, v: Tensor, image_of: Tensor | None) -> Tensor:
