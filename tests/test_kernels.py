@@ -11,40 +11,46 @@ from conftest import PROJECT, environ
 from torch import Tensor
 
 from vqa_repro import kernels
+from vqa_repro.attention import ByPicture, by_picture
 
 COUNTS = [3, 1, 2]  # questions about each of three pictures
 N, PICTURES, R, T, D = 6, 3, 5, 4, 7
 IMAGE_OF = torch.arange(PICTURES).repeat_interleave(torch.tensor(COUNTS))
+ASKED = by_picture(IMAGE_OF, torch.empty(PICTURES))
 
 
 def numbers(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
-def scores_input(image_of: Tensor | None) -> list[Tensor]:
-    return [numbers(PICTURES if image_of is not None else N, R, D), numbers(N, D), numbers(D)]
+def scores_input(asked: ByPicture) -> list[Tensor]:
+    return [numbers(len(asked.starts) - 1, R, D), numbers(N, D), numbers(D)]
 
 
-def coattention_input(image_of: Tensor | None) -> list[Tensor]:
-    pictures = PICTURES if image_of is not None else N
+def coattention_input(asked: ByPicture) -> list[Tensor]:
+    pictures = len(asked.starts) - 1
     words = [numbers(N, T, D), numbers(N, T), numbers(N, T, D)]
     return [*words, numbers(pictures, R, D), numbers(pictures, R, D), numbers(D)]
 
 
 @pytest.mark.parametrize(
-    "image_of",
-    [IMAGE_OF, IMAGE_OF[[5, 0, 3, 1, 4, 2]], None],
+    "asked",
+    [
+        ASKED,
+        by_picture(IMAGE_OF[[5, 0, 3, 1, 4, 2]], torch.empty(PICTURES)),
+        by_picture(None, torch.empty(N)),
+    ],
     ids=["grouped", "in any order", "one each"],
 )
-def test_values_and_gradients_are_those_of_the_plain_form(image_of: Tensor | None) -> None:
+def test_values_and_gradients_are_those_of_the_plain_form(asked: ByPicture) -> None:
     torch.manual_seed(0)
-    pictures = PICTURES if image_of is not None else N
+    pictures = len(asked.starts) - 1
     for kernel, plain, inputs in (
-        (kernels.additive_scores, kernels.additive_scores_reference, scores_input(image_of)),
-        (kernels.coattention, kernels.coattention_reference, coattention_input(image_of)),
+        (kernels.additive_scores, kernels.additive_scores_reference, scores_input(asked)),
+        (kernels.coattention, kernels.coattention_reference, coattention_input(asked)),
         (kernels.pooled, kernels.pooled_reference, [numbers(N, R), numbers(pictures, R, D)]),
     ):
-        ours, theirs = kernel(*inputs, image_of), plain(*inputs, image_of)
+        ours, theirs = kernel(*inputs, asked), plain(*inputs, asked)
         if isinstance(ours, Tensor):
             ours, theirs = (ours,), (theirs,)
         weights = [torch.randn_like(value) for value in theirs]
@@ -60,8 +66,8 @@ def test_strided_input_as_it_comes_from_a_joint_projection() -> None:
     image = numbers(PICTURES, R, 2 * D)
     question, w = numbers(N, D), numbers(D)
     for half in image.chunk(2, dim=2):
-        ours = kernels.additive_scores(half, question, w, IMAGE_OF)
-        theirs = kernels.additive_scores_reference(half, question, w, IMAGE_OF)
+        ours = kernels.additive_scores(half, question, w, ASKED)
+        theirs = kernels.additive_scores_reference(half, question, w, ASKED)
         a, b = (
             torch.autograd.grad(s.square().sum(), image, retain_graph=True) for s in (ours, theirs)
         )
@@ -79,29 +85,29 @@ def test_dropout_leaves_out_its_share_and_the_gradient_is_that_of_what_is_left()
     assert torch.equal(drop.eval()(x), x)
 
     for kernel, inputs in (
-        (kernels.additive_scores, scores_input(IMAGE_OF)),
-        (kernels.coattention, coattention_input(IMAGE_OF)),
+        (kernels.additive_scores, scores_input(ASKED)),
+        (kernels.coattention, coattention_input(ASKED)),
     ):
 
         def again(*given: Tensor, kernel: object = kernel) -> object:
             torch.manual_seed(1)  # the same numbers are left out
-            return kernel(*given, IMAGE_OF, 0.5)  # type: ignore[operator]
+            return kernel(*given, ASKED, 0.5)  # type: ignore[operator]
 
         assert torch.autograd.gradcheck(again, inputs)
 
 
 def test_dropout_is_right_on_average() -> None:
     torch.manual_seed(0)
-    inputs = [value.detach() for value in scores_input(IMAGE_OF)]
-    mean = sum(kernels.additive_scores(*inputs, IMAGE_OF, 0.5) for _ in range(4000)) / 4000
-    torch.testing.assert_close(mean, kernels.additive_scores(*inputs, IMAGE_OF), rtol=0, atol=0.2)
+    inputs = [value.detach() for value in scores_input(ASKED)]
+    mean = sum(kernels.additive_scores(*inputs, ASKED, 0.5) for _ in range(4000)) / 4000
+    torch.testing.assert_close(mean, kernels.additive_scores(*inputs, ASKED), rtol=0, atol=0.2)
 
 
 def test_low_precision_comes_out_in_float32() -> None:
-    inputs = [value.detach().bfloat16() for value in scores_input(IMAGE_OF)]
-    scores = kernels.additive_scores(*inputs, IMAGE_OF)
+    inputs = [value.detach().bfloat16() for value in scores_input(ASKED)]
+    scores = kernels.additive_scores(*inputs, ASKED)
     assert scores.dtype == torch.float32
-    exact = kernels.additive_scores_reference(*(v.double() for v in inputs), IMAGE_OF)
+    exact = kernels.additive_scores_reference(*(v.double() for v in inputs), ASKED)
     torch.testing.assert_close(scores.double(), exact, rtol=1e-5, atol=1e-5)
 
 
@@ -155,7 +161,7 @@ def test_triton_s_kernels_compile_for_gpus_and_keep_to_their_registers(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(JITFunction, "run", compile_only)
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
-    image_of = torch.tensor([0, 0, 1])
+    asked = by_picture(torch.tensor([0, 0, 1]), torch.empty(2))
     for dtype in (torch.bfloat16, torch.float32):
         image, question, v, w = (
             torch.zeros(shape, dtype=dtype, requires_grad=True)
@@ -164,9 +170,9 @@ def test_triton_s_kernels_compile_for_gpus_and_keep_to_their_registers(
         for words in (question, question[:, None, :].repeat(1, 196, 1)):
             for dropout in (0.0, 0.5):
                 half = image.chunk(2, dim=2)[0]
-                scores = kernels_triton.additive_scores(half, words, w, image_of, dropout)
+                scores = kernels_triton.additive_scores(half, words, w, asked, dropout)
                 scores.sum().backward()
-        kernels_triton.pooled(scores.detach().softmax(1), v, image_of).sum().backward()
+        kernels_triton.pooled(scores.detach().softmax(1), v, asked).sum().backward()
     assert len({name for name, _ in compiled}) == 5 and len(compiled) == 22
     for number, (name, binary) in enumerate(compiled):
         file = tmp_path / f"{number}.cubin"

@@ -5,20 +5,26 @@ import torch
 from torch import Tensor
 
 from vqa_repro import kernels, kernels_triton
+from vqa_repro.attention import ByPicture, by_picture
 
 COUNTS = [3, 0, 1, 2]  # questions about each of four pictures
 N, PICTURES, R, K = 6, 4, 5, 7
 IMAGE_OF = torch.arange(PICTURES).repeat_interleave(torch.tensor(COUNTS))
 IDS = ["grouped", "in any order", "one each"]
-ORDERS = [IMAGE_OF, IMAGE_OF[[5, 0, 3, 1, 4, 2]], None]
+ASKED = by_picture(IMAGE_OF, torch.empty(PICTURES))
+ORDERS = [
+    ASKED,
+    by_picture(IMAGE_OF[[5, 0, 3, 1, 4, 2]], torch.empty(PICTURES)),
+    by_picture(None, torch.empty(N)),
+]
 
 
 def numbers(*shape: int) -> Tensor:
     return torch.randn(*shape, requires_grad=True)
 
 
-def scores_input(image_of: Tensor | None) -> list[Tensor]:
-    return [numbers(N if image_of is None else PICTURES, R, K), numbers(N, K), numbers(K)]
+def scores_input(asked: ByPicture) -> list[Tensor]:
+    return [numbers(len(asked.starts) - 1, R, K), numbers(N, K), numbers(K)]
 
 
 def same(ours: Tensor, plain: Tensor, inputs: list[Tensor], tolerance: float = 1e-5) -> None:
@@ -29,47 +35,47 @@ def same(ours: Tensor, plain: Tensor, inputs: list[Tensor], tolerance: float = 1
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("image_of", ORDERS, ids=IDS)
-def test_scores(image_of: Tensor | None) -> None:
+@pytest.mark.parametrize("asked", ORDERS, ids=IDS)
+def test_scores(asked: ByPicture) -> None:
     torch.manual_seed(0)
-    inputs = scores_input(image_of)
-    plain = kernels.additive_scores_reference(*inputs, image_of)
-    same(kernels_triton.additive_scores(*inputs, image_of), plain, inputs)
+    inputs = scores_input(asked)
+    plain = kernels.additive_scores_reference(*inputs, asked)
+    same(kernels_triton.additive_scores(*inputs, asked), plain, inputs)
 
 
-@pytest.mark.parametrize("image_of", ORDERS, ids=IDS)
+@pytest.mark.parametrize("asked", ORDERS, ids=IDS)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_scores_of_questions_that_add_something_else_to_each_region(
-    image_of: Tensor | None, transposed: bool
+    asked: ByPicture, transposed: bool
 ) -> None:
     torch.manual_seed(0)
-    image, _, w = scores_input(image_of)
+    image, _, w = scores_input(asked)
     question = numbers(R, N, K) if transposed else numbers(N, R, K)
     inputs = [image, question, w]
     given = [image, question.transpose(0, 1) if transposed else question, w]
-    plain = kernels.additive_scores_reference(*given, image_of)
-    same(kernels_triton.additive_scores(*given, image_of), plain, inputs)
+    plain = kernels.additive_scores_reference(*given, asked)
+    same(kernels_triton.additive_scores(*given, asked), plain, inputs)
 
 
-@pytest.mark.parametrize("image_of", ORDERS, ids=IDS)
-def test_pooling(image_of: Tensor | None) -> None:
+@pytest.mark.parametrize("asked", ORDERS, ids=IDS)
+def test_pooling(asked: ByPicture) -> None:
     torch.manual_seed(0)
-    inputs = [numbers(N, R), numbers(N if image_of is None else PICTURES, R, K)]
-    plain = kernels.pooled_reference(*inputs, image_of)
-    same(kernels_triton.pooled(*inputs, image_of), plain, inputs)
+    inputs = [numbers(N, R), numbers(len(asked.starts) - 1, R, K)]
+    plain = kernels.pooled_reference(*inputs, asked)
+    same(kernels_triton.pooled(*inputs, asked), plain, inputs)
 
 
 def test_blocks_smaller_than_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     for tile in ("TILE", "POOLED_TILE"):
         monkeypatch.setattr(kernels_triton, tile, 16)
-    image, question, w = scores_input(IMAGE_OF)
+    image, question, w = scores_input(ASKED)
     for inputs in ([image, question, w], [image, numbers(N, R, K), w]):
-        plain = kernels.additive_scores_reference(*inputs, IMAGE_OF)
-        same(kernels_triton.additive_scores(*inputs, IMAGE_OF), plain, inputs)
+        plain = kernels.additive_scores_reference(*inputs, ASKED)
+        same(kernels_triton.additive_scores(*inputs, ASKED), plain, inputs)
     inputs = [numbers(N, R), numbers(PICTURES, R, K)]
-    plain = kernels.pooled_reference(*inputs, IMAGE_OF)
-    same(kernels_triton.pooled(*inputs, IMAGE_OF), plain, inputs)
+    plain = kernels.pooled_reference(*inputs, ASKED)
+    same(kernels_triton.pooled(*inputs, ASKED), plain, inputs)
 
 
 def test_a_part_of_a_joint_projection() -> None:
@@ -77,38 +83,38 @@ def test_a_part_of_a_joint_projection() -> None:
     image = numbers(PICTURES, R, 2 * K)
     for half in image.chunk(2, dim=2):
         inputs = [image, numbers(N, K), numbers(K)]
-        plain = kernels.additive_scores_reference(half, *inputs[1:], IMAGE_OF)
-        same(kernels_triton.additive_scores(half, *inputs[1:], IMAGE_OF), plain, inputs)
+        plain = kernels.additive_scores_reference(half, *inputs[1:], ASKED)
+        same(kernels_triton.additive_scores(half, *inputs[1:], ASKED), plain, inputs)
 
 
 @pytest.mark.parametrize("of_regions", [False, True])
 def test_dropout_is_that_of_one_mask_and_leaves_out_its_share(of_regions: bool) -> None:
     """The mask is read off the kernel itself, column by column, and given to the plain form."""
-    image, question, w = scores_input(IMAGE_OF)
+    image, question, w = scores_input(ASKED)
     if of_regions:
         question = numbers(N, R, K)
     columns = []
     for k in range(K):
         torch.manual_seed(3)  # the same numbers are left out
         one = torch.eye(K)[k]
-        columns.append(kernels_triton.additive_scores(image, question, one, IMAGE_OF, 0.5))
+        columns.append(kernels_triton.additive_scores(image, question, one, ASKED, 0.5))
     H = torch.tanh(image[IMAGE_OF] + (question if of_regions else question[:, None, :]))
     mask = (torch.stack(columns, dim=2) / H).detach()
     assert set(mask.round(decimals=3).unique().tolist()) == {0.0, 2.0}
     assert 0.35 < (mask == 0).float().mean() < 0.65
     torch.manual_seed(3)
-    ours = kernels_triton.additive_scores(image, question, w, IMAGE_OF, 0.5)
+    ours = kernels_triton.additive_scores(image, question, w, ASKED, 0.5)
     same(ours, (H * mask.round()) @ w, [image, question, w])
     torch.manual_seed(4)
-    other = kernels_triton.additive_scores(image, question, w, IMAGE_OF, 0.5)
+    other = kernels_triton.additive_scores(image, question, w, ASKED, 0.5)
     assert not torch.equal(ours, other)
 
 
 def test_low_precision_is_computed_in_float32() -> None:
     torch.manual_seed(0)
-    inputs = [value.detach().bfloat16() for value in scores_input(IMAGE_OF)]
-    ours = kernels_triton.additive_scores(*inputs, IMAGE_OF)
-    exact = kernels.additive_scores_reference(*(value.double() for value in inputs), IMAGE_OF)
+    inputs = [value.detach().bfloat16() for value in scores_input(ASKED)]
+    ours = kernels_triton.additive_scores(*inputs, ASKED)
+    exact = kernels.additive_scores_reference(*(value.double() for value in inputs), ASKED)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5)
 
@@ -127,6 +133,6 @@ def test_they_are_checked_before_they_are_used(
 
 
 def test_without_dropout_no_random_number_is_drawn() -> None:
-    inputs, before = scores_input(IMAGE_OF), torch.get_rng_state()
-    kernels_triton.additive_scores(*inputs, IMAGE_OF).sum().backward()
+    inputs, before = scores_input(ASKED), torch.get_rng_state()
+    kernels_triton.additive_scores(*inputs, ASKED).sum().backward()
     assert torch.equal(torch.get_rng_state(), before)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqa_repro.attention import Answer, per_question, word_mask
+from vqa_repro.attention import Answer, by_picture, per_question, word_mask
 from vqa_repro.kernels import Dropout, pooled
 from vqa_repro.lstm import in_time, states_in_time
 
@@ -157,11 +157,12 @@ class ShowAskAttendAnswer(nn.Module):
         """Attention "glimpse 1", "glimpse 2": (N, R)."""
         V = F.normalize(grid, dim=2)  # (I, R, image_dim)
         _, q = self.question(tokens, lengths)  # (N, hidden)
+        asked = by_picture(image_of, V)
         image = per_question(self.W_V(self.dropout(V)), image_of)  # (N, R, attention)
         H = torch.relu(image + self.W_Q(self.dropout(q))[:, None, :])
         scores = self.glimpses(self.dropout(H)).transpose(1, 2)  # (N, glimpses, R)
         a = torch.softmax(scores, dim=2, dtype=torch.promote_types(scores.dtype, torch.float32))
-        v = [pooled(a_g, V, image_of) for a_g in a.unbind(dim=1)]  # (N, image_dim) each
+        v = [pooled(a_g, V, asked) for a_g in a.unbind(dim=1)]  # (N, image_dim) each
         x = torch.relu(self.hidden(self.dropout(torch.cat([*v, q], dim=1))))
         maps = {f"glimpse {g}": a_g for g, a_g in enumerate(a.unbind(dim=1), start=1)}
         return Answer(self.classifier(self.dropout(x)), maps)

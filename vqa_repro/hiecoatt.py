@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqa_repro.attention import Answer, word_mask
+from vqa_repro.attention import Answer, ByPicture, by_picture, word_mask
 from vqa_repro.kernels import Dropout, additive_scores, coattention, pooled
 from vqa_repro.lstm import LSTM
 
@@ -99,13 +99,14 @@ class HieCoAtt(nn.Module):
         (N, T).
         """
         words = word_mask(tokens, lengths)  # (N, T)
+        asked = by_picture(image_of, grid)
         V, W_V_V = self.image_levels(grid)
         Q_w, Q_p, Q_s = self.question_levels(tokens, words, lengths)
 
         projected_w, projected_p, projected_s = W_V_V.chunk(3, dim=2)  # 3 times (I, R, d)
-        q_w, v_w, a_qw, a_vw = self.word(Q_w, V, projected_w, words, image_of)
-        q_p, v_p, a_qp, a_vp = self.phrase(Q_p, V, projected_p, words, image_of)
-        q_s, v_s, a_qs, a_vs = self.question(Q_s, V, projected_s, words, image_of)
+        q_w, v_w, a_qw, a_vw = self.word(Q_w, V, projected_w, words, asked)
+        q_p, v_p, a_qp, a_vp = self.phrase(Q_p, V, projected_p, words, asked)
+        q_s, v_s, a_qs, a_vs = self.question(Q_s, V, projected_s, words, asked)
 
         # Equation 7.
         h_w = torch.tanh(self.W_w(self.dropout(q_w + v_w)))  # (N, d)
@@ -164,7 +165,7 @@ class ParallelCoAttention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, Q: Tensor, V: Tensor, W_v_V: Tensor, words: Tensor, image_of: Tensor | None
+        self, Q: Tensor, V: Tensor, W_v_V: Tensor, words: Tensor, asked: ByPicture
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Attended question and picture (N, d) each, weights of words (N, T) and regions (N, R).
 
@@ -177,12 +178,12 @@ class ParallelCoAttention(nn.Module):
         W_q_Q = self.W_q(Q)  # (N, T, d)
         # Equation 4, and the scores of equation 5.
         scores, C_W_v_V = coattention(
-            Q_b, b, W_q_Q, V, W_v_V, self.w_hv.weight[0], image_of, active(self.dropout)
+            Q_b, b, W_q_Q, V, W_v_V, self.w_hv.weight[0], asked, active(self.dropout)
         )
         H_q = torch.tanh(W_q_Q + C_W_v_V)  # (N, T, d)
         a_v = softmax(scores)
         q, a_q = attend(Q, self.w_hq(self.dropout(H_q)), words)
-        return q, pooled(a_v, V, image_of), a_q, a_v
+        return q, pooled(a_v, V, asked), a_q, a_v
 
 
 class AlternatingCoAttention(nn.Module):
@@ -200,14 +201,14 @@ class AlternatingCoAttention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, Q: Tensor, V: Tensor, W_x_V: Tensor, words: Tensor, image_of: Tensor | None
+        self, Q: Tensor, V: Tensor, W_x_V: Tensor, words: Tensor, asked: ByPicture
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As ``ParallelCoAttention.forward``; the weights of words are those of the last step."""
         H = torch.tanh(self.W_x1(Q))  # (N, T, d): the first step has no guidance, g = 0
         s, _ = attend(Q, self.w_hx1(self.dropout(H)), words)
         w_hx2 = self.w_hx2.weight[0]
-        a_v = softmax(additive_scores(W_x_V, self.W_g2(s), w_hx2, image_of, active(self.dropout)))
-        v = pooled(a_v, V, image_of)
+        a_v = softmax(additive_scores(W_x_V, self.W_g2(s), w_hx2, asked, active(self.dropout)))
+        v = pooled(a_v, V, asked)
         H = torch.tanh(self.W_x3(Q) + self.W_g3(v)[:, None, :])  # (N, T, d)
         q, a_q = attend(Q, self.w_hx3(self.dropout(H)), words)
         return q, v, a_q, a_v

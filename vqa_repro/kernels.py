@@ -6,8 +6,8 @@ here go through them picture by picture, in a block that stays in the cache, and
 for the gradient. On a GPU additive scores, which are a part of co-attention too, and pooling do the
 same in Triton (kernels_triton.py), where that works; all else is the plain form.
 
-``image_of`` (N,) int64 names the picture of each question; None if I == N. Fastest where it
-ascends: questions about one picture next to each other.
+``asked`` says which of I pictures each of N questions is about. Fastest where questions about one
+picture are next to each other.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from vqa_repro.attention import per_question
+from vqa_repro.attention import ByPicture, per_question
 
 
 def additive_scores(
-    image: Tensor, question: Tensor, w: Tensor, image_of: Tensor | None, dropout: float = 0.0
+    image: Tensor, question: Tensor, w: Tensor, asked: ByPicture, dropout: float = 0.0
 ) -> Tensor:
     """(N, R): w . dropout(tanh(image + question)) of every region of every question's picture.
 
@@ -32,21 +32,20 @@ def additive_scores(
     image: (I, R, k). question: (N, k). w: (k,). dropout: its probability, 0 when not training.
     """
     if image.device.type != "cpu":
-        return _scores_on_gpu(image)(image, question, w, image_of, dropout)
-    order, counts = by_picture(image_of, len(image))
+        return _scores_on_gpu(image)(image, question, w, asked, dropout)
     scores: Tensor = _AdditiveScores.apply(
-        widened(image), widened(question)[order], widened(w), counts, dropout
+        widened(image), ordered(widened(question), asked), widened(w), counts(asked), dropout
     )
-    return restored(scores, order)
+    return restored(scores, asked)
 
 
 def additive_scores_reference(
-    image: Tensor, question: Tensor, w: Tensor, image_of: Tensor | None, dropout: float = 0.0
+    image: Tensor, question: Tensor, w: Tensor, asked: ByPicture, dropout: float = 0.0
 ) -> Tensor:
     """question: (N, k), or (N, R, k) to add something else to each region."""
     if question.ndim == 2:
         question = question[:, None, :]
-    H = torch.tanh(per_question(image, image_of) + question)
+    H = torch.tanh(per_question(image, asked.image_of) + question)
     return F.dropout(H, dropout) @ w
 
 
@@ -62,7 +61,7 @@ def coattention(
     V: Tensor,
     W_v_V: Tensor,
     w_hv: Tensor,
-    image_of: Tensor | None,
+    asked: ByPicture,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The part of parallel co-attention that joins words and regions (HieCoAtt, equations 3 to 5).
@@ -74,15 +73,14 @@ def coattention(
     """
     if V.device.type != "cpu":
         scores_of = _scores_on_gpu(V)
-        return coattention_reference(Q_b, b, W_q_Q, V, W_v_V, w_hv, image_of, dropout, scores_of)
-    order, counts = by_picture(image_of, len(V))
+        return coattention_reference(Q_b, b, W_q_Q, V, W_v_V, w_hv, asked, dropout, scores_of)
     scores, seen = _CoAttention.apply(
-        *(widened(words)[order] for words in (Q_b, b, W_q_Q)),
+        *(ordered(widened(words), asked) for words in (Q_b, b, W_q_Q)),
         *map(widened, (V, W_v_V, w_hv)),
-        counts,
+        counts(asked),
         dropout,
     )
-    return restored(scores, order), restored(seen, order)
+    return restored(scores, asked), restored(seen, asked)
 
 
 def coattention_reference(
@@ -92,30 +90,29 @@ def coattention_reference(
     V: Tensor,
     W_v_V: Tensor,
     w_hv: Tensor,
-    image_of: Tensor | None,
+    asked: ByPicture,
     dropout: float = 0.0,
     scores_of: Callable[..., Tensor] = additive_scores_reference,
 ) -> tuple[Tensor, Tensor]:
-    C = torch.tanh(torch.bmm(Q_b, per_question(V, image_of).transpose(1, 2)) + b[:, :, None])
+    C = torch.tanh(torch.bmm(Q_b, per_question(V, asked.image_of).transpose(1, 2)) + b[:, :, None])
     of_words = torch.bmm(C.transpose(1, 2), W_q_Q)  # (N, R, d)
-    scores = scores_of(W_v_V, of_words, w_hv, image_of, dropout)
-    return scores, torch.bmm(C, per_question(W_v_V, image_of))
+    scores = scores_of(W_v_V, of_words, w_hv, asked, dropout)
+    return scores, torch.bmm(C, per_question(W_v_V, asked.image_of))
 
 
-def pooled(p: Tensor, v: Tensor, image_of: Tensor | None) -> Tensor:
+def pooled(p: Tensor, v: Tensor, asked: ByPicture) -> Tensor:
     """(N, d): the mean of a picture's regions v (I, R, d), weighted by p (N, R) per question."""
     if v.device.type != "cpu":
         if (triton := fused(v)) is not None:
-            by_triton: Tensor = triton.pooled(p, v, image_of)
+            by_triton: Tensor = triton.pooled(p, v, asked)
             return by_triton
-        return pooled_reference(p, v, image_of)
-    order, counts = by_picture(image_of, len(v))
-    means: Tensor = _Pooled.apply(widened(p)[order], widened(v), counts)
-    return restored(means, order)
+        return pooled_reference(p, v, asked)
+    means: Tensor = _Pooled.apply(ordered(widened(p), asked), widened(v), counts(asked))
+    return restored(means, asked)
 
 
-def pooled_reference(p: Tensor, v: Tensor, image_of: Tensor | None) -> Tensor:
-    return torch.bmm(p[:, None, :].to(v.dtype), per_question(v, image_of)).squeeze(1)
+def pooled_reference(p: Tensor, v: Tensor, asked: ByPicture) -> Tensor:
+    return torch.bmm(p[:, None, :].to(v.dtype), per_question(v, asked.image_of)).squeeze(1)
 
 
 def fused(x: Tensor) -> Any:
@@ -143,23 +140,20 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-Order = Tensor | slice
-AS_IT_IS = ALL = slice(None)
+def counts(asked: ByPicture) -> list[int]:
+    """How many questions each picture has."""
+    numbers: list[int] = asked.starts.diff().tolist()
+    return numbers
 
 
-def by_picture(image_of: Tensor | None, pictures: int) -> tuple[Order, list[int]]:
-    """An order of the questions by picture, and how many questions each picture has."""
-    if image_of is None:
-        return AS_IT_IS, [1] * pictures
-    counts: list[int] = torch.bincount(image_of, minlength=pictures).tolist()
-    if bool((image_of[1:] >= image_of[:-1]).all()):
-        return AS_IT_IS, counts
-    return image_of.argsort(stable=True), counts
+def ordered(values: Tensor, asked: ByPicture) -> Tensor:
+    """``values`` of the questions, by picture."""
+    return values if asked.in_order else values[asked.order]
 
 
-def restored(values: Tensor, order: Order) -> Tensor:
-    """``values``, whose rows are in ``order``, as they were before."""
-    return values if isinstance(order, slice) else values[order.argsort()]
+def restored(values: Tensor, asked: ByPicture) -> Tensor:
+    """``values``, which are by picture, in the questions' own order."""
+    return values if asked.in_order else values[asked.order.argsort()]
 
 
 class Kept:
@@ -192,7 +186,7 @@ class Dropout(nn.Dropout):
         if not self.p:
             return x
         keep = Kept(tuple(x.shape), self.p)
-        return x * keep.of(ALL, torch.empty_like(x)).mul_(keep.scale)
+        return x * keep.of(slice(None), torch.empty_like(x)).mul_(keep.scale)
 
 
 class _AdditiveScores(torch.autograd.Function):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vqa_repro import kernels
+from vqa_repro.attention import ByPicture, by_picture
 from vqa_repro.errors import first_line
 
 # How many numbers a program holds, and who shares them: the tanh and its gradient take many
@@ -159,28 +160,17 @@ def _pooled_backward_p(
 
 
 def additive_scores(
-    image: Tensor, question: Tensor, w: Tensor, image_of: Tensor | None, dropout: float = 0.0
+    image: Tensor, question: Tensor, w: Tensor, asked: ByPicture, dropout: float = 0.0
 ) -> Tensor:
     """As ``kernels.additive_scores``; the scores are float32."""
-    scores: Tensor = _AdditiveScores.apply(
-        image, question, w, *by_picture(image_of, image), dropout
-    )
+    scores: Tensor = _AdditiveScores.apply(image, question, w, asked.order, asked.starts, dropout)
     return scores
 
 
-def pooled(p: Tensor, v: Tensor, image_of: Tensor | None) -> Tensor:
+def pooled(p: Tensor, v: Tensor, asked: ByPicture) -> Tensor:
     """As ``kernels.pooled``; the means have the dtype of ``v``."""
-    means: Tensor = _Pooled.apply(p, v, *by_picture(image_of, v))
+    means: Tensor = _Pooled.apply(p, v, asked.order, asked.starts)
     return means
-
-
-def by_picture(image_of: Tensor | None, image: Tensor) -> tuple[Tensor, Tensor]:
-    """``order`` and ``starts`` of questions about the pictures ``image`` (I, ...)."""
-    starts = torch.arange(len(image) + 1, device=image.device)
-    if image_of is None:
-        return starts[:-1], starts
-    ascending, order = image_of.sort(stable=True)
-    return order, torch.searchsorted(ascending, starts)
 
 
 class _AdditiveScores(torch.autograd.Function):
@@ -294,11 +284,11 @@ def fails_on(device: torch.device) -> str | None:
             torch.autocast(device.type, enabled=False),
             torch.random.fork_rng([device.index] if device.index is not None else []),
         ):
-            image_of = torch.tensor([1, 0, 1], device=device)
             image, question, of_regions, w, v = (
                 torch.randn(shape, generator=generator).to(device).requires_grad_()
                 for shape in ((2, 196, 512), (3, 512), (3, 196, 512), (512,), (2, 196, 640))
             )
+            asked = by_picture(torch.tensor([1, 0, 1], device=device), image)
             ours: list[Tensor] = []
             theirs: list[Tensor] = []
             for words in (question, of_regions):
@@ -306,12 +296,12 @@ def fails_on(device: torch.device) -> str | None:
                     (ours, additive_scores, pooled),
                     (theirs, kernels.additive_scores_reference, kernels.pooled_reference),
                 ):
-                    scores = scores_of(image, words, w, image_of)
-                    means = pooled_of(scores.softmax(1), v, image_of)
+                    scores = scores_of(image, words, w, asked)
+                    means = pooled_of(scores.softmax(1), v, asked)
                     gradients = torch.autograd.grad(means.square().sum(), (image, words, w, v))
                     found += [scores, means, *gradients]
             # Which numbers are dropped is the kernel's own choice.
-            dropping = additive_scores(image, question, w, image_of, 0.5)
+            dropping = additive_scores(image, question, w, asked, 0.5)
             torch.autograd.grad(dropping.sum(), (image, question, w))
         for a, b in zip(ours, theirs, strict=True):
             if not (a - b).abs().max() <= 1e-2 * b.abs().max():

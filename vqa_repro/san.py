@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqa_repro.attention import Answer, per_question
+from vqa_repro.attention import Answer, by_picture, per_question
 from vqa_repro.encoder import CNNEncoder, LSTMEncoder, ReleasedLSTMEncoder, init_released
 from vqa_repro.kernels import Dropout, additive_scores, pooled
 
@@ -105,6 +105,7 @@ class SAN(nn.Module):
             image = F.linear(v_I, joined(self.W_IA, "weight"))  # (I, R, K*k)
         hops = image.chunk(len(self.W_P), dim=2)  # K times (I, R, k)
 
+        asked = by_picture(image_of, grid)
         u = self.question(tokens, lengths)  # (N, d): u^0 = v_Q
         maps: dict[str, Tensor] = {}
         for k, (image_k, W_QA, W_P) in enumerate(zip(hops, self.W_QA, self.W_P, strict=True), 1):
@@ -117,10 +118,10 @@ class SAN(nn.Module):
                 logits = torch.tanh(of_image + of_question)
             else:
                 # Equations 15, 16.
-                logits = additive_scores(image_k, question_k, w_P, image_of)
+                logits = additive_scores(image_k, question_k, w_P, asked)
             at_least_float32 = torch.promote_types(logits.dtype, torch.float32)
             p = torch.softmax(logits, dim=1, dtype=at_least_float32)  # (N, R)
-            u = pooled(p, v_I, image_of) + u  # equations 17, 18
+            u = pooled(p, v_I, asked) + u  # equations 17, 18
             maps[f"hop {k}"] = p
         return Answer(self.W_u(self.dropout(u)), maps)  # equation 19
 
