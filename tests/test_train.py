@@ -19,7 +19,7 @@ from vqa_repro import evaluate, outcome, predict, train
 from vqa_repro.errors import UserError
 from vqa_repro.material import prepare
 from vqa_repro.model import load_network
-from vqa_repro.run import open_run
+from vqa_repro.run import open_run, record_resumed
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
@@ -356,12 +356,31 @@ def test_where_the_processor_has_no_bfloat16_it_is_float32_and_that_is_recorded(
     for module in ("train", "model"):
         monkeypatch.setattr(f"vqa_repro.{module}.has_bfloat16", lambda device: False)
     for precision in ("float32", "bfloat16"):
-        chosen = ["--set", f"training.precision={precision}"]
+        chosen = ["--set", f"training.precision={precision}", "--device", "cpu"]
         assert train.main([*options(drawn_folder, tmp_path / precision, 1), *chosen]) == 0
         said = json.loads((tmp_path / precision / "environment.json").read_text())["without"]
-        assert any("computed in float32" in line for line in said) is (precision == "bfloat16")
+        assert any("done in float32" in line for line in said) is (precision == "bfloat16")
     a, b = (tmp_path / name / "model.safetensors" for name in ("float32", "bfloat16"))
     assert a.read_bytes() == b.read_bytes()
+
+
+def test_a_run_that_goes_on_elsewhere_says_where(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    run, path = open_run(tmp_path / "run"), tmp_path / "run" / "environment.json"
+    begun = json.loads(path.read_text())
+    here = {key: begun[key] for key in ("device", "torch_build", "processes", "without")}
+    elsewhere = {**here, "device": "another", "without": ["bfloat16"]}
+    for facts, resumed in (
+        (here, None),
+        (elsewhere, [elsewhere]),
+        (elsewhere, [elsewhere]),
+        (here, [elsewhere, here]),
+    ):
+        record_resumed(run, facts)
+        assert json.loads(path.read_text()).get("resumed") == resumed
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"environment\.json: damaged"):
+        record_resumed(run, here)
 
 
 def test_the_best_epoch_is_kept_and_waiting_for_a_better_one_has_an_end(

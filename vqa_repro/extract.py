@@ -188,7 +188,7 @@ def _extract(args: argparse.Namespace, world: World) -> None:
         path = args.out or store_path(args.root, args.data, *what)
         network = FrozenNetwork(args.backbone, weights, args.preprocess, device, args.precision)
         if args.precision == "bfloat16" and not has_bfloat16(device):
-            print("note: the device has no instructions for bfloat16; float32 is faster on it")
+            print("note: no known instructions for bfloat16 here; float32 is faster")
         print(
             f"{len(images):,} pictures through {args.backbone} ({weights.name}) in "
             f"{args.precision} on {describe(device)}"

@@ -1,6 +1,6 @@
 """The GPU's attention kernels, in Triton: what ``kernels`` does on the CPU in a block in the cache.
 
-A program holds a part of one picture's regions and goes through the questions about it: the
+A program holds a part of one picture's regions and goes through the questions about it: the tanh's
 (N, R, k) values exist in registers only, and every gradient is added up in one place, in one
 order. Numbers are float32 whatever comes in. ``order`` (N,) lists the questions by picture,
 ``starts`` (I + 1,) where each picture's begin in it.
@@ -19,7 +19,8 @@ from vqa_repro.attention import ByPicture, by_picture
 from vqa_repro.errors import first_line
 
 # How many numbers a program holds, and who shares them: the tanh and its gradient take many
-# registers a number. tests/test_kernels.py compiles what comes of it for GPUs: nothing is spilled.
+# registers a number. tests/test_kernels.py compiles what comes of it for GPUs, and hardly anything
+# is spilled.
 TILE, OPTIONS = 2048, {"num_warps": 4, "enable_fp_fusion": True}
 POOLED_TILE, POOLED_OPTIONS = 8192, {"num_warps": 8, "enable_fp_fusion": True}
 PHILOX_ROUNDS = tl.constexpr(7)  # the fewest that pass all tests (Salmon et al., SC 2011)
@@ -300,14 +301,15 @@ def fails_on(device: torch.device) -> str | None:
                     means = pooled_of(scores.softmax(1), v, asked)
                     gradients = torch.autograd.grad(means.square().sum(), (image, words, w, v))
                     found += [scores, means, *gradients]
-            # Which numbers are dropped is the kernel's own choice.
-            dropping = additive_scores(image, question, w, asked, 0.5)
-            torch.autograd.grad(dropping.sum(), (image, question, w))
+                # Which numbers are dropped is the kernel's own choice.
+                dropping = additive_scores(image, words, w, asked, 0.5)
+                torch.autograd.grad(dropping.sum(), (image, words, w))
+                off = (dropping - ours[-6]).mean().abs() / ours[-6].std()
+                if not off < 0.3:  # 0.04 is to be expected
+                    return "their dropout is not right on average"
         for a, b in zip(ours, theirs, strict=True):
             if not (a - b).abs().max() <= 1e-2 * b.abs().max():
                 return "they compute something else"
-        if not (dropping - ours[0]).mean().abs() < 0.3 * ours[0].std():  # 0.04 is to be expected
-            return "their dropout is not right on average"
         return None
     except Exception as error:  # of many kinds: no compiler, an old card, a full disk
         return f"{type(error).__name__}: {first_line(error)}"

@@ -152,6 +152,17 @@ def create_run(run: Run, environment: dict[str, Any]) -> None:
         raise UserError(f"--out {run.folder}: cannot be made: {error.strerror}") from None
 
 
+def record_resumed(run: Run, facts: dict[str, Any]) -> None:
+    """Add ``facts`` to those in environment.json, under "resumed", where they are news there."""
+    path = run.folder / "environment.json"
+    environment = read_json(path)
+    if not isinstance(environment, dict) or not isinstance(environment.get("resumed", []), list):
+        raise UserError(f"{path}: damaged; copy it anew, or train anew with another --out")
+    resumed = environment.get("resumed", [])
+    if facts != {key: (resumed or [environment])[-1].get(key) for key in facts}:
+        write_json(path, {**environment, "resumed": [*resumed, facts]})
+
+
 def open_run(folder: Path) -> Run:
     """Open a run folder. Raises UserError, naming the file, if it is missing or damaged."""
     path = folder / "recipe.json"

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
+from vqa_repro.device import has_bfloat16
 from vqa_repro.errors import UserError
 from vqa_repro.recipe import Training
 
@@ -30,10 +33,10 @@ def memory_explained(mend: str = ELSEWHERE, where: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def explained(training: Training, folder: Path) -> Iterator[None]:
+def explained(training: Training, folder: Path, device: torch.device) -> Iterator[None]:
     """Likewise in training, and also what the file system raises for want of room."""
     smaller = f"--set training.batch_size={max(1, training.batch_size // 2)}"
-    if training.precision == "float32":
+    if training.precision == "float32" and has_bfloat16(device):
         smaller += " or --set training.precision=bfloat16"
     mend = (
         f"{smaller} takes less; on a GPU, --rows host leaves its memory to the training, "

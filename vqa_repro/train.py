@@ -43,7 +43,7 @@ from vqa_repro.outcome import finish, table
 from vqa_repro.questions import Batch, batches
 from vqa_repro.recipe import Recipe, Training, load_recipe, parse_value, recipe_names
 from vqa_repro.rows import PLACES, Place
-from vqa_repro.run import Run, create_run, open_run
+from vqa_repro.run import Run, create_run, open_run, record_resumed
 from vqa_repro.shortage import explained
 from vqa_repro.step import Step
 from vqa_repro.suspects import Suspects
@@ -110,21 +110,23 @@ def train(
         )
     )
     world.together(lambda: check_room(run, device))
-    with explained(recipe.training, folder):
+    with explained(recipe.training, folder, device):
         network = build(run).to(device)
     world.same_weights(network)
     if world.rank:  # from here on, random numbers of its own
         torch.manual_seed(recipe.training.seed + RANK_SEED * world.rank)
-    if not begun:
-        without = done_without(device, recipe.training) + material.left_out
-        for line in without:
-            print(f"  done without {line}")
-        facts = {
-            "device": describe(device),
-            "processes": world.size,
-            "features": material.rows.in_words,
-            "without": without,
-        }
+    facts: dict[str, Any] = {
+        "device": describe(device),
+        "torch_build": torch.__version__,
+        "processes": world.size,
+        "without": done_without(device, recipe.training) + material.left_out,
+    }
+    for line in facts["without"]:
+        print(f"  done without {line}")
+    if begun:
+        world.by_first(lambda: record_resumed(run, facts))
+    else:
+        facts["features"] = material.rows.in_words
         world.by_first(lambda: create_run(run, {**doctor.environment(), **facts}))
     processes = f", {world.size} processes" if world.size > 1 else ""
     print(
@@ -138,7 +140,7 @@ def train(
         f"  run folder: {folder}",
         flush=True,
     )
-    with explained(recipe.training, folder):
+    with explained(recipe.training, folder, device):
         seconds = optimise(run, network, material, device, world, tensorboard=tensorboard)
         finish(run, network, material, seconds, world)
     return run
@@ -173,7 +175,7 @@ def done_without(device: torch.device, training: Training) -> list[str]:
         seen = "none seen by torch" if not torch.cuda.is_available() else "--device cpu"
         lines.insert(0, f"GPU: {seen}")
     if training.precision == "bfloat16" and not has_bfloat16(device):
-        lines.append("bfloat16: the device has no instructions for it; computed in float32")
+        lines.append("bfloat16: no known instructions for it here; done in float32")
     return lines
 
 
