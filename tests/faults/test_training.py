@@ -66,8 +66,9 @@ def test_the_first_bad_batch_is_named(bad: float) -> None:
 # ---------------------------------------------------------------- memory
 
 
+@pytest.mark.parametrize("low", [True, False])
 def test_a_full_gpu_says_what_to_change(
-    drawn_folder: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    low: bool, drawn_folder: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What torch raises, where no GPU is at hand to be filled."""
 
@@ -77,11 +78,12 @@ def test_a_full_gpu_says_what_to_change(
         )
 
     monkeypatch.setattr(train, "optimise", full)
+    monkeypatch.setattr("vqa_repro.shortage.has_bfloat16", lambda device: low)
     arguments = [*options(drawn_folder, tmp_path / "run", 3), "--root", str(place)]
-    with pytest.raises(
-        UserError, match=r"another 2\.34 GiB .* batch_size 12: --set training\.batch_size=6 or"
-    ):
+    less = r"another 2\.34 GiB .* batch_size 12: --set training\.batch_size=6 "
+    with pytest.raises(UserError, match=less) as said:
         train.main(arguments)
+    assert ("training.precision=bfloat16" in str(said.value)) is low
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -90,14 +92,14 @@ def test_memory_that_is_really_full(device: str, tmp_path: Path) -> None:
         pytest.skip("no GPU")
     with (
         pytest.raises(UserError, match=r"out of memory \(another .*training\.batch_size=50"),
-        explained(Training(epochs=1, learning_rate=1.0), tmp_path),
+        explained(Training(epochs=1, learning_rate=1.0), tmp_path, torch.device(device)),
     ):
         torch.empty(2**50, dtype=torch.uint8, device=device)
 
 
 def test_what_is_no_shortage_stays_a_bug(tmp_path: Path) -> None:
     for error in (RuntimeError("size mismatch"), FileNotFoundError(2, "No such file")):
-        with pytest.raises(type(error)), explained(Training(1, 1.0), tmp_path):
+        with pytest.raises(type(error)), explained(Training(1, 1.0), tmp_path, torch.device("cpu")):
             raise error
 
 
