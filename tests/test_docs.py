@@ -523,7 +523,7 @@ def test_the_published_sums_are_of_files_that_are_named_and_check(tmp_path: Path
     (line,) = (line for block in section("docs/data.md", "## How to check") for line in block
                if line.startswith("sha256sum"))  # fmt: skip
     (tmp_path / named[0]).write_bytes(b"another")
-    command = shlex.split(line.replace("PROJECT", str(PROJECT)))
+    command = shlex.split(line.replace("PROJECT", shlex.quote(str(PROJECT))))
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == f"{named[0]}: FAILED\n"
 
