@@ -936,9 +936,10 @@ find_server() { # sets SERVER and the like; false if none runs here
     return 1
   fi
   file=$JUPYTER/runtime/jpserver-$SERVER.json # written by Jupyter when it listens
-  PORT=$(sed -n 's/^ *"port": \([0-9]*\).*/\1/p' "$file" 2>/dev/null) || true
+  # The token first: it is the later line, so where it is written the port is, too.
   URL_PATH=$(sed -n 's/^ *"base_url": "\(.*\)".*/\1/p; s/^ *"token": "\(..*\)".*/?token=\1/p' \
     "$file" 2>/dev/null | tr -d '\n') || true
+  PORT=$(sed -n 's/^ *"port": \([0-9]*\).*/\1/p' "$file" 2>/dev/null) || true
 }
 start_server() { # ENVIRONMENT: of the kernel
   (
