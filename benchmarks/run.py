@@ -6,11 +6,11 @@
     python benchmarks/run.py --only targets    # the goals, and what was measured of them
 
 Features are made up, never zeros: as many numbers differ from zero as in VGG-19's pool5 (8%).
-Times are medians of several repetitions after a warm-up, but for photos to store, which is one
-pass; figures that belong together come from
-one run, in turn, because machines change their speed. With one thread on the CPU
-(OMP_NUM_THREADS=1) the seconds are those of the processor, which others on the machine do not
-lengthen much. Nothing here learns anything.
+Times are medians of several repetitions after a warm-up, but for decoding and for photos to store:
+one pass, by the clock on the wall. Figures that belong together come from one run, in turn, because
+machines change their speed. With one thread on the CPU (OMP_NUM_THREADS=1) the other seconds are
+those of the processor, which others on the machine do not lengthen much. Nothing here learns
+anything.
 """
 
 import argparse

@@ -18,14 +18,13 @@ from vqa_repro.hiecoatt import HieCoAtt
 from vqa_repro.model import MODELS as ALL_MODELS
 from vqa_repro.model import Network
 from vqa_repro.optim import before_step, learning_rate, make_optimizer, resume
-from vqa_repro.questions import batches
+from vqa_repro.questions import Batch, batches
 from vqa_repro.recipe import Training
 from vqa_repro.rows import Rows
 from vqa_repro.san import SAN
 from vqa_repro.step import Recorded, Room, Step, rounded_up
 
 CPU = torch.device("cpu")
-TENSORS = ("questions", "rows", "image_of")  # of a Batch
 SIZES = (steps.WORDS, steps.ANSWERS, steps.CHANNELS)
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "san": lambda: SAN(*SIZES, **steps.SAN_OPTIONS),
@@ -109,7 +108,7 @@ def test_a_step_neither_reads_from_the_device_nor_writes_to_it(
         network = Network(None, ON_META[name](), regions=0.5).train()
     _, questions = steps.made_up(pictures=False)
     (batch,) = batches(questions, 1000, "grouped")
-    batch = batch._replace(**{k: v.to(meta) for k, v in batch._asdict().items() if k in TENSORS})
+    batch = Batch(*(part.to(meta) if isinstance(part, Tensor) else part for part in batch))
     rows = torch.empty(steps.PICTURES, steps.REGIONS, steps.CHANNELS, device=meta)
     training = Training(
         epochs=1, learning_rate=0.1, optimizer="rmsprop", clip=0.1, weight_decay=0.1, answers="soft"

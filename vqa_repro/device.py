@@ -50,7 +50,7 @@ def has_bfloat16(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) ->
     """Whether ``device`` has instructions for matrix products in bfloat16.
 
     GPUs of Nvidia's since Ampere; processors with AVX512_BF16 or AMX, or Arm's BF16. On others they
-    are far slower than in float32 (on a Zen 3 a hundredth of its rate), or fail.
+    are far slower than in float32 (on a Zen 3 less than a hundredth of its rate), or fail.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
