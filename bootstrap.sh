@@ -253,7 +253,7 @@ clean_environment() {
 }
 
 read_settings() { # needs BASE
-  CONF=$("$BASE" -I -B "$PROJECT/vqa_repro/pip_conf.py")
+  CONF=$("$BASE" -I -B "$PROJECT/vqa_repro/install/pip_config.py")
   [[ -z $CONF ]] || USED+=" pip.conf: $(cut -d = -f 1 <<<"$CONF" | xargs)"
 }
 cache_dir() { # uv's; beside this script where the usual place is closed to us
@@ -500,7 +500,7 @@ check_room() { # GB PATH WHAT
 readonly ASK_DRIVER='
 import sys
 sys.path.insert(0, sys.argv[1])
-from vqa_repro.driver import bootstrap_lines, driver_facts
+from vqa_repro.install.driver import bootstrap_lines, driver_facts
 print(*bootstrap_lines(driver_facts(4), sys.argv[2]), sep="\n")
 '
 ask_driver() {
@@ -647,7 +647,7 @@ bundle_py() { # VERB ARGUMENTS..., under the lock
   note_child
   if [[ $1 == make ]]; then package_settings; fi
   cd -- "$PROJECT"
-  exec "$BASE" -E -s -B -m vqa_repro.bundle "$@"
+  exec "$BASE" -E -s -B -m vqa_repro.install.bundle "$@"
 }
 open_bundle() { # verify all of it, once
   [[ -z $OPENED || ! -d $STATE/bundle ]] || return 0
@@ -813,7 +813,7 @@ install_packages() {
 }
 install_big_wheels() { # by a downloader that goes on where it was cut; what fails is left to uv
   local big=$STATE/big command
-  command=("$BASE" -E -s -B -m vqa_repro.big_wheels "$big" --python "${BASE_VERSION%.*}")
+  command=("$BASE" -E -s -B -m vqa_repro.install.big_wheels "$big" --python "${BASE_VERSION%.*}")
   logged "fetching the big packages" "${command[@]}" --uv "$UV" --venv "$VENV" "${LOCKFILES[@]}"
   if ((RC)) && (($(free_mb "$STATE") < 4000)); then rm -rf "$big"; fi # uv needs the room more
   if ((RC)) || [[ ! -s $big/wanted.lock ]]; then return; fi
@@ -924,7 +924,7 @@ write({"disabledExtensions": {"@jupyterlab/" + name: True for name in names}},
 # The token comes on standard input: what other users see of a process is its command line.
 readonly TUNNEL='
 import sys
-from vqa_repro.ssh import tunnel_lines
+from vqa_repro.web.tunnel import tunnel_lines
 print(*tunnel_lines(int(sys.argv[1]), sys.stdin.read().strip()), sep="\n")
 '
 find_server() { # sets SERVER and the like; false if none runs here

@@ -37,18 +37,18 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.plain import PlainHieCoAtt, PlainSAN
-from vqa_repro.answering import ask
-from vqa_repro.device import add_device_option, choose_device, describe, has_bfloat16
-from vqa_repro.distributed import World, joined
-from vqa_repro.errors import UserError, main_guard
-from vqa_repro.hiecoatt import HieCoAtt
-from vqa_repro.model import Network
-from vqa_repro.questions import Batch, Questions, batches
+from vqa_repro.data.questions import Batch, Questions, batches
+from vqa_repro.evaluation.inference import ask
+from vqa_repro.features.loader import PLACES, Place, Rows
+from vqa_repro.features.store import Store
+from vqa_repro.models.hiecoatt import HieCoAtt
+from vqa_repro.models.network import Network
+from vqa_repro.models.san import SAN
 from vqa_repro.recipe import Training
-from vqa_repro.rows import PLACES, Place, Rows
-from vqa_repro.san import SAN
-from vqa_repro.step import Step
-from vqa_repro.store import Store
+from vqa_repro.training.step import Step
+from vqa_repro.utils.device import add_device_option, choose_device, describe, has_bfloat16
+from vqa_repro.utils.distributed import World, joined
+from vqa_repro.utils.errors import UserError, main_guard
 
 # VQA v2, train + val.
 PICTURES, QUESTIONS = 123_287, 658_111
@@ -467,10 +467,10 @@ def extraction_figures(device: torch.device) -> Iterator[Figure]:
     """
     from torchvision.models import vgg19
 
-    from vqa_repro.backbone import FrozenNetwork
+    from vqa_repro.data.images import read_picture
     from vqa_repro.extract import Extractor, extract
-    from vqa_repro.fill import threads
-    from vqa_repro.pictures import read_picture
+    from vqa_repro.features.backbones import FrozenNetwork
+    from vqa_repro.features.extraction import threads
 
     count = 8192 if device.type == "cuda" else 8
     with tempfile.TemporaryDirectory() as folder:
@@ -521,7 +521,7 @@ def made_up_photos(folder: Path) -> list[Path]:
 
 def store_figures(rows: Tensor) -> Iterator[Figure]:
     """A store of made-up features: opening it, and random pictures out of the mapped file."""
-    from vqa_repro.store import StoreWriter, open_store
+    from vqa_repro.features.store import StoreWriter, open_store
 
     kept = rows[:512].cpu().numpy()
     keys = [str(i) for i in range(len(kept))]

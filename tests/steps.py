@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqa_repro.cnn import SmallCNN
-from vqa_repro.distributed import ALONE, World, joined, leave
-from vqa_repro.hiecoatt import HieCoAtt
-from vqa_repro.model import Network
-from vqa_repro.questions import Questions, batches
+from vqa_repro.data.questions import Questions, batches
+from vqa_repro.features.loader import Rows
+from vqa_repro.features.store import Store
+from vqa_repro.models.cnn import SmallCNN
+from vqa_repro.models.hiecoatt import HieCoAtt
+from vqa_repro.models.network import Network
+from vqa_repro.models.san import SAN
 from vqa_repro.recipe import Training
-from vqa_repro.rows import Rows
-from vqa_repro.san import SAN
-from vqa_repro.step import Step
-from vqa_repro.store import Store
+from vqa_repro.training.step import Step
+from vqa_repro.utils.distributed import ALONE, World, joined, leave
 
 PICTURES, WORDS, ANSWERS, REGIONS, CHANNELS = 11, 9, 5, 4, 6
 SAN_OPTIONS = {"embedding": 4, "hidden": 8, "attention": 5, "dropout": 0.0}

@@ -10,8 +10,8 @@ from conftest import PROJECT, environ
 
 sys.path.insert(0, str(PROJECT))
 from benchmarks.plain import PlainHieCoAtt, PlainSAN
-from vqa_repro.hiecoatt import HieCoAtt
-from vqa_repro.san import SAN
+from vqa_repro.models.hiecoatt import HieCoAtt
+from vqa_repro.models.san import SAN
 
 SAN_OPTIONS = {"layers": 2, "embedding": 8, "hidden": 12, "attention": 10, "dropout": 0.0}
 HIECOATT_OPTIONS = {"hidden": 8, "last_hidden": 10, "dropout": 0.0}

@@ -33,12 +33,12 @@ import torch
 from conftest import OPTIONS, PROJECT, environ
 
 import checkpoints_setup
-from vqa_repro.datasets import find_data_set, load_split
-from vqa_repro.model import build
+from vqa_repro.data.registry import find_data_set, load_split
+from vqa_repro.data.vocabulary import Vocabulary
+from vqa_repro.models.network import build
 from vqa_repro.recipe import load_recipe
 from vqa_repro.run import Run
 from vqa_repro.train import change
-from vqa_repro.vocab import Vocabulary
 
 DOCUMENTS = [*sorted(PROJECT.glob("README*.md")), *sorted((PROJECT / "docs").glob("*.md"))]
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -1,11 +1,11 @@
-"""Triton's kernels through its interpreter, on the CPU: test_kernels.py starts this by itself."""
+"""Triton's kernels through its interpreter, on the CPU: test_attention.py starts this by itself."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from vqa_repro import kernels, kernels_triton
-from vqa_repro.attention import ByPicture, by_picture
+from vqa_repro.models.common import ByPicture, by_picture
+from vqa_repro.models.ops import attention, triton_kernels
 
 COUNTS = [3, 0, 1, 2]  # questions about each of four pictures
 N, PICTURES, R, K = 6, 4, 5, 7
@@ -39,8 +39,8 @@ def same(ours: Tensor, plain: Tensor, inputs: list[Tensor], tolerance: float = 1
 def test_scores(asked: ByPicture) -> None:
     torch.manual_seed(0)
     inputs = scores_input(asked)
-    plain = kernels.additive_scores_reference(*inputs, asked)
-    same(kernels_triton.additive_scores(*inputs, asked), plain, inputs)
+    plain = attention.additive_scores_reference(*inputs, asked)
+    same(triton_kernels.additive_scores(*inputs, asked), plain, inputs)
 
 
 @pytest.mark.parametrize("asked", ORDERS, ids=IDS)
@@ -53,29 +53,29 @@ def test_scores_of_questions_that_add_something_else_to_each_region(
     question = numbers(R, N, K) if transposed else numbers(N, R, K)
     inputs = [image, question, w]
     given = [image, question.transpose(0, 1) if transposed else question, w]
-    plain = kernels.additive_scores_reference(*given, asked)
-    same(kernels_triton.additive_scores(*given, asked), plain, inputs)
+    plain = attention.additive_scores_reference(*given, asked)
+    same(triton_kernels.additive_scores(*given, asked), plain, inputs)
 
 
 @pytest.mark.parametrize("asked", ORDERS, ids=IDS)
 def test_pooling(asked: ByPicture) -> None:
     torch.manual_seed(0)
     inputs = [numbers(N, R), numbers(len(asked.starts) - 1, R, K)]
-    plain = kernels.pooled_reference(*inputs, asked)
-    same(kernels_triton.pooled(*inputs, asked), plain, inputs)
+    plain = attention.pooled_reference(*inputs, asked)
+    same(triton_kernels.pooled(*inputs, asked), plain, inputs)
 
 
 def test_blocks_smaller_than_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     for tile in ("TILE", "POOLED_TILE"):
-        monkeypatch.setattr(kernels_triton, tile, 16)
+        monkeypatch.setattr(triton_kernels, tile, 16)
     image, question, w = scores_input(ASKED)
     for inputs in ([image, question, w], [image, numbers(N, R, K), w]):
-        plain = kernels.additive_scores_reference(*inputs, ASKED)
-        same(kernels_triton.additive_scores(*inputs, ASKED), plain, inputs)
+        plain = attention.additive_scores_reference(*inputs, ASKED)
+        same(triton_kernels.additive_scores(*inputs, ASKED), plain, inputs)
     inputs = [numbers(N, R), numbers(PICTURES, R, K)]
-    plain = kernels.pooled_reference(*inputs, ASKED)
-    same(kernels_triton.pooled(*inputs, ASKED), plain, inputs)
+    plain = attention.pooled_reference(*inputs, ASKED)
+    same(triton_kernels.pooled(*inputs, ASKED), plain, inputs)
 
 
 def test_a_part_of_a_joint_projection() -> None:
@@ -83,8 +83,8 @@ def test_a_part_of_a_joint_projection() -> None:
     image = numbers(PICTURES, R, 2 * K)
     for half in image.chunk(2, dim=2):
         inputs = [image, numbers(N, K), numbers(K)]
-        plain = kernels.additive_scores_reference(half, *inputs[1:], ASKED)
-        same(kernels_triton.additive_scores(half, *inputs[1:], ASKED), plain, inputs)
+        plain = attention.additive_scores_reference(half, *inputs[1:], ASKED)
+        same(triton_kernels.additive_scores(half, *inputs[1:], ASKED), plain, inputs)
 
 
 @pytest.mark.parametrize("of_regions", [False, True])
@@ -97,24 +97,24 @@ def test_dropout_is_that_of_one_mask_and_leaves_out_its_share(of_regions: bool) 
     for k in range(K):
         torch.manual_seed(3)  # the same numbers are left out
         one = torch.eye(K)[k]
-        columns.append(kernels_triton.additive_scores(image, question, one, ASKED, 0.5))
+        columns.append(triton_kernels.additive_scores(image, question, one, ASKED, 0.5))
     H = torch.tanh(image[IMAGE_OF] + (question if of_regions else question[:, None, :]))
     mask = (torch.stack(columns, dim=2) / H).detach()
     assert set(mask.round(decimals=3).unique().tolist()) == {0.0, 2.0}
     assert 0.35 < (mask == 0).float().mean() < 0.65
     torch.manual_seed(3)
-    ours = kernels_triton.additive_scores(image, question, w, ASKED, 0.5)
+    ours = triton_kernels.additive_scores(image, question, w, ASKED, 0.5)
     same(ours, (H * mask.round()) @ w, [image, question, w])
     torch.manual_seed(4)
-    other = kernels_triton.additive_scores(image, question, w, ASKED, 0.5)
+    other = triton_kernels.additive_scores(image, question, w, ASKED, 0.5)
     assert not torch.equal(ours, other)
 
 
 def test_low_precision_is_computed_in_float32() -> None:
     torch.manual_seed(0)
     inputs = [value.detach().bfloat16() for value in scores_input(ASKED)]
-    ours = kernels_triton.additive_scores(*inputs, ASKED)
-    exact = kernels.additive_scores_reference(*(value.double() for value in inputs), ASKED)
+    ours = triton_kernels.additive_scores(*inputs, ASKED)
+    exact = attention.additive_scores_reference(*(value.double() for value in inputs), ASKED)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5)
 
@@ -125,14 +125,14 @@ def test_they_are_checked_before_they_are_used(
 ) -> None:
     """Whoever is the first to use them, and without a change to the random numbers of others."""
     for tile in ("TILE", "POOLED_TILE"):  # the interpreter takes its time for each program
-        monkeypatch.setattr(kernels_triton, tile, 2**18)
+        monkeypatch.setattr(triton_kernels, tile, 2**18)
     before = torch.get_rng_state()
     with torch.inference_mode(not training):
-        assert kernels_triton.fails_on(torch.device("cpu")) is None
+        assert triton_kernels.fails_on(torch.device("cpu")) is None
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_without_dropout_no_random_number_is_drawn() -> None:
     inputs, before = scores_input(ASKED), torch.get_rng_state()
-    kernels_triton.additive_scores(*inputs, ASKED).sum().backward()
+    triton_kernels.additive_scores(*inputs, ASKED).sum().backward()
     assert torch.equal(torch.get_rng_state(), before)

@@ -24,11 +24,11 @@ def load(
     device: "auto" (the first GPU, and the CPU where there is none), "cpu", "cuda", "cuda:1".
     weights: the checkpoint of the frozen backbone, where the model has one; by default the seeded
     one, which has to be the one that the features were made with.
-    Raises vqa_repro.errors.UserError for a folder that holds no trained run, or a damaged one.
+    Raises UserError for a folder that holds no trained run, or a damaged one.
     """
-    from vqa_repro.device import choose_device  # torch takes a second to import
     from vqa_repro.predict import Predictor
     from vqa_repro.run import open_run
+    from vqa_repro.utils.device import choose_device  # torch takes a second to import
 
     path = None if weights is None else Path(weights)
     return Predictor(open_run(Path(run)), choose_device(device), path)

@@ -18,10 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints_setup
-from vqa_repro.driver import REINSTALL, Finding, diagnose, driver_facts, kernel_mend
-from vqa_repro.errors import UserError, main_guard
-from vqa_repro.limited import Outcome, run_limited
-from vqa_repro.lock import build_here, differences, installed_version, lock_of, read_lock
+from vqa_repro.install.driver import REINSTALL, Finding, diagnose, driver_facts, kernel_mend
+from vqa_repro.install.lockfile import (
+    build_here,
+    differences,
+    installed_version,
+    lock_of,
+    read_lock,
+)
+from vqa_repro.utils.errors import UserError, main_guard
+from vqa_repro.utils.subprocesses import Outcome, run_limited
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / lock_of(build_here())
@@ -147,7 +153,7 @@ def child_environ() -> dict[str, str]:
 
 def ask_torch(question: list[str], seconds: float) -> tuple[list[Facts], Outcome, bool]:
     """Put a question to ``kernels_check``: its answers, how it ended, whether torch imported."""
-    command = [sys.executable, "-m", "vqa_repro.kernels_check", *question]
+    command = [sys.executable, "-m", "vqa_repro.diagnostics.kernel_check", *question]
     outcome = run_limited(command, seconds, child_environ())
     lines = [line for line in outcome.stdout.splitlines() if line.startswith("{")]
     return [json.loads(line) for line in lines[1:]], outcome, bool(lines)

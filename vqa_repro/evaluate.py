@@ -12,20 +12,21 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from vqa_repro import metric, vqa_json, wups
-from vqa_repro.answering import predictions
-from vqa_repro.atomic import write_atomic
-from vqa_repro.datasets import load_split
-from vqa_repro.device import add_device_option, choose_device
-from vqa_repro.errors import UserError, main_guard
-from vqa_repro.example import Example, Split
-from vqa_repro.features import open_features
-from vqa_repro.model import load_network
-from vqa_repro.questions import encode
+from vqa_repro.data import vqa
+from vqa_repro.data.questions import encode
+from vqa_repro.data.registry import load_split
+from vqa_repro.data.types import Example, Split
+from vqa_repro.evaluation import vqa_accuracy, wups
+from vqa_repro.evaluation.inference import predictions
+from vqa_repro.features.loader import Rows
+from vqa_repro.features.provider import open_features
+from vqa_repro.models.network import load_network
 from vqa_repro.recipe import Data
-from vqa_repro.rows import Rows
 from vqa_repro.run import Run, open_run
-from vqa_repro.shortage import memory_explained
+from vqa_repro.utils.device import add_device_option, choose_device
+from vqa_repro.utils.errors import UserError, main_guard
+from vqa_repro.utils.files import write_atomic
+from vqa_repro.utils.shortage import memory_explained
 
 SERVER = "the evaluation server, see visualqa.org/challenge"
 # Options that say how a run answers, and those that go with anybody's results.
@@ -108,8 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.results:
         if not (args.questions and args.annotations):
             raise UserError("--results needs --questions and --annotations")
-        examples = vqa_json.read_files(args.questions, args.annotations)
-        results = metric.read_results(args.results)
+        examples = vqa.read_files(args.questions, args.annotations)
+        results = vqa_accuracy.read_results(args.results)
     else:
         run = open_run(args.run)
         data = replace(run.recipe.data, name=args.data or run.recipe.data.name)
@@ -130,8 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
                 file=sys.stderr,
             )
         if split.hidden:
-            metric.check_results(results, [example.question_id for example in split.examples])
-            metric.write_results(args.out, results)
+            vqa_accuracy.check_results(results, [example.question_id for example in split.examples])
+            vqa_accuracy.write_results(args.out, results)
             # With --json the line is for a person all the same.
             print(
                 where_scored(data.name, split, args.out, len(results)),
@@ -141,10 +142,10 @@ def main(arguments: list[str] | None = None) -> int:
                 print(json.dumps({"overall": None, "per_answer_type": {}, "per_question_type": {}}))
             return 0
         if args.out:
-            metric.write_results(args.out, results)
-    scores = metric.score(results, examples, pre_2021=args.pre_2021)
+            vqa_accuracy.write_results(args.out, results)
+    scores = vqa_accuracy.score(results, examples, pre_2021=args.pre_2021)
     if args.per_question:
-        values = metric.per_question(results, examples, pre_2021=args.pre_2021)
+        values = vqa_accuracy.per_question(results, examples, pre_2021=args.pre_2021)
         text = json.dumps({number: round(100 * value, 2) for number, value in values.items()})
         write_atomic(args.per_question, lambda file: file.write(text.encode()))
     soft = wups.score(results, examples, wups.WordNet(args.wordnet)) if args.wups else {}

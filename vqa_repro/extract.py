@@ -20,14 +20,14 @@ import numpy.typing as npt
 import torch
 
 import checkpoints_setup
-from vqa_repro.backbone import BACKBONES, FrozenNetwork
-from vqa_repro.datasets import find_data_set, load_all
-from vqa_repro.device import add_device_option, choose_device, describe, has_bfloat16
-from vqa_repro.distributed import ALONE, SharedError, World, joined, leave
-from vqa_repro.errors import UserError, main_guard
-from vqa_repro.fill import DamagedPicturesError, fill
-from vqa_repro.shortage import ELSEWHERE, memory_explained
-from vqa_repro.store import Store
+from vqa_repro.data.registry import find_data_set, load_all
+from vqa_repro.features.backbones import BACKBONES, FrozenNetwork
+from vqa_repro.features.extraction import DamagedPicturesError, fill
+from vqa_repro.features.store import Store
+from vqa_repro.utils.device import add_device_option, choose_device, describe, has_bfloat16
+from vqa_repro.utils.distributed import ALONE, SharedError, World, joined, leave
+from vqa_repro.utils.errors import UserError, main_guard
+from vqa_repro.utils.shortage import ELSEWHERE, memory_explained
 
 BATCH = {"cpu": 4, "cuda": 32}  # two of VGG's widest maps then have 3.3 GB in float32
 

@@ -17,16 +17,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vqa_repro import plots
-from vqa_repro.backbone import FrozenNetwork
-from vqa_repro.device import add_device_option, choose_device
-from vqa_repro.errors import UserError, main_guard
-from vqa_repro.features import NO_PICTURE
-from vqa_repro.model import load_network
-from vqa_repro.pictures import Picture, read_picture
+from vqa_repro.data.images import Picture, read_picture
+from vqa_repro.data.vocabulary import tokenize
+from vqa_repro.features.backbones import FrozenNetwork
+from vqa_repro.features.provider import NO_PICTURE
+from vqa_repro.models.network import load_network
+from vqa_repro.reporting import figures
 from vqa_repro.run import Run, open_run
-from vqa_repro.shortage import memory_explained
-from vqa_repro.vocab import tokenize
+from vqa_repro.utils.device import add_device_option, choose_device
+from vqa_repro.utils.errors import UserError, main_guard
+from vqa_repro.utils.shortage import memory_explained
 
 TOP = 5
 SIZES = range(8, 4097)  # pixels a side of what a network sees: runs may come from strangers
@@ -126,7 +126,7 @@ class Predictor:
 def draw(prediction: Prediction, picture: Picture, path: Path, note: str = "") -> None:
     """Write the picture with the prediction's attention over it as PNG."""
     shown = read_picture(picture, SHOWN_SIZE)
-    plots.attention(
+    figures.attention(
         shown,
         prediction.question,
         prediction.answers,

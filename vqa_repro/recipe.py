@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vqa_repro.errors import UserError
+from vqa_repro.utils.errors import UserError
 
 if sys.version_info >= (3, 11):
     import tomllib

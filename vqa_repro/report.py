@@ -14,9 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqa_repro import fonts, gallery, outcome, plots
-from vqa_repro.atomic import write_atomic
-from vqa_repro.comparison import (
+from vqa_repro.evaluation import examples
+from vqa_repro.reporting import figures, fonts, summary
+from vqa_repro.reporting.comparison import (
     Row,
     made_by,
     names_of,
@@ -25,10 +25,11 @@ from vqa_repro.comparison import (
     rows,
     tables,
 )
-from vqa_repro.errors import UserError, main_guard
-from vqa_repro.report_page import page
+from vqa_repro.reporting.html import page
+from vqa_repro.reporting.messages import LANGUAGES, words
 from vqa_repro.run import Run, open_run
-from vqa_repro.words import LANGUAGES, words
+from vqa_repro.utils.errors import UserError, main_guard
+from vqa_repro.utils.files import write_atomic
 
 SHOWN = 3  # attention pictures of each list among the PNG files
 
@@ -108,13 +109,13 @@ def slides(runs: Sequence[Run], folder: Path, language: str) -> list[Path]:
     together = rows(runs)
     written = [folder / "curves.png"]
     logs = [(row.title, [read_log(run) for run in row.runs]) for row in together]
-    plots.overlaid(logs, written[-1], language)
-    figures = [(row.title, figure) for row in together if (figure := row.figure("overall"))]
-    if figures:
+    figures.overlaid(logs, written[-1], language)
+    drawn = [(row.title, figure) for row in together if (figure := row.figure("overall"))]
+    if drawn:
         written.append(folder / "accuracy.png")
-        plots.beside_published(figures, written[-1], language)
+        figures.beside_published(drawn, written[-1], language)
     for number, row in enumerate(together, start=1):
-        run, kept = next(((r, g) for r in row.runs if (g := gallery.read(r.folder))), (None, None))
+        run, kept = next(((r, g) for r in row.runs if (g := examples.read(r.folder))), (None, None))
         if run is None or kept is None:
             continue
         name = re.sub(r"[^A-Za-z0-9.-]+", "-", run.folder.name).strip(".-")
@@ -122,7 +123,7 @@ def slides(runs: Sequence[Run], folder: Path, language: str) -> list[Path]:
             for n, asked in enumerate([kept.asked[p] for p in positions[:SHOWN]], start=1):
                 if asked.picture is not None:
                     written.append(folder / f"{number}-{name}-{listed}-{n}.png")
-                    outcome.draw(asked, kept.pictures[asked.picture], written[-1], language)
+                    summary.draw(asked, kept.pictures[asked.picture], written[-1], language)
     return written
 
 

@@ -27,11 +27,11 @@ from typing import Any
 import torch
 
 from vqa_repro import recipe as recipes
-from vqa_repro.atomic import write_atomic
-from vqa_repro.errors import UserError, first_line
+from vqa_repro.data.vocabulary import Vocabulary
 from vqa_repro.recipe import Recipe
-from vqa_repro.torch_file import load_torch
-from vqa_repro.vocab import Vocabulary
+from vqa_repro.utils.errors import UserError, first_line
+from vqa_repro.utils.files import write_atomic
+from vqa_repro.utils.torch_file import load_torch
 
 # Run folders may come from strangers.
 MAX_JSON = 2**24  # bytes

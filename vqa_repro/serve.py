@@ -47,13 +47,13 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 import vqa_repro
-from vqa_repro.device import add_device_option, describe
-from vqa_repro.errors import UserError, main_guard
-from vqa_repro.gallery import read as read_gallery
-from vqa_repro.pictures import Picture
+from vqa_repro.data.images import Picture
+from vqa_repro.data.vocabulary import tokenize
+from vqa_repro.evaluation.examples import read as read_gallery
 from vqa_repro.predict import Predictor
-from vqa_repro.ssh import tunnel_lines
-from vqa_repro.vocab import tokenize
+from vqa_repro.utils.device import add_device_option, describe
+from vqa_repro.utils.errors import UserError, main_guard
+from vqa_repro.web.tunnel import tunnel_lines
 
 PORT = 8420  # stays the same from start to start, and with it the tunnel
 PICTURE_BYTES = 20 << 20
@@ -151,7 +151,7 @@ def samples(runs: Sequence[Path]) -> list[tuple[bytes, str]]:
 
 def page() -> tuple[bytes, str]:
     """The page, and the Content-Security-Policy that lets it run its own script and no other."""
-    folder = Path(__file__).parent / "page"
+    folder = Path(__file__).parent / "web" / "static"
     html, policy = (folder / "page.html").read_text("utf-8"), "default-src 'none'"
     for kind, name in (("style", "page.css"), ("script", "page.js")):
         text = (folder / name).read_text("utf-8")

@@ -23,30 +23,30 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vqa_repro import doctor
-from vqa_repro.answering import predictions
-from vqa_repro.device import (
+from vqa_repro.data.questions import Batch, batches
+from vqa_repro.evaluation.inference import predictions
+from vqa_repro.features.loader import PLACES, Place
+from vqa_repro.models.network import Network, build, check_room, load_weights, save_weights
+from vqa_repro.recipe import Recipe, Training, load_recipe, parse_value, recipe_names
+from vqa_repro.reporting.summary import finish, table
+from vqa_repro.run import Run, create_run, open_run, record_resumed
+from vqa_repro.training.logger import Log, means
+from vqa_repro.training.optim import learning_rate
+from vqa_repro.training.optim import resume as resume_optimizer
+from vqa_repro.training.prepare import Material, prepare
+from vqa_repro.training.step import Step
+from vqa_repro.training.suspects import Suspects
+from vqa_repro.utils.device import (
     add_device_option,
     be_deterministic,
     choose_device,
     describe,
     has_bfloat16,
 )
-from vqa_repro.distributed import ALONE, SharedError, World, joined, leave
-from vqa_repro.errors import EXIT_BAD_INPUT, UserError, main_guard
-from vqa_repro.interruption import Interruption
-from vqa_repro.log import Log, means
-from vqa_repro.material import Material, prepare
-from vqa_repro.model import Network, build, check_room, load_weights, save_weights
-from vqa_repro.optim import learning_rate
-from vqa_repro.optim import resume as resume_optimizer
-from vqa_repro.outcome import finish, table
-from vqa_repro.questions import Batch, batches
-from vqa_repro.recipe import Recipe, Training, load_recipe, parse_value, recipe_names
-from vqa_repro.rows import PLACES, Place
-from vqa_repro.run import Run, create_run, open_run, record_resumed
-from vqa_repro.shortage import explained
-from vqa_repro.step import Step
-from vqa_repro.suspects import Suspects
+from vqa_repro.utils.distributed import ALONE, SharedError, World, joined, leave
+from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
+from vqa_repro.utils.shortage import explained
+from vqa_repro.utils.signals import Interruption
 
 RUNS = Path("runs")
 LOG_EVERY = 20  # steps

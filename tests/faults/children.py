@@ -3,7 +3,12 @@
 import multiprocessing
 from multiprocessing.context import ForkServerContext
 
-MODULES = ("torchvision", "vqa_repro.coco_qa", "vqa_repro.metric", "vqa_repro.train")
+MODULES = (
+    "torchvision",
+    "vqa_repro.data.coco_qa",
+    "vqa_repro.evaluation.vqa_accuracy",
+    "vqa_repro.train",
+)
 
 
 def ready() -> ForkServerContext:

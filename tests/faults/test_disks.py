@@ -7,8 +7,8 @@ import pytest
 from conftest import Mount, options
 
 from vqa_repro import evaluate, predict, report, train
-from vqa_repro.errors import UserError
 from vqa_repro.run import open_run
+from vqa_repro.utils.errors import UserError
 
 
 def asked(run: Path, folder: Path, *more: object) -> list[str]:

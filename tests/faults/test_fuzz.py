@@ -35,24 +35,18 @@ from test_tar_checkpoint import save_tar
 from wheel_index import lock_text, make_wheel
 
 import checkpoints_setup
-from vqa_repro import (
-    bundle_make,
-    bundle_open,
-    coco_qa,
-    comparison,
-    daquar,
-    gallery,
-    metric,
-    vqa_json,
-)
-from vqa_repro.backbone import load_backbone
-from vqa_repro.bundle_pieces import DESCRIPTION, FORMAT, MANIFEST, cut
-from vqa_repro.errors import UserError
-from vqa_repro.pictures import read_picture
+from vqa_repro.data import coco_qa, daquar, vqa
+from vqa_repro.data.images import read_picture
+from vqa_repro.evaluation import examples, vqa_accuracy
+from vqa_repro.features.backbones import load_backbone
+from vqa_repro.features.store import StoreWriter, open_store
+from vqa_repro.install import bundle_build, bundle_open
+from vqa_repro.install.bundle_format import DESCRIPTION, FORMAT, MANIFEST, cut
 from vqa_repro.predict import Predictor
 from vqa_repro.recipe import load_recipe
+from vqa_repro.reporting import comparison
 from vqa_repro.run import open_run
-from vqa_repro.store import StoreWriter, open_store
+from vqa_repro.utils.errors import UserError
 
 CASES = int(os.environ.get("VQA_FUZZ", 0))
 FIRST = int(os.environ.get("VQA_FUZZ_FROM", 0))
@@ -140,7 +134,7 @@ def read_run(folder: Path) -> None:
     comparison.read_metrics(run)
     comparison.read_environment(run)
     comparison.read_log(run)
-    gallery.read(folder)
+    examples.read(folder)
     comparison.repeat(run)
     comparison.rows([run])
 
@@ -253,7 +247,7 @@ def of_data(data: Path) -> dict[str, Reader]:
     answers = b'[{"question_id": 1, "answer": "yes"}, {"question_id": 2, "answer": "no"}]'
     return {
         "VQA JSON": Reader(
-            few, dict.fromkeys(few, damaged_json), lambda f: vqa_json.load_folder(f, "train")
+            few, dict.fromkeys(few, damaged_json), lambda f: vqa.load_folder(f, "train")
         ),
         "zip": one_file(
             coco_qa._ZIP, archive.getvalue(), damaged_zip, lambda f: coco_qa.load(f, "train")
@@ -262,7 +256,7 @@ def of_data(data: Path) -> dict[str, Reader]:
             "qa.894.raw.train.txt", pairs, damaged_lines, lambda f: daquar.load(f, "train")
         ),
         "results": one_file(
-            "r.json", answers, damaged_json, lambda f: metric.read_results(f / "r.json")
+            "r.json", answers, damaged_json, lambda f: vqa_accuracy.read_results(f / "r.json")
         ),
     }
 
@@ -338,7 +332,7 @@ def of_bundles(scratch: Path) -> dict[str, Reader]:
     }
     paths = sorted(path for path in bundle.rglob("*") if path.is_file())
     names = [path.relative_to(bundle).as_posix() for path in paths]
-    bundle_make.describe(
+    bundle_build.describe(
         bundle,
         about,
         {name: cut(path, name, 1000) for name, path in zip(names, paths, strict=True)},

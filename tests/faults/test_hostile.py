@@ -24,23 +24,16 @@ import pytest
 import torch
 from children import ready
 
-from vqa_repro import (
-    backbone,
-    coco_qa,
-    comparison,
-    evaluate,
-    metric,
-    model,
-    pictures,
-    predict,
-    report,
-    store,
-    train,
-)
-from vqa_repro.errors import UserError
+from vqa_repro import evaluate, predict, report, train
+from vqa_repro.data import coco_qa, images
+from vqa_repro.data.vocabulary import Vocabulary
+from vqa_repro.evaluation import vqa_accuracy
+from vqa_repro.features import backbones, store
+from vqa_repro.models import network
 from vqa_repro.recipe import from_json, load_recipe
+from vqa_repro.reporting import comparison
 from vqa_repro.run import MAX_JSON, Run, open_run
-from vqa_repro.vocab import Vocabulary
+from vqa_repro.utils.errors import UserError
 
 MANY = 2**31  # bytes that a file of a few thousand claims to hold
 
@@ -56,7 +49,7 @@ class Code:
 
 
 def load_weights(path: Path) -> None:
-    model.load_weights(model.Network(None, torch.nn.Linear(2, 2), 1.0), path)
+    network.load_weights(network.Network(None, torch.nn.Linear(2, 2), 1.0), path)
 
 
 def load_checkpoint(path: Path) -> None:
@@ -67,12 +60,12 @@ def load_checkpoint(path: Path) -> None:
 RECIPE = load_recipe("easy-vqa", {})
 READERS: dict[str, Callable[[Path], object]] = {
     "checkpoint.pt": load_checkpoint,
-    "weights.pth": lambda path: backbone.load_backbone("resnet50", path),
-    "picture": lambda path: pictures.read_picture(path, 64),
+    "weights.pth": lambda path: backbones.load_backbone("resnet50", path),
+    "picture": lambda path: images.read_picture(path, 64),
     "store.safetensors": store.open_store,
     "model.safetensors": load_weights,
     "cocoqa-2015-05-17.zip": lambda path: coco_qa.load(path.parent, "train"),
-    "results.json": metric.read_results,
+    "results.json": vqa_accuracy.read_results,
     "recipe.json": lambda path: open_run(path.parent),
     "recipe.toml": lambda path: load_recipe(str(path), {}),
 }
@@ -393,7 +386,7 @@ def test_sizes_of_every_model_are_checked(name: str, option: str, value: int) ->
     run = Run(Path("run"), recipe, Vocabulary(("<pad>", "<unk>"), ("a",)), features)
     if value == 2**16:  # the largest that can be named: still, nothing is claimed
         with torch.device("meta"):
-            model.build(run)
+            network.build(run)
         return
     with pytest.raises(UserError, match=rf"{option} = {value}: expected .* 65,536"):
-        model.build(run)
+        network.build(run)

@@ -24,7 +24,8 @@ from conftest import OPTIONS
 from fault_server import FaultServer
 from test_checkpoints_setup import DATA, FILES, Run
 
-from vqa_repro import backbone, extract, train
+from vqa_repro import extract, train
+from vqa_repro.features import backbones
 
 KILLS = int(os.environ.get("VQA_KILLS", 5))
 EPOCHS = 2
@@ -45,8 +46,8 @@ def run_extraction(arguments: list[str], log: Path) -> None:
     """VGG-16 of pictures of 32 pixels a side: a moment each, where 448 would take a second."""
     sys.stdout = sys.stderr = log.open("a")
     torch.set_num_threads(1)
-    small = dataclasses.replace(backbone.BACKBONES["vgg16"], size=32, regions=1)
-    backbone.BACKBONES["vgg16"] = small
+    small = dataclasses.replace(backbones.BACKBONES["vgg16"], size=32, regions=1)
+    backbones.BACKBONES["vgg16"] = small
     sys.exit(extract.main(arguments))
 
 

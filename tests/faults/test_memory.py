@@ -14,8 +14,8 @@ import torchvision
 from children import ready
 
 from vqa_repro import evaluate, extract, predict
-from vqa_repro.errors import EXIT_BAD_INPUT, UserError, main_guard
-from vqa_repro.shortage import memory_explained
+from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
+from vqa_repro.utils.shortage import memory_explained
 
 MAIN = {"evaluate": evaluate.main, "extract": extract.main, "predict": predict.main}
 ROOM = 400 * 2**20  # bytes beyond what the process has when it begins

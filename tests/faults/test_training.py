@@ -10,12 +10,12 @@ import torch
 from conftest import Mount, options
 
 from vqa_repro import train
-from vqa_repro.errors import UserError
-from vqa_repro.questions import Questions
+from vqa_repro.data.questions import Questions
 from vqa_repro.recipe import Training
 from vqa_repro.run import open_run
-from vqa_repro.shortage import explained
-from vqa_repro.suspects import NotFiniteError, Suspects
+from vqa_repro.training.suspects import NotFiniteError, Suspects
+from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.shortage import explained
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_a_full_gpu_says_what_to_change(
         )
 
     monkeypatch.setattr(train, "optimise", full)
-    monkeypatch.setattr("vqa_repro.shortage.has_bfloat16", lambda device: low)
+    monkeypatch.setattr("vqa_repro.utils.shortage.has_bfloat16", lambda device: low)
     arguments = [*options(drawn_folder, tmp_path / "run", 3), "--root", str(place)]
     less = r"another 2\.34 GiB .* batch_size 12: --set training\.batch_size=6 "
     more = r"or --set training\.precision=bfloat16 takes less" if low else "takes less"

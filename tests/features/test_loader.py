@@ -1,0 +1,243 @@
+"""Features from wherever there is room: the same numbers, and the place that was promised."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import options
+
+from vqa_repro import train
+from vqa_repro.data.questions import Batch
+from vqa_repro.features import loader as rows_module
+from vqa_repro.features.compressed import pack, packed_bytes
+from vqa_repro.features.loader import PLACES, Place, Rows, choose_place
+from vqa_repro.features.store import Store, StoreWriter, open_store
+from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.memory import free_on_host
+
+CPU = torch.device("cpu")
+GB = 10**9
+
+
+def write(path: Path, values: np.ndarray) -> Store:
+    keys = [str(n) for n in range(len(values))]
+    writer = StoreWriter(path, keys, values.shape[1:], values.dtype, {"backbone": "test"})
+    for row, value in enumerate(values):
+        writer.write(row, value)
+    writer.finish()
+    return open_store(path)
+
+
+def sparse(count: int, seed: int = 0) -> np.ndarray:
+    """Every kind of row: of few numbers, of none, full; with -0.0, infinities and NaN."""
+    rng = np.random.default_rng(seed)
+    values = np.where(rng.random((count, 6, 8)) < 0.1, rng.normal(size=(count, 6, 8)), 0)
+    values[3 % count], values[5 % count], values[-1, -1, -1] = 0, 1.5, 7
+    values[0, 0, :4] = [-0.0, np.inf, np.nan, 0.0]
+    return values.astype(np.float16)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr(rows_module, "PART", 7 * 96)  # several parts, the last one not full
+    return write(tmp_path / "f.safetensors", sparse(40))
+
+
+def bits(values: torch.Tensor | np.ndarray) -> bytes:
+    return np.asarray(values).tobytes()
+
+
+def batches(count: int, seed: int = 0) -> list[Batch]:
+    """Of a few pictures each, some of none."""
+    draw = random.Random(seed)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    sizes = [draw.randrange(0, 9) for _ in range(count)]
+    rows = [torch.tensor(draw.sample(range(40), n), dtype=torch.int64) for n in sizes]
+    return [Batch(nothing, which, nothing, longest=1, total=0) for which in rows]
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_rows_are_the_stores_wherever_they_are(store: Store, where: Place) -> None:
+    rows = Rows(store, CPU, where)
+    assert rows.where == where
+    for batch in batches(20):
+        assert bits(rows[batch.rows]) == bits(store.rows[batch.rows.numpy()])
+    assert "0.00 GB of features" in rows.in_words and "on the host" in rows.in_words
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_rows_fetched_ahead_are_those_asked_for(store: Store, where: Place) -> None:
+    rows, asked = Rows(store, CPU, where), batches(50)
+    draw = random.Random(1)
+    seen = []
+    for batch in rows.ahead(asked):
+        seen.append(batch)
+        if len(seen) < 6:  # done before the run was stopped
+            continue
+        for which in [batch.rows, asked[7].rows, batch.rows][draw.randrange(3) :]:
+            assert bits(rows[which]) == bits(store.rows[which.numpy()])
+        if len(seen) == 45:  # a loop that ends early leaves nothing behind
+            break
+    assert all(a is b for a, b in zip(seen, asked, strict=False))
+    for batch in rows.ahead(asked[:5]):
+        assert bits(rows[batch.rows]) == bits(store.rows[batch.rows.numpy()])
+    assert list(rows.ahead([])) == []
+
+
+def test_the_next_rows_are_fetched_while_one_works(store: Store) -> None:
+    rows, asked = Rows(store, CPU, "disk"), batches(10)
+    fetched = []
+    original = rows._fetch
+    rows._fetch = lambda which: fetched.append(which) or original(which)  # type: ignore[method-assign]
+    for number, batch in enumerate(rows.ahead(asked)):
+        # Asking waits for this batch's alone; those of the next ones come without being asked for.
+        rows[batch.rows]
+        rows._coming[-1][1].result() if rows._coming else None
+        assert len(fetched) == min(number + 3, len(asked)), "each once, two ahead"
+
+
+def test_a_process_may_have_a_share_of_the_rows(store: Store) -> None:
+    share = Store(store.path, store.rows[1::3], store.row_of, store.made_by)
+    for where in PLACES:
+        rows = Rows(share, CPU, where)
+        assert bits(rows[torch.tensor([4, 0])]) == bits(store.rows[[13, 1]])
+
+
+def test_pixels_and_rows_of_models_that_see_nothing(tmp_path: Path) -> None:
+    pixels = np.arange(5 * 3 * 3 * 3, dtype=np.uint8).reshape(5, 3, 3, 3)
+    store = write(tmp_path / "p", pixels)
+    for where in ("device", "host", "disk"):
+        assert bits(Rows(store, CPU, where)[torch.tensor([4, 2])]) == bits(pixels[[4, 2]])
+    with pytest.raises(UserError, match=r"--rows packed: .*cannot be packed"):
+        Rows(store, CPU, "packed")
+    nothing = Store(Path("none"), np.zeros((3, 1, 1), np.float16), {}, {})
+    assert Rows(nothing, CPU)[torch.tensor([2, 2])].shape == (2, 1, 1)
+
+
+def test_packing_loses_nothing_and_takes_what_was_said() -> None:
+    values = torch.from_numpy(sparse(500))
+    said = packed_bytes(values, 500)
+    for room in (1, said):  # too little at first, and enough
+        packed = pack(values.split(64), 500, room)
+        which = torch.randperm(500)
+        assert bits(packed[which]) == bits(values[which])
+    assert 0.9 * said < packed.nbytes < 1.1 * said < values.nbytes
+    empty = torch.zeros(2, 1, 8, dtype=torch.float16)
+    assert bits(pack([empty], 2, 0)[torch.tensor([1])]) == bits(empty[1:])
+
+
+@pytest.mark.parametrize(
+    ("dense", "packed", "device", "free_device", "free_host", "place"),
+    [
+        (25, 4, "cuda", 140, 200, "device"),
+        (25, 4, "cuda", 24, 200, "packed"),  # rather than 25 GB of pinned memory
+        (25, 4, "cuda", 7.5, 12, "packed"),  # VQA v2 on a GPU of 8 GB, with 16 GB beside it
+        (25, None, "cuda", 7.5, 12, "disk"),
+        (100, 60, "cuda", 79, 200, "host"),  # not worth packing
+        (25, 4, "cuda", 4, 64, "host"),
+        (25, 4, "cuda", 4, 40, "disk"),
+        (25, 4, "cpu", 60, 60, "device"),
+        (25, 4, "cpu", 12, 12, "disk"),
+        (0.3, 0.1, "cpu", 2, 2, "device"),
+    ],
+)
+def test_the_place_is_chosen_by_the_free_memory(
+    dense: float,
+    packed: float | None,
+    device: str,
+    free_device: float,
+    free_host: float,
+    place: Place,
+) -> None:
+    sizes = [None if n is None else int(n * GB) for n in (dense, packed)]
+    assert choose_place(*sizes, device, int(free_device * GB), int(free_host * GB)) == place
+
+
+def test_rows_are_read_from_the_disk_where_memory_is_short(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "free_on_host", lambda: store.rows.nbytes)
+    assert Rows(store, CPU).where == "disk"
+    monkeypatch.setattr(rows_module, "free_on_host", lambda: 3 * store.rows.nbytes)
+    assert Rows(store, CPU).where == "device"
+
+
+def machine(root: Path, files: dict[str, str]) -> Path:
+    for name, text in {"proc/meminfo": "MemAvailable:   20000000 kB\n", **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+V2 = "sys/fs/cgroup"
+V1 = "sys/fs/cgroup/memory"
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 20_000_000 * 1024),
+        (  # of a Slurm job; the step in it has no limit of its own
+            {
+                "proc/self/cgroup": "0::/job_7/step_0\n",
+                f"{V2}/job_7/step_0/memory.max": "max\n",
+                f"{V2}/job_7/step_0/memory.current": "1\n",
+                f"{V2}/job_7/step_0/memory.stat": "inactive_file 0\nactive_file 0\n",
+                f"{V2}/job_7/memory.max": "1000\n",
+                f"{V2}/job_7/memory.current": "700\n",
+                f"{V2}/job_7/memory.stat": "anon 9\ninactive_file 50\nactive_file 25\nfile 1\n",
+            },
+            375,
+        ),
+        (  # of a container that does not see the path it is said to be in
+            {
+                "proc/self/cgroup": "0::/docker/abc\n",
+                f"{V2}/memory.max": "900\n",
+                f"{V2}/memory.current": "1000\n",
+                f"{V2}/memory.stat": "inactive_file 10\n",
+            },
+            0,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:cpu:/x\n3:memory,hugetlb:/uid_1/job_2\n0::/y\n",
+                f"{V1}/uid_1/job_2/memory.limit_in_bytes": "5000\n",
+                f"{V1}/uid_1/job_2/memory.usage_in_bytes": "1000\n",
+                f"{V1}/uid_1/job_2/memory.stat": "total_inactive_file 100\ninactive_file 7\n",
+                f"{V1}/memory.limit_in_bytes": "9223372036854771712\n",
+            },
+            4100,
+        ),
+    ],
+)
+def test_free_memory_is_what_limits_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], free: int
+) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    root = machine(tmp_path, files)
+    assert free_on_host(root) == free
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_on_host(root) == free // 4
+
+
+def test_free_memory_of_this_machine() -> None:
+    assert 10**7 < free_on_host() < 10**13
+    assert free_on_host(Path("/nowhere")) > 10**7, "half of what there is"
+
+
+@pytest.mark.slow
+def test_training_is_the_same_wherever_features_are_and_says_where(
+    drawn_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = []
+    for where, said in (("device", "in the memory of the host"), ("disk", "on the disk")):
+        run = tmp_path / where
+        given = [*options(drawn_folder, run, 1), "--root", str(tmp_path), "--device", "cpu"]
+        assert train.main([*given, "--rows", where]) == 0
+        assert said in capsys.readouterr().out
+        assert said in json.loads((run / "environment.json").read_text())["features"]
+        weights.append((run / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]

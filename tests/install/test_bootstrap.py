@@ -1,0 +1,1070 @@
+"""bootstrap.sh as it is run: real processes, a copy in an awkward folder, no network.
+
+The locks of the copy name a few tiny packages that are made here, so that an environment is built
+in a second; the whole of it, with the real locks, is what .ci/run does.
+"""
+
+import hashlib
+import http.server
+import os
+import pty
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import uv
+from wheel_index import lock_text, make_wheel, served
+
+ROOT = Path(__file__).resolve().parents[2]
+UV = Path(uv.find_uv_bin())
+UV_VERSION = subprocess.check_output([UV, "--version"], text=True).split()[1]
+STAGES = ("check", "env", "checkpoint", "doctor", "train")
+Files = dict[str, tuple[int, int, int]]
+MODULES = (  # what bootstrap.sh needs of the package before there is an environment
+    *("errors", "limited", "driver", "pip_conf", "lock", "wheels", "big_wheels"),
+    *("bundle", "bundle_make", "bundle_open", "bundle_pieces"),
+)
+KILLS = int(os.environ.get("VQA_KILLS", "6"))
+
+TRAIN = """
+import os, sys
+without = os.environ["VQA_REPRO_WITHOUT"]
+print("train in", os.getcwd(), "with", sys.argv[1:], "without", repr(without))
+sys.exit(7)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheelhouse")
+    for name, version in (("alpha", "1.0"), ("alpha", "2.0"), ("beta", "1.0")):
+        make_wheel(folder, name, version, {f"{name}.py": f"version = {version!r}\n".encode()})
+    for version in ("1.0", "2.0"):  # whose dependency cannot be had
+        make_wheel(folder, "words", version, {"words/data": version.encode()}, needs="absent")
+    make_wheel(folder, "uv", UV_VERSION, {f"uv-{UV_VERSION}.data/scripts/uv": UV.read_bytes()})
+    return folder
+
+
+@dataclass
+class Copy:
+    """A copy of the project, and the way bootstrap.sh is called in it."""
+
+    root: Path
+    home: Path
+    wheelhouse: Path
+    environ: dict[str, str]
+    before: list[str] = field(default_factory=list)  # of the command
+
+    @property
+    def venv(self) -> Path:
+        return self.root / ".venv"
+
+    def lock(self, *requirements: str, uv_marker: str = " ; python_full_version < '3'") -> None:
+        """Lock these, and uv as the installer, which the environment itself does not need."""
+        requirements += (f"uv=={UV_VERSION}{uv_marker}",)
+        (self.root / "requirements.lock").write_text(lock_text(self.wheelhouse, *requirements))
+
+    def lock_words(self, version: str) -> None:
+        """Lock this version of the package that is installed without its dependencies."""
+        (self.root / "wordnet.lock").write_text(lock_text(self.wheelhouse, f"words=={version}"))
+
+    def start(self, *arguments: str, **environ: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*self.before, str(self.root / "bootstrap.sh"), *arguments],
+            env=self.environ | environ,
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # no terminal, and signals reach this process only
+        )
+
+    def run(
+        self, *arguments: str, exits: int = 0, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, **environ)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == exits, f"{out}\n{err}"
+        assert exits or not err, err
+        return subprocess.CompletedProcess(arguments, exits, out, err)
+
+    def python(self, code: str) -> str:
+        """What ``code`` prints, in the environment, from a folder that is not the project."""
+        command = [str(self.venv / "bin/python"), "-c", code]
+        return subprocess.check_output(command, cwd=self.home, text=True).strip()
+
+    def slow_uv(self, first: str) -> None:
+        """A uv that does ``first`` (sh, in the home folder) before it installs."""
+        own = self.root / f".bootstrap/uv-{UV_VERSION}/uv"
+        own.unlink()
+        program(own, f'[ "$1 $2" != "pip sync" ] || {{ cd ~; {first}; }}\nexec {str(UV)!r} "$@"')
+
+    def quick_uv(self) -> None:
+        own = self.root / f".bootstrap/uv-{UV_VERSION}/uv"
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.unlink(missing_ok=True)
+        own.symlink_to(UV)
+
+
+@pytest.fixture
+def copy(tmp_path: Path, wheelhouse: Path) -> Copy:
+    return make_copy(tmp_path / 'it\'s a "copy" [ü]', tmp_path / "home", wheelhouse)
+
+
+def make_copy(root: Path, home: Path, wheelhouse: Path) -> Copy:
+    package = root / "vqa_repro"
+    package.mkdir(parents=True)
+    home.mkdir()
+    for name in ("bootstrap.sh", "checkpoints_setup.py", "pyproject.toml", ".gitignore"):
+        shutil.copy(ROOT / name, root)
+    for name in MODULES:
+        shutil.copy(ROOT / f"vqa_repro/{name}.py", package)
+    (package / "__init__.py").touch()
+    (package / "train.py").write_text(TRAIN)
+    (package / "doctor.py").write_text("print('healthy')\n")
+    environ = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": str(home),
+        "TORCH_HOME": str(home),
+        "LC_ALL": "C",
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(wheelhouse),
+        "VQA_PYTHON": sys.executable,
+        "VQA_OFFLINE": "1",
+    }
+    made = Copy(root, home, wheelhouse, environ)
+    made.quick_uv()
+    made.lock("alpha==1.0", "beta==1.0")
+    made.lock_words("1.0")
+    (root / "jupyter.lock").write_text("# a lock\n")
+    return made
+
+
+def program(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def files_below(*folders: Path) -> Files:
+    """Every file and folder: size, time of change, inode."""
+    found: Files = {}
+    for folder in folders:
+        for path in (folder, *folder.rglob("*")):
+            stat = path.lstat()
+            found[str(path)] = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return found
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+# --- what it says of itself --------------------------------------------------------------------
+
+
+def test_help_names_every_option_and_exit_code(copy: Copy) -> None:
+    before = files_below(copy.root, copy.home)
+    text = copy.run("--help").stdout
+    script = (ROOT / "bootstrap.sh").read_text(encoding="utf-8")
+    codes = set(re.findall(r"\b(?:fail|problem|on_signal) (\d+)", script))
+    assert {"10", "11", "12", "13", "14", "15", "16", "17", "18", "143"} <= codes
+    explained = text.partition("Exit codes")[2]
+    assert all(re.search(rf"\b{code}\b", explained) for code in codes)
+    for name in set(re.findall(r"VQA_[A-Z_]*[A-Z]", script)) - {"VQA_REPRO_WITHOUT"}:
+        assert f"--{name[4:].lower().replace('_', '-')}" in text
+    assert all(f"\n  {stage} " in text for stage in (*STAGES, "test", "jupyter"))
+    assert files_below(copy.root, copy.home) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--fast"], "--fast"),
+        (["chekc"], "chekc"),
+        (["env", "doctor"], "one stage"),
+        (["--skip"], "--skip needs a value"),
+        (["--skip", "nothing"], "nothing"),
+        (["--installer", "conda"], "conda"),
+        (["--lock-wait=soon"], "soon"),
+        (["--python", "/no/such/python"], "--python"),
+        (["check", "--", "--epochs", "3"], "takes no arguments"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_2(copy: Copy, arguments: list[str], said: str) -> None:
+    before = files_below(copy.root, copy.home)
+    result = copy.run(*arguments, exits=2)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert said in result.stderr
+    assert files_below(copy.root, copy.home) == before
+
+
+def test_dry_run_names_all_stages_and_touches_nothing(copy: Copy) -> None:
+    before = files_below(copy.root, copy.home)
+    out = copy.run("--dry-run", "--", "--model", "san").stdout
+    assert [line.split(":")[0] for line in out.splitlines() if line[0] != " "] == list(STAGES)
+    assert "--model san" in out
+    assert files_below(copy.root, copy.home) == before
+
+
+# --- the machine -------------------------------------------------------------------------------
+
+
+def shims(copy: Copy, **scripts: str) -> None:
+    """Put these programs before the usual ones."""
+    folder = copy.home / "shims"
+    for name, script in scripts.items():
+        program(folder / name, script)
+    copy.environ["PATH"] = f"{folder}:{copy.environ['PATH']}"
+
+
+def rare_version() -> str:
+    """A supported Python version of which this machine has none in the folders all users share."""
+    for version in ("3.10", "3.12", "3.13", "3.11"):
+        folders = [Path("/usr/local/bin"), Path("/usr/bin"), *Path("/opt").glob("*/bin")]
+        if not any((folder / f"python{version}").exists() for folder in folders):
+            return version
+    pytest.skip("this machine has every supported Python for all users")
+
+
+def pretending(version: str) -> str:
+    """sh: this Python, which runs -c programs as if it were of another version."""
+    patch = f"import sys; sys.version_info = {version}; exec(sys.argv.pop(1))"
+    return f'exec {sys.executable!r} -c "{patch}" "$3" "$4"'
+
+
+def test_pythons_that_will_not_do_are_listed_with_the_reason(copy: Copy) -> None:
+    version = rare_version()
+    shims(copy, **{f"python{version}": "echo 'pyenv: not found' >&2; exit 127"})
+    old, hung = (copy.home / f".pyenv/versions/{name}/bin/python{version}" for name in "ab")
+    program(old, pretending("(3, 9, 18, 'final', 0)"))
+    program(hung, "sleep 100")
+    out = copy.run("check", "--python", version, exits=11).stdout
+    assert re.search(rf"shims/python{version}: exit code 127: pyenv: not found", out)
+    assert f"{old}: 3.9.18, and 3.10 to 3.13 is needed" in out
+    assert f"{hung}: no answer within 5 s" in out
+
+
+def test_a_python_that_runs_is_found_behind_a_shim_that_does_not(copy: Copy) -> None:
+    version = rare_version()
+    shims(copy, **{f"python{version}": "exit 127"})
+    good = program(
+        copy.home / f".pyenv/versions/{version}.9/bin/python{version}",
+        pretending(f"({version.replace('.', ', ')}, 9, 'final', 0)"),
+    )
+    out = copy.run("check", "--python", version).stdout
+    assert re.search(rf"python +ok +{version}\.9, ", out)
+    assert "127" not in out
+    good.unlink()
+    assert "exit code 127" in copy.run("check", "--python", version, exits=11).stdout
+
+
+def test_all_problems_are_reported_at_once(copy: Copy) -> None:
+    old = program(copy.home / "old", pretending("(3, 8, 18, 'final', 0)"))
+    shims(
+        copy,
+        getconf="echo glibc 2.17",
+        df="echo header; echo /dev/sda 9999999 9000000 900000 90% /",
+    )
+    before = files_below(copy.root, copy.home)
+    result = copy.run("env", "--python", str(old), exits=10)
+    problems = re.findall(r"^  (\w+) +problem", result.stdout, re.MULTILINE)
+    assert problems == ["system", "python", "disk"]
+    assert "CentOS 7" in result.stdout
+    assert "3.8.18" in result.stdout
+    assert files_below(copy.root, copy.home) == before
+
+
+@pytest.mark.parametrize("system", ["Linux riscv64", "MINGW64_NT-10.0 x86_64", "Darwin x86_64"])
+def test_systems_without_wheels_are_refused(copy: Copy, system: str) -> None:
+    name, machine = system.split()
+    shims(copy, uname=f"case $1 in -s) echo {name};; -m) echo {machine};; esac")
+    out = copy.run("check", exits=10).stdout
+    assert re.search(r"system +problem", out)
+    assert ("WSL" in out) == name.startswith("MINGW")
+
+
+def mounted(folder: Path, size: str) -> Iterator[Path]:
+    """A real file system of this size."""
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    yield from mounted(tmp_path / "small", "2m")
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Iterator[Path]:
+    yield from mounted(tmp_path / "other", "300m")
+
+
+def remount(disk: Path, option: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{option}", str(disk)], check=True)
+
+
+def test_no_room_is_found_before_anything_is_done(copy: Copy, small_disk: Path) -> None:
+    out = copy.run("env", "--venv", str(small_disk / "venv"), exits=12).stdout
+    assert f"0 GB free on {small_disk}" in out
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_named(copy: Copy, small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(bytes(2_080_000))
+    venv = str(small_disk / "venv")
+    result = copy.run("env", "--venv", venv, "--skip", "check", exits=12)
+    assert "no room" in result.stderr
+    (small_disk / "ballast").unlink()
+    copy.run("env", "--venv", venv, "--skip", "check")
+
+
+def cards(copy: Copy, driver: str, *capabilities: str) -> None:
+    """An nvidia-smi that answers what is asked for, field by field, of these cards."""
+    said = "for field in $(echo ${1#--query-gpu=} | tr , ' '); do case $field in\n"
+    fields = {"driver_version": driver, "name": "Some Card", "memory.total": "16160"}
+    said += "".join(f'  {name}) row="$row, {value}";;\n' for name, value in fields.items())
+    said += '  compute_cap) row="$row, $capability";;\n  *) row="$row, [N/A]";; esac; done\n'
+    lines = f"for capability in {' '.join(capabilities)}; do row=\n{said}echo ${{row#, }}; done"
+    shims(copy, **{"nvidia-smi": lines})
+
+
+@pytest.mark.parametrize(
+    ("driver", "capabilities", "build"),
+    [
+        ("580.65.06", ["7.5"], "cu130"),
+        ("580.65.06", ["7.5", "12.0"], "cu130"),
+        ("590.1", ["10.3"], "cu130"),
+        ("580.65.06", ["[N/A]"], "cu130"),
+        ("580.65.06", ["7.0"], "cu126"),
+        ("580.65.06", ["5.0", "9.0"], "cu126"),
+        ("579.99", ["9.0"], "cu126"),
+        ("525.60.13", ["6.1"], "cu126"),
+        ("525.60.11", ["8.0"], "the driver is 525.60.11; update it to 580 or newer"),
+        ("470.42.01", ["7.0"], "the driver is 470.42.01; update it to 580 or newer"),
+        ("570.86.10", ["10.0"], "the driver is 570.86.10; update it to 580 or newer"),
+        ("580.65.06", ["7.0", "12.0"], "no build serves compute capability 7.0 and 12.0 at once"),
+        ("580.65.06", ["3.7", "9.0"], "no build of torch serves compute capability 3.7"),
+    ],
+)
+def test_driver_and_cards_decide_on_the_build(
+    copy: Copy, driver: str, capabilities: list[str], build: str
+) -> None:
+    cards(copy, driver, *capabilities)
+    shutil.copy(copy.root / "requirements.lock", copy.root / "requirements-cu126.lock")
+    known = build.startswith("cu1")
+    out = copy.run("check", exits=0 if known else 20).stdout
+    assert re.findall(r"gpu +ok +(.*)", out) == [
+        f"Some Card, 16160 MiB, compute capability {said.replace('[N/A]', '?')}, driver {driver}"
+        for said in capabilities
+    ]
+    ((state, said),) = re.findall(r"torch +(ok|problem) +(.*)", out)
+    assert state == ("ok" if known else "problem")
+    assert said.startswith(f"the build {build}, " if known else build)
+    if not known:  # nor is anything installed, until the user says what is wanted
+        assert "CUDA_VISIBLE_DEVICES" in copy.run("env", exits=20).stdout
+        assert not copy.venv.exists()
+        out = copy.run("check", CUDA_VISIBLE_DEVICES="").stdout
+        assert "hides every card: the CPU will do" in out and "the build cu130" in out
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("trap '' TERM; sleep 100; sleep 100", "the driver hangs; reboot; without knowing the"),
+        ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "mismatch"),
+        ("echo 'NVIDIA-SMI has failed' >&2; exit 9", "NVIDIA-SMI has failed"),
+        ("exit 0", "names no card"),
+    ],
+)
+def test_a_driver_in_trouble_is_a_note(copy: Copy, script: str, said: str) -> None:
+    shims(copy, **{"nvidia-smi": script})
+    out = copy.run("check").stdout
+    (line,) = re.findall(r"gpu +note +(.*)", out)
+    assert said in line and "the build cu130" in out
+
+
+def test_a_lock_that_is_not_here_is_explained(copy: Copy) -> None:
+    cards(copy, "580.65.06", "7.0")
+    before = files_below(copy.root, copy.home)
+    out = copy.run("env", exits=20).stdout
+    assert "the build cu126 is wanted, and requirements-cu126.lock is not here" in out
+    assert "python .ci/make_lock.py --torch cu126" in out
+    assert files_below(copy.root, copy.home) == before
+
+
+def test_the_build_asked_for_is_taken_and_kept(copy: Copy, wheelhouse: Path) -> None:
+    cards(copy, "580.65.06", "9.0")
+    lock = lock_text(wheelhouse, "alpha==2.0", f"uv=={UV_VERSION} ; python_version < '3'")
+    (copy.root / "requirements-cpu.lock").write_text(lock)
+    out = copy.run("env", "--torch", "cpu").stdout
+    assert "torch's build cpu, as asked: the cards stay unused" in out
+    assert copy.python("import alpha; print(alpha.version)") == "2.0"
+    assert copy.run("env").stdout.startswith("env: up to date")
+    assert copy.run("env", VQA_TORCH="cpu").stdout.startswith("env: up to date")
+    copy.run("env", "--torch", "cu130")
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+    cards(copy, "580.65.06", "7.0")
+    out = copy.run("check", "--torch=cu130").stdout
+    assert "as asked, does not run all of them; --torch cu126 does" in out
+    cards(copy, "580.65.06", "8.0")
+    (copy.root / "requirements-cu126.lock").write_text(lock)
+    assert "as asked" not in copy.run("check", "--torch=cu126").stdout  # which runs it, too
+
+
+@pytest.mark.parametrize("installer", ["uv", pytest.param("pip", marks=pytest.mark.slow)])
+def test_another_build_comes_from_its_own_index(copy: Copy, tmp_path: Path, installer: str) -> None:
+    usual, special = tmp_path / "index/usual", tmp_path / "index/special"
+    usual.mkdir(parents=True)
+    special.mkdir()
+    make_wheel(usual, "torch", "2.0", {"torch.py": b"build = 'cu130'"})
+    make_wheel(special, "torch", "2.0+cu126", {"torch.py": b"build = 'cu126'"})
+    make_wheel(special, "torchvision", "2.0+cu126", {"torchvision.py": b""})
+    make_wheel(special, "alpha", "1.0", {"alpha.py": b"not = 'the usual one'"})
+    for name in ("alpha-1.0", "words-1.0"):
+        shutil.copy(copy.wheelhouse / f"{name}-py3-none-any.whl", usual)
+    lock = lock_text(usual, "alpha==1.0") + lock_text(
+        special, "torch==2.0+cu126", "torchvision==2.0+cu126"
+    )
+    lock += lock_text(copy.wheelhouse, f"uv=={UV_VERSION} ; python_full_version < '3'")
+    (copy.root / "requirements-cu126.lock").write_text(lock)
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        del copy.environ[name]
+    with served(tmp_path / "index") as url:
+        environ = {"VQA_OFFLINE": "0", "PIP_INDEX_URL": f"{url}/usual"}
+        options = ("--torch", "cu126", "--torch-index", f"{url}/special", "--installer", installer)
+        copy.run("env", *options, **environ)
+        copy.run("bundle", str(tmp_path / "out"), *options[:4], "--skip", "checkpoint", **environ)
+    wheels = {path.name.partition("-py3")[0] for path in (tmp_path / "out/wheels").iterdir()}
+    assert wheels == {"alpha-1.0", "torch-2.0+cu126", "torchvision-2.0+cu126", "words-1.0"}
+    assert copy.python("import alpha, torch; print(torch.build, alpha.version)") == "cu126 1.0"
+
+
+# --- the environment ---------------------------------------------------------------------------
+
+
+def test_env_is_made_once_and_then_left_alone(copy: Copy) -> None:
+    first = copy.run("env")
+    assert f"uv {UV_VERSION}, as requirements.lock names it, kept" in first.stdout
+    assert copy.python("import alpha, beta; print(alpha.version)") == "1.0"
+    assert copy.python("import vqa_repro; print(vqa_repro.__file__)").startswith(str(copy.root))
+    before = files_below(copy.root, copy.home)
+    assert copy.run("env").stdout.startswith("env: up to date")
+    assert files_below(copy.root, copy.home) == before
+
+
+def test_a_changed_lock_updates(copy: Copy) -> None:
+    copy.run("env")
+    copy.lock("alpha==2.0")
+    copy.run("env")
+    assert copy.python("import alpha; print(alpha.version)") == "2.0"
+    assert copy.python("import importlib.util as u; print(u.find_spec('beta'))") == "None"
+
+
+@pytest.mark.parametrize("installer", ["uv", pytest.param("pip", marks=pytest.mark.slow)])
+def test_the_data_package_comes_without_its_dependencies(copy: Copy, installer: str) -> None:
+    names = "import importlib.metadata as m; print(*sorted({d.name for d in m.distributions()}))"
+    version = "import importlib.metadata as m; print(m.version('words'))"
+    copy.run("env", "--installer", installer)
+    assert copy.python(version) == "1.0"
+    assert copy.run("env", "--installer", installer).stdout.startswith("env: up to date")
+    copy.lock_words("2.0")  # the stamp knows this lock, too
+    copy.run("env", "--installer", installer)
+    assert copy.python(version) == "2.0"
+    assert set(copy.python(names).split()) - {"pip"} == {"alpha", "beta", "words"}
+
+
+def test_half_a_copy_is_refused(copy: Copy) -> None:
+    (copy.root / "wordnet.lock").unlink()
+    assert "wordnet.lock: this is not a whole copy" in copy.run("env", exits=2).stderr
+
+
+def test_surroundings_that_would_change_the_result_are_set_aside(copy: Copy) -> None:
+    poison = copy.home / "poison"
+    program(poison / "zipfile.py", "raise SystemExit('poisoned')")
+    program(poison / "sitecustomize.py", "raise SystemExit('poisoned')")
+    out = copy.run(
+        "env",
+        PYTHONPATH=str(poison),
+        PYTHONHOME=str(poison),
+        PIP_USER="1",
+        PIP_TARGET=str(poison),
+        PIP_REQUIRE_VIRTUALENV="1",
+        UV_PYTHON="3.8",
+        UV_NO_BINARY="1",
+        VIRTUAL_ENV=str(poison),
+        CONDA_PREFIX=str(poison),
+    ).stdout
+    (line,) = re.findall(r"settings +note +set aside: (.*)", out)
+    assert {"PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET", "UV_NO_BINARY"} <= set(
+        line.split()
+    )
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+    assert {path.name for path in poison.iterdir()} == {"zipfile.py", "sitecustomize.py"}
+
+
+@pytest.mark.parametrize(
+    "name", [f"{'very ' * 30}long", "a, b; c & $(d) `e` %s \\n", "-q", "数据 é", "#x=y"]
+)
+def test_odd_paths(tmp_path: Path, wheelhouse: Path, name: str) -> None:
+    copy = make_copy(tmp_path / name, tmp_path / "home", wheelhouse)
+    copy.run("env")
+    assert copy.python("import vqa_repro; print(vqa_repro.__file__)").startswith(str(copy.root))
+    assert copy.run("env").stdout.startswith("env: up to date")
+
+
+def test_a_home_that_cannot_be_written(copy: Copy, other_disk: Path) -> None:
+    copy.environ["HOME"] = str(other_disk)
+    remount(other_disk, "ro")
+    out = copy.run("env", UV_CACHE_DIR=str(other_disk / "cache")).stdout
+    assert "problem" not in out
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+    assert any((copy.root / ".bootstrap/cache").iterdir())
+
+
+def test_a_project_that_cannot_be_written(
+    tmp_path: Path, wheelhouse: Path, other_disk: Path
+) -> None:
+    copy = make_copy(other_disk / "copy", tmp_path / "home", wheelhouse)
+    remount(other_disk, "ro")
+    out = copy.run("env", exits=12).stdout  # which has no room, either
+    assert re.search("write +problem +not allowed in .*; try --venv DIR, or another copy", out)
+    assert "Read-only file system" in copy.run("env", "--skip", "check", exits=13).stderr
+
+
+def test_a_disk_that_runs_no_programs(
+    copy: Copy, tmp_path: Path, wheelhouse: Path, other_disk: Path
+) -> None:
+    """Mounted noexec, as scratch disks of clusters now and then are."""
+    remount(other_disk, "noexec")
+    said = "exec +problem +{} lies on a disk mounted noexec, which runs no programs; try --venv DIR"
+    venv = other_disk / "venv"
+    out = copy.run("env", "--venv", str(venv), exits=12).stdout  # which has no room, either
+    assert re.search(said.format(re.escape(str(venv))), out)
+    assert not list(other_disk.iterdir())
+    project = make_copy(other_disk / "copy", tmp_path / "another home", wheelhouse)
+    project.before = ["bash"]  # as a shell says, bootstrap.sh itself may not be run there
+    out = project.run("env", exits=12).stdout
+    assert len(re.findall(said.format(".*"), out)) == 2  # of the environment, of .bootstrap
+
+
+def test_a_python_without_pip_and_ensurepip(copy: Copy) -> None:
+    hide = "import sys, importlib.util as u; find = u.find_spec; "
+    hide += (
+        "u.find_spec = lambda name: None if 'pip' in name else find(name); exec(sys.argv.pop(1))"
+    )
+    bare = str(program(copy.home / "bare", f'exec {sys.executable!r} -c "{hide}" "$3" "$4"'))
+    copy.run("env", "--python", bare)  # uv needs neither
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+    out = copy.run("check", "--python", bare, "--installer", "pip", exits=11).stdout
+    assert "with neither pip nor ensurepip (Debian: apt install python3-venv)" in out
+
+
+def test_no_curl_no_wget_no_git(copy: Copy) -> None:
+    folder = copy.home / "few programs"
+    folder.mkdir()
+    for path in (*Path("/bin").iterdir(), *Path("/usr/bin").iterdir()):
+        if not re.match("curl|wget|git|python|pip|uv", path.name):
+            (folder / path.name).exists() or (folder / path.name).symlink_to(path)
+    copy.run("env", PATH=str(folder))
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_on_a_terminal(copy: Copy) -> None:
+    copy.slow_uv("sleep 2")
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [str(copy.root / "bootstrap.sh"), "env"],
+        env=copy.environ | {"TERM": "xterm"},
+        stdin=its,
+        stdout=its,
+        stderr=its,
+    )
+    os.close(its)
+    seen = b""
+    while True:
+        try:
+            seen += (more := os.read(ours, 1 << 16))
+        except OSError:  # how Linux tells that the other end is closed
+            break
+        if not more:
+            break
+    os.close(ours)
+    assert process.wait(30) == 0, seen.decode()
+    assert b"\r\x1b[K  installing the packages: 1 s" in seen
+    assert b"\x1b[32mok" in seen
+
+
+def test_uv_is_told_what_pip_conf_says(copy: Copy) -> None:
+    conf = copy.home / ".config/pip/pip.conf"
+    conf.parent.mkdir(parents=True)
+    conf.write_text(
+        f"[global]\nuser = true\nno-index = true\nfind-links =\n    {copy.wheelhouse}\n"
+    )
+    for name in ("PIP_CONFIG_FILE", "PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        del copy.environ[name]
+    out = copy.run("env").stdout
+    assert "PIP_FIND_LINKS" in re.findall(r"used:.*pip.conf: (.*)", out)[0].split()
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_the_pinned_uv_is_fetched(copy: Copy) -> None:
+    copy.lock("alpha==1.0", uv_marker="")
+    shutil.rmtree(copy.root / ".bootstrap")
+    out = copy.run("env").stdout
+    assert f"uv {UV_VERSION}, as requirements.lock names it, fetched just now" in out
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+    assert (copy.root / f".bootstrap/uv-{UV_VERSION}/uv").read_bytes() == UV.read_bytes()
+
+
+def test_a_uv_with_another_hash_is_not_used(copy: Copy) -> None:
+    copy.lock("alpha==1.0", uv_marker="")
+    shutil.rmtree(copy.root / ".bootstrap")
+    lock = copy.root / "requirements.lock"
+    text = lock.read_text()
+    lock.write_text(text[:-5] + ("0000\n" if text[-5:-1] != "0000" else "1111\n"))
+    result = copy.run("env", "--installer", "uv", exits=14)
+    assert "could not be fetched: " in result.stderr
+    assert "DO NOT MATCH THE HASHES" in result.stderr
+    assert not copy.venv.exists()
+
+
+@pytest.mark.slow
+def test_pip_makes_the_same_environment(copy: Copy) -> None:
+    assert "pip, as asked" in copy.run("env", "--installer", "pip").stdout
+    assert copy.python("import alpha, beta; print(alpha.version)") == "1.0"
+    copy.lock("alpha==2.0")
+    copy.run("env", "--installer", "pip")
+    names = "import importlib.metadata as m; print(*sorted({d.name for d in m.distributions()}))"
+    assert copy.python(names) == "alpha pip words"
+    assert copy.run("env").stdout.startswith("env: up to date")  # auto keeps what is there
+    lock = copy.root / "requirements.lock"
+    lock.write_text(
+        re.sub("alpha==2.0(.*\n.*sha256:)....", r"alpha==1.0\g<1>0000", lock.read_text())
+    )
+    copy.run("env", "--installer", "pip", exits=15)
+
+
+def test_another_hash_than_the_locks_is_refused(copy: Copy) -> None:
+    lock = copy.root / "requirements.lock"
+    good = lock.read_text()
+    lock.write_text(re.sub("sha256:....", "sha256:0000", good, count=1))
+    result = copy.run("env", exits=15)
+    (log,) = re.findall(r"log: +(.*)", result.stderr)
+    assert "alpha" in Path(log).read_text()
+    assert not (copy.venv / ".finished").exists()
+    assert "bootstrap.sh env" not in result.stderr  # the same again would end the same way
+    lock.write_text(good)
+    copy.run("env")
+
+
+def test_a_failure_says_why_and_what_to_do_and_keeps_passwords(copy: Copy) -> None:
+    class Empty(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Empty)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        del copy.environ[name]
+    index = f"http://someone:hush-hush@127.0.0.1:{server.server_port}/simple"
+    result = copy.run("env", exits=14, PIP_INDEX_URL=index, VQA_OFFLINE="0")
+    server.shutdown()
+    server.server_close()
+    (log,) = re.findall(r"log: +(.*)", result.stderr)
+    assert "alpha" in result.stderr
+    assert re.search(r"why: .*\n(.*\n)*  log: .*\n  next: .*bootstrap.sh", result.stderr)
+    assert "127.0.0.1 answers" in result.stdout
+    assert "hush-hush" not in result.stdout + result.stderr + Path(log).read_text()
+
+
+def test_a_vanished_python_is_replaced(copy: Copy) -> None:
+    copy.run("env")
+    (copy.venv / "bin/python").unlink()
+    (copy.venv / "bin/python").symlink_to("/gone/python")
+    copy.run("env")
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_a_folder_of_someone_elses_is_left_alone(copy: Copy) -> None:
+    copy.venv.mkdir()
+    (copy.venv / "thesis.tex").write_text("years of work")
+    assert "left alone" in copy.run("env", exits=2).stderr
+    assert (copy.venv / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_moved_project_is_made_anew(copy: Copy) -> None:
+    copy.run("env")
+    copy.root = copy.root.rename(copy.root.with_name("elsewhere"))
+    copy.run("env")
+    assert copy.python("import vqa_repro; print(vqa_repro.__file__)").startswith(str(copy.root))
+
+
+# --- interruptions and company -----------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_recovers(
+    copy: Copy, record_property: Callable[[str, int], None]
+) -> None:
+    """VQA_KILLS=100 for as many moments. Half of the time nothing was there before."""
+    copy.run("env")
+    began = time.monotonic()
+    shutil.rmtree(copy.venv)
+    copy.run("env")
+    whole = time.monotonic() - began
+    moments = random.Random(0)
+    for number in range(KILLS):
+        shutil.rmtree(copy.venv)
+        if number % 2:
+            shutil.rmtree(copy.root / ".bootstrap")
+            copy.quick_uv()
+        process = copy.start("env")
+        time.sleep(moments.uniform(0, whole))
+        process.kill()
+        process.communicate()
+        copy.run("env")
+        assert copy.python("import alpha, beta; print(alpha.version)") == "1.0"
+        assert not (copy.venv / ".incomplete").exists()
+    record_property("recovered", KILLS)
+
+
+def test_a_big_wheel_goes_on_where_it_was_killed(copy: Copy, tmp_path: Path) -> None:
+    usual = tmp_path / "index/usual"
+    usual.mkdir(parents=True)
+    wheel = make_wheel(usual, "torch", "1.0", {"torch.py": b"", "big": os.urandom(3_000_000)})
+    for path in copy.wheelhouse.glob("[abw]*.whl"):
+        shutil.copy(path, usual)
+    text = lock_text(usual, "alpha==1.0", "torch==1.0")
+    text += lock_text(copy.wheelhouse, f"uv=={UV_VERSION} ; python_full_version < '3'")
+    (copy.root / "requirements.lock").write_text(text)
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        del copy.environ[name]
+    asked: list[str] = []
+    pause = 0.1
+    part = copy.root / f".bootstrap/big/arriving/{wheel.name}.part"
+    with served(tmp_path / "index", asked, lambda: pause) as url:
+        copy.environ |= {"VQA_OFFLINE": "0", "PIP_INDEX_URL": f"{url}/usual"}
+        for arrived in (
+            lambda: any(path.endswith(wheel.name) for path in asked),  # uv's first attempt
+            lambda: part.exists() and part.stat().st_size > 500_000,
+            lambda: part.stat().st_size > 1_500_000,
+        ):
+            process = copy.start("env")
+            wait_for(arrived)
+            process.kill()
+            process.communicate()
+            installer = int((copy.root / ".bootstrap/child").read_text().split()[0])
+            os.killpg(installer, signal.SIGKILL)  # as when the machine goes down
+            wait_for(lambda: not is_alive(installer))  # noqa: B023
+        have = part.stat().st_size
+        pause = 0.0
+        asked.clear()
+        copy.run("env")
+    (begun,) = (path for path in asked if wheel.name in path)
+    assert int(begun.partition(" from ")[2]) == have
+    assert copy.python("import torch, alpha; print(alpha.version)") == "1.0"
+    assert not (copy.root / ".bootstrap/big").exists()
+
+
+def test_the_installer_of_a_killed_run_is_ended(copy: Copy) -> None:
+    copy.slow_uv("echo $$ >orphan; sleep 1000")
+    process = copy.start("env")
+    orphan = copy.home / "orphan"
+    wait_for(lambda: orphan.exists() and orphan.read_text() != "")
+    process.kill()
+    process.communicate()
+    assert is_alive(int(orphan.read_text()))
+    copy.quick_uv()
+    assert f"process {process.pid} was killed" in copy.run("env").stdout
+    assert not is_alive(int(orphan.read_text()))
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
+def test_a_signal_ends_it_with_all_it_has_started(copy: Copy, number: int, code: int) -> None:
+    copy.slow_uv("echo $$ >installer; sleep 1000")
+    process = copy.start("env")
+    installer = copy.home / "installer"
+    wait_for(lambda: installer.exists() and installer.read_text() != "")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert err == "interrupted; the same command continues\n"
+    assert not is_alive(int(installer.read_text()))
+    assert not (copy.root / ".bootstrap/lock").is_symlink()
+    copy.quick_uv()
+    copy.run("env")
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_two_at_once_make_one_environment(copy: Copy) -> None:
+    copy.slow_uv("sleep 2")
+    processes = [copy.start("env"), copy.start("env")]
+    outs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outs
+    assert sorted("done in" in out for out in outs) == [False, True]
+    (other,) = (out for out in outs if "done in" not in out)
+    assert f"waiting for process {processes[outs.index(other) - 1].pid} on" in other
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_a_lock_of_another_machine_is_waited_for_and_respected(copy: Copy) -> None:
+    lock = copy.root / ".bootstrap/lock"
+    lock.symlink_to("4711 1 far-away 2026-01-01 12:00:00")
+    result = copy.run("env", "--lock-wait", "1", exits=16)
+    assert "waiting for process 4711 on far-away" in result.stdout
+    assert "process 4711 on far-away, since 2026-01-01 12:00:00" in result.stderr
+    assert lock.is_symlink()
+    assert not copy.venv.exists()
+
+
+def test_a_lock_with_a_reused_process_number_is_stale(copy: Copy) -> None:
+    host = subprocess.check_output(["bash", "-c", "echo $HOSTNAME"], text=True).strip()
+    lock = copy.root / ".bootstrap/lock"
+    lock.symlink_to(f"{os.getpid()} 1 {host} 2026-01-01 12:00:00")  # this process began later
+    copy.run("env")
+    assert not lock.is_symlink()
+
+
+# --- the other stages --------------------------------------------------------------------------
+
+
+def test_all_stages_go_on_without_the_checkpoint_and_hand_over_to_train(copy: Copy) -> None:
+    process = copy.start("--", "--epochs", "3", "--out", "a b")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 7, err  # train's own
+    assert "going on without it" in out
+    assert "healthy" in out
+    last = out.splitlines()[-1]
+    assert f"train in {copy.home} with ['--resume', '--epochs', '3', '--out', 'a b']" in last
+    assert "checkpoint: " in last
+    assert "internet: not used (--offline)" in last
+
+
+def test_the_checkpoint_alone_fails_with_its_own_code(copy: Copy) -> None:
+    assert "--from" in copy.run("checkpoint", exits=3).stderr
+    assert not copy.venv.exists()  # it needs none
+
+
+def test_a_sick_environment_stops_before_training(copy: Copy) -> None:
+    (copy.root / "vqa_repro/doctor.py").write_text("raise SystemExit(1)\n")
+    result = copy.run("--skip", "checkpoint", exits=17)
+    assert "train in" not in result.stdout
+
+
+def test_tests_run_in_the_environment(copy: Copy) -> None:
+    make_wheel(
+        copy.home, "pytest", "9", {"pytest.py": b"import os, sys\nprint(os.getcwd(), sys.argv)"}
+    )
+    copy.environ["PIP_FIND_LINKS"] = f"{copy.home} {copy.wheelhouse}"
+    text = lock_text(copy.home, "pytest==9")
+    (copy.root / "requirements.lock").write_text(
+        text + f"uv=={UV_VERSION} ; python_version < '3' \\\n    --hash=sha256:{'0' * 64}\n"
+    )
+    out = copy.run("test", "-m", "smoke", "--offline").stdout
+    assert f"{copy.root} [" in out.splitlines()[-1]
+    assert out.splitlines()[-1].endswith("'-m', 'smoke', '--offline']")
+
+
+def test_stages_left_out_are_left_out(copy: Copy) -> None:
+    out = copy.run("--skip", "check", "--skip", "train", VQA_SKIP="checkpoint doctor").stdout
+    assert [line.split(":")[0] for line in out.splitlines() if line[0] != " "] == ["env", "next"]
+    assert "no environment" in copy.run("doctor", "--skip", "env", "--venv", "x", exits=2).stderr
+
+
+# --- bundles -----------------------------------------------------------------------------------
+
+CHECKPOINT = bytes(range(256)) * 20
+
+
+@pytest.fixture
+def connected(copy: Copy, tmp_path: Path) -> Iterator[Copy]:
+    """A copy that reaches an index, and has a checkpoint."""
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index/usual").symlink_to(copy.wheelhouse)
+    copy.lock("alpha==1.0", "beta==1.0", uv_marker="")
+    name = f"vgg19-{hashlib.sha256(CHECKPOINT).hexdigest()[:8]}.pth"
+    known = (ROOT / "checkpoints_setup.py").read_text(encoding="utf-8")
+    known, count = re.subn(r'"vgg19-dcbb9e9d.pth", [\d_]+', f'"{name}", {len(CHECKPOINT)}', known)
+    assert count == 1
+    (copy.root / "checkpoints_setup.py").write_text(known, encoding="utf-8")
+    (copy.home / "hub/checkpoints").mkdir(parents=True)
+    (copy.home / "hub/checkpoints" / name).write_bytes(CHECKPOINT)
+    with served(tmp_path / "index") as url:
+        for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+            del copy.environ[name]
+        copy.environ |= {"VQA_OFFLINE": "0", "PIP_INDEX_URL": f"{url}/usual"}
+        yield copy
+
+
+def without_network(copy: Copy) -> None:
+    """From now on, each call is made in a network of its own, in which there is nothing."""
+    alone = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"]).returncode:
+        pytest.skip("no network namespaces here")
+    copy.before = alone
+
+
+def server(copy: Copy, bundle: Path, tmp_path: Path, name: str = "a server's [dir]") -> Copy:
+    """Another machine, to which nothing but the bundle has come."""
+    folder, home = tmp_path / name, tmp_path / f"home of {name}"
+    folder.mkdir()
+    home.mkdir()
+    subprocess.run(["tar", "-xzf", bundle / "code.tar.gz"], cwd=folder, check=True)
+    kept = ("PATH", "LC_ALL", "PIP_CONFIG_FILE", "VQA_PYTHON")
+    environ = {name: copy.environ[name] for name in kept} | {"HOME": str(home)}
+    environ["TORCH_HOME"] = str(home)
+    return Copy(folder / "vqa_repro", home, copy.wheelhouse, environ)
+
+
+@pytest.mark.parametrize("options", [[], ["--split", "10M"]])
+def test_a_bundle_brings_all_to_a_machine_without_a_network(
+    connected: Copy, tmp_path: Path, options: list[str]
+) -> None:
+    out = tmp_path / "a stick, with a 'bundle' [ü]"
+    assert "for Python" in connected.run("bundle", str(out), *options).stdout
+    there = server(connected, out, tmp_path)
+    without_network(there)
+    process = there.start("--bundle", str(out), "--", "--epochs", "3")
+    said, err = process.communicate(timeout=120)
+    assert process.returncode == 7, said + err  # train's own
+    assert "verifying" in said and "no network is needed" in said
+    assert f"uv {UV_VERSION}, as requirements.lock names it, fetched just now" in said
+    assert there.python("import alpha, beta; print(alpha.version)") == "1.0"
+    (checkpoint,) = (there.home / "hub/checkpoints").glob("*.pth")
+    assert checkpoint.read_bytes() == CHECKPOINT
+    assert "checkpoint:" not in said.splitlines()[-1]  # train was not without it
+    assert not (there.root / ".bootstrap/bundle").exists()
+    again = there.run("--bundle", str(out), "--skip", "train").stdout
+    assert "verifying" not in again  # nothing is needed of it
+    shutil.rmtree(out)
+    assert there.run("env").stdout.startswith("env: up to date")
+    assert there.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_the_maker_of_a_bundle_that_was_killed_is_ended(connected: Copy, tmp_path: Path) -> None:
+    """Or it would go on writing where the next one writes."""
+    out, part = tmp_path / "out", tmp_path / "out.part/arriving"
+    pause = 0.02
+    with served(tmp_path / "index", pause=lambda: pause) as url:
+        connected.environ["PIP_INDEX_URL"] = f"{url}/usual"
+        process = connected.start("bundle", str(out))
+        wait_for(lambda: any(path.stat().st_size > 1_000_000 for path in part.glob("uv*.part")))
+        process.kill()
+        process.wait()
+        maker = int((connected.root / ".bootstrap/child").read_text().split()[0])
+        assert is_alive(maker)
+        pause = 0.5
+        second = connected.start("bundle", str(out))
+        wait_for(lambda: not is_alive(maker))
+        pause = 0.0
+        said, err = second.communicate(timeout=120)
+        process.communicate()
+    assert second.returncode == 0 and "is being continued" in said and "continuing at" in err
+    assert "nothing to do" in connected.run("bundle", str(out)).stdout
+
+
+@pytest.mark.slow
+def test_a_bundle_serves_pip_too(connected: Copy, tmp_path: Path) -> None:
+    out = tmp_path / "out, here"
+    connected.run("bundle", str(out))
+    there = server(connected, out, tmp_path)
+    without_network(there)
+    there.run("env", "--bundle", str(out), "--installer", "pip")
+    assert there.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_a_damaged_bundle_is_refused_before_anything_is_made(
+    connected: Copy, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    connected.run("bundle", str(out))
+    there = server(connected, out, tmp_path)
+    wheel = next((out / "wheels").glob("beta-*"))
+    content = bytearray(wheel.read_bytes())
+    content[50] ^= 1
+    wheel.write_bytes(content)
+    result = there.run("env", "--bundle", str(out), exits=19)
+    assert f"wheels/{wheel.name} has other bytes than it should" in result.stderr
+    assert "copy it again, or make it anew" in result.stderr
+    assert not there.venv.exists()
+    connected.run("bundle", str(out))  # mends it
+    there.run("env", "--bundle", str(out))
+
+
+def test_a_bundle_for_something_else_is_refused_with_the_reason(
+    connected: Copy, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    this = "{}.{}".format(*sys.version_info)
+    other = "3.12" if this == "3.11" else "3.11"
+    connected.run("bundle", str(out), "--python", other)
+    there = server(connected, out, tmp_path)
+    options = ("env", "--bundle", str(out))
+    result = there.run(*options, exits=19)
+    assert f"is for python '{other}', and here is '{this}'" in result.stderr
+    assert f"./bootstrap.sh bundle OUT --python {this}" in result.stderr
+    cards(there, "535.104.05", "7.0")
+    shutil.copy(there.root / "requirements.lock", there.root / "requirements-cu126.lock")
+    shutil.rmtree(out)
+    connected.run("bundle", str(out), "--python", this)
+    result = there.run(*options, exits=19)
+    assert "is for torch 'cu130', and here is 'cu126'" in result.stderr
+    assert "./bootstrap.sh bundle OUT --torch cu126" in result.stderr
+    assert not there.venv.exists()
+    about = out / "bundle.json"
+    about.write_text(about.read_text().replace(f'"{this}"', f'"{rare_version()}"'))
+    del there.environ["VQA_PYTHON"]  # so that the bundle's is looked for
+    result = there.run(*options, exits=19)
+    assert f"for Python {rare_version()}, and none that is fit is here" in result.stdout
+
+
+def test_killed_while_installing_from_a_bundle_it_recovers(connected: Copy, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    connected.run("bundle", str(out), "--split", "10M")
+    there = server(connected, out, tmp_path)
+    killed = []
+    for delay in (0.3, 0.6, 0.9):
+        killed.append(there.start("env", "--bundle", str(out)))
+        time.sleep(delay)
+        killed[-1].kill()
+        killed[-1].wait()  # what it had started may go on
+    there.run("env", "--bundle", str(out))
+    for process in killed:
+        process.communicate()
+    assert there.python("import alpha; print(alpha.version)") == "1.0"

@@ -1,0 +1,731 @@
+"""Bundles as they are made and read: real processes, real wheels, an index on loopback.
+
+The locks of the project here name a few tiny packages. What bootstrap.sh does with a bundle, on a
+machine without a network, is in test_bootstrap.py.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from wheel_index import lock_text, make_wheel, served
+
+from vqa_repro.install import bundle_open, lockfile
+from vqa_repro.install.bundle_format import BundleError
+from vqa_repro.utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = "{}.{}".format(*sys.version_info)
+# The environment has no pip; the Python that it was made of has, as bootstrap.sh demands.
+BASE = getattr(sys, "_base_executable", sys.executable)
+MACHINE = bundle_open.platform_tag().partition("-")[2]
+CHECKPOINT = bytes(range(256)) * 20
+CHECKPOINT_NAME = f"vgg19-{hashlib.sha256(CHECKPOINT).hexdigest()[:8]}.pth"
+MODULES = (  # all that bundles need of the package
+    *("__init__", "errors", "lock", "wheels"),
+    *("bundle", "bundle_make", "bundle_open", "bundle_pieces"),
+)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the wheels here are for Linux")
+
+
+@dataclass
+class Project:
+    """A small project, an index with what its locks name, and a place for bundles."""
+
+    root: Path
+    home: Path
+    url: str
+    environ: dict[str, str]
+    asked: list[str]  # of the index
+    pause: list[float]  # of the index after each 64 KiB, in seconds
+
+    @property
+    def out(self) -> Path:
+        return self.home / "a 'bundle' [é], here"
+
+    @property
+    def index(self) -> Path:
+        return self.home / "index/usual"
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [BASE, "-E", "-s", "-m", "vqa_repro.install.bundle", *map(str, arguments)],
+            env=self.environ,
+            cwd=self.root,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: object, exits: int = 0, quiet: bool = True) -> str:
+        """What it printed; where it fails, its one line on standard error."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == exits, f"{out}\n{err}"
+        assert err == "" or not quiet if exits == 0 else re.fullmatch("error: .+\n", err), err
+        return err if exits else out
+
+    def make(self, *arguments: object, python: str = PYTHON, exits: int = 0) -> str:
+        options = ("--python", python, "--torch", "cu130")
+        return self.run("make", self.out, *options, *arguments, exits=exits)
+
+    def open(self, *arguments: object, exits: int = 0) -> str:
+        options = ("--into", self.into, "--python", PYTHON, "--torch", "cu130")
+        return self.run("open", self.out, *options, *arguments, exits=exits)
+
+    @property
+    def into(self) -> Path:
+        return self.home / "into"
+
+    def wheels(self) -> set[str]:
+        return {path.name.split("-")[0] for path in (self.out / "wheels").iterdir()}
+
+    def lock(self, *requirements: str) -> None:
+        (self.root / "requirements.lock").write_text(lock_text(self.index, *requirements))
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project and its home, with a bundle that is whole."""
+    folder = tmp_path_factory.mktemp("template")
+    root, home = folder / 'the "project" [ü]', folder / "home"
+    index = home / "index/usual"
+    index.mkdir(parents=True)
+    for name in ("alpha", "old", "words", "lab"):
+        make_wheel(index, name, "1.0", {f"{name}.py": b"version = 1\n"})
+    for python in ("310", "311", "312", "313"):
+        tag = f"cp{python}-cp{python}-manylinux_2_28_{MACHINE}"
+        make_wheel(index, "native", "1.0", {"native.py": b""}, tag=tag)
+    make_wheel(index, "big", "1.0", {"big.bin": os.urandom(2_500_000)})
+    (root / "vqa_repro").mkdir(parents=True)
+    for name in MODULES:
+        shutil.copy(ROOT / f"vqa_repro/{name}.py", root / "vqa_repro")
+    shutil.copy(ROOT / ".gitignore", root)
+    (root / "bootstrap.sh").write_text("#!/bin/sh\n")
+    (root / "bootstrap.sh").chmod(0o755)
+    (root / ".venv").mkdir()
+    (root / ".venv/not-ours").touch()
+    known = (ROOT / "checkpoints_setup.py").read_text(encoding="utf-8")
+    known, count = re.subn(
+        r'"vgg19-dcbb9e9d.pth", [\d_]+', f'"{CHECKPOINT_NAME}", {len(CHECKPOINT)}', known
+    )
+    assert count == 1
+    (root / "checkpoints_setup.py").write_text(known, encoding="utf-8")
+    (root / "wordnet.lock").write_text(lock_text(index, "words==1.0"))
+    (root / "jupyter.lock").write_text(lock_text(index, "lab==1.0", "alpha==1.0"))
+    with in_place(folder) as project:
+        project.lock(
+            "alpha==1.0", "big==1.0", "native==1.0", "old==1.0 ; python_full_version < '3.11'"
+        )
+        project.make()
+    return folder
+
+
+@contextmanager
+def in_place(folder: Path) -> Iterator[Project]:
+    root, home = folder / 'the "project" [ü]', folder / "home"
+    asked: list[str] = []
+    pause = [0.0]
+    with served(home / "index", asked, lambda: pause[0]) as url:
+        environ = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "HOME": str(home),
+            "TORCH_HOME": str(home / "torch"),
+            "LC_ALL": "C",
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_INDEX_URL": f"{url}/usual",
+            "PIP_RETRIES": "0",
+        }
+        yield Project(root, home, url, environ, asked, pause)
+
+
+@pytest.fixture
+def made(tmp_path: Path, template: Path) -> Iterator[Project]:
+    """The project with its bundle."""
+    shutil.copytree(template, tmp_path / "copy")
+    with in_place(tmp_path / "copy") as project:
+        yield project
+
+
+@pytest.fixture
+def project(made: Project) -> Project:
+    """The project, without a bundle yet."""
+    shutil.rmtree(made.out)
+    return made
+
+
+def seed(project: Project) -> None:
+    folder = project.home / "torch/hub/checkpoints"
+    folder.mkdir(parents=True)
+    (folder / CHECKPOINT_NAME).write_bytes(CHECKPOINT)
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(path): (path.lstat().st_mtime_ns, path.lstat().st_ino)
+        for path in (folder, *folder.rglob("*"))
+    }
+
+
+def rewrite(out: Path, change: Callable[[dict[str, object]], object]) -> None:
+    """Change bundle.json, and MANIFEST.sha256 so that it agrees: what a forger would do."""
+    path = out / "bundle.json"
+    about = json.loads(path.read_text())
+    change(about)
+    path.write_text(json.dumps(about))
+    for line in (out / "MANIFEST.sha256").read_text().splitlines():
+        if line.endswith("  bundle.json"):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            replace_line(out, line, f"{digest}  bundle.json")
+
+
+def replace_line(out: Path, old: str, new: str) -> None:
+    manifest = out / "MANIFEST.sha256"
+    text = manifest.read_text()
+    assert old in text
+    manifest.write_text(text.replace(old, new, 1))
+
+
+# --- making --------------------------------------------------------------------------------------
+
+
+def test_it_holds_all_and_the_usual_tool_verifies_it(project: Project) -> None:
+    seed(project)
+    said = project.make()
+    assert "without vgg19-d01eb7cb.pth, which is not here" in said
+    assert project.wheels() == {"alpha", "big", "native", "words", "lab"} | (
+        {"old"} if PYTHON == "3.10" else set()
+    )
+    assert (project.out / "checkpoints" / CHECKPOINT_NAME).read_bytes() == CHECKPOINT
+    names = {path.relative_to(project.out).as_posix() for path in project.out.rglob("*")}
+    names = {name for name in names if "/" not in name}
+    locks = {"requirements.lock", "wordnet.lock", "jupyter.lock"}
+    own = {"MANIFEST.sha256", "bundle.json", "README.txt", "code.tar.gz"}
+    assert names == locks | own | {"wheels", "checkpoints"}
+    done = subprocess.run(
+        ["sha256sum", "--strict", "-c", "MANIFEST.sha256"],
+        cwd=project.out,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    files = [path for path in project.out.rglob("*") if path.is_file()]
+    assert done.stdout.count(": OK") == len(files) - 1
+    assert "all as they should be" in project.run("verify", project.out)
+
+
+def test_the_code_in_it_is_the_project_and_nothing_else(made: Project) -> None:
+    with tarfile.open(made.out / "code.tar.gz") as tar:
+        modes = {member.name: member.mode for member in tar.getmembers()}
+    assert {"vqa_repro/bootstrap.sh", "vqa_repro/vqa_repro/install/bundle.py"} <= set(modes)
+    assert modes["vqa_repro/bootstrap.sh"] == 0o755
+    assert not any(".venv" in name for name in modes)
+    git = ["git", "-C", str(made.root), "-c", "user.name=x", "-c", "user.email=x@y"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "bootstrap.sh", "vqa_repro"], check=True)
+    assert "is to be brought up to date" in made.make()
+    with tarfile.open(made.out / "code.tar.gz") as tar:
+        code = [f"vqa_repro/vqa_repro/{name}.py" for name in sorted(MODULES)]
+        assert tar.getnames() == ["vqa_repro/bootstrap.sh", *code]
+
+
+@pytest.mark.slow
+def test_for_another_python_than_the_one_that_runs(project: Project) -> None:
+    other = "3.12" if PYTHON == "3.10" else "3.10"
+    project.make(python=other)
+    (native,) = (project.out / "wheels").glob("native-*")
+    assert f"-cp{other.replace('.', '')}-" in native.name
+    assert ("old" in project.wheels()) == (other == "3.10")
+    said = project.open(exits=19)
+    assert f"is for python '{other}', and here is '{PYTHON}'" in said
+    assert f"./bootstrap.sh bundle OUT --python {PYTHON}" in said
+
+
+def test_a_second_call_has_nothing_to_do(made: Project) -> None:
+    seed(made)
+    made.make()
+    before = state_of(made.out)
+    made.asked.clear()
+    assert "complete, nothing to do" in made.make()
+    assert made.asked == []
+    assert state_of(made.out) == before
+
+
+def test_it_is_brought_up_to_date(made: Project) -> None:
+    seed(made)
+    make_wheel(made.index, "alpha", "2.0", {"alpha.py": b"version = 2\n"})
+    made.lock("alpha==2.0", "native==1.0")
+    (made.root / "jupyter.lock").write_text(lock_text(made.index, "lab==1.0"))
+    made.asked.clear()
+    made.make()
+    assert made.wheels() == {"alpha", "native", "words", "lab"}
+    assert [path for path in made.asked if path.endswith(".whl")] == [
+        "/usual/alpha-2.0-py3-none-any.whl"
+    ]
+    assert (made.out / "checkpoints" / CHECKPOINT_NAME).exists()
+    made.open()
+
+
+@pytest.mark.slow
+def test_killed_while_it_is_made_it_goes_on(project: Project) -> None:
+    for number in range(12):
+        make_wheel(project.index, f"more{number}", "1.0", {"x": bytes(10)})
+    project.lock(*(f"more{number}==1.0" for number in range(12)))
+    part = project.out.with_name(project.out.name + ".part")
+    part.mkdir()  # a kill before the first file
+    for wanted in (1, 5, 9):
+        process = project.start("make", project.out, "--python", PYTHON, "--torch", "cu130")
+        while process.poll() is None and len(list((part / "wheels").glob("*.whl"))) < wanted:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not project.out.exists()
+    there = {path.name for path in (part / "wheels").iterdir()}
+    project.asked.clear()
+    assert "is being continued" in project.make()
+    fetched = {path.rpartition("/")[2] for path in project.asked if path.endswith(".whl")}
+    assert len(there) >= 9 and not fetched & there
+    project.open()
+    assert not part.exists()
+
+
+def test_a_big_wheel_goes_on_where_it_was_killed(project: Project) -> None:
+    folder = project.out.with_name(project.out.name + ".part")
+    part = folder / "arriving/big-1.0-py3-none-any.whl.part"
+    project.pause[0] = 0.05
+    have = [0]
+    for _ in range(3):
+        process = project.start("make", project.out, "--python", PYTHON, "--torch", "cu130")
+        while process.poll() is None and (
+            not part.exists() or part.stat().st_size < have[-1] + 500_000
+        ):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        have.append(part.stat().st_size)
+    project.pause[0] = 0
+    assert project.run("make", project.out, "--python", PYTHON, "--torch", "cu130", quiet=False)
+    begun = [path.partition(" from ")[2] for path in project.asked if "/big-1.0" in path]
+    assert [int(first or 0) for first in begun] == have  # not a byte was fetched twice
+    project.open()
+
+
+@pytest.mark.slow
+def test_without_an_index_it_is_left_to_pip(project: Project) -> None:
+    project.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(project.index)}
+    project.make()
+    assert project.asked == []
+    project.open()
+
+
+def test_a_folder_of_someone_elses_is_left_alone(project: Project) -> None:
+    project.out.mkdir()
+    (project.out / "thesis.tex").write_text("years of work")
+    assert "is there and is no bundle" in project.make(exits=2)
+    assert (project.out / "thesis.tex").read_text() == "years of work"
+
+
+def test_other_bytes_than_the_locks_are_not_taken(project: Project) -> None:
+    path = project.root / "requirements.lock"
+    text = path.read_text()
+    path.write_text(re.sub(r"(big==1.0 .*\n.*sha256:)....", r"\g<1>0000", text))
+    assert "big==1.0: what arrived is not what the lock names" in project.make(exits=15)
+    path.write_text(re.sub(r"(alpha==1.0 .*\n.*sha256:)....", r"\g<1>0000", text))
+    assert "the locks name different wheels of alpha==1.0" in project.make(exits=2)
+    assert not project.out.exists()
+
+
+def test_what_the_index_does_not_have_is_named(project: Project) -> None:
+    (project.index / "alpha-1.0-py3-none-any.whl").unlink()
+    url = project.url.replace("://", "://someone:hush-hush@")
+    project.environ["PIP_INDEX_URL"] = f"{url}/usual"
+    said = project.make(exits=14)
+    assert "alpha==1.0 could not be downloaded" in said
+    assert "the same command continues" in said and "hush-hush" not in said
+
+
+def test_a_lock_that_is_not_there_is_explained(project: Project) -> None:
+    said = project.run("make", project.out, "--python", PYTHON, "--torch", "cu126", exits=20)
+    assert "no requirements-cu126.lock" in said
+    assert "python .ci/make_lock.py --torch cu126" in said
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+ALPHA = "wheels/alpha-1.0-py3-none-any.whl"
+
+
+def truncate(out: Path) -> None:
+    os.truncate(out / ALPHA, 100)
+
+
+def change_a_byte(out: Path) -> None:
+    content = bytearray((out / ALPHA).read_bytes())
+    content[50] ^= 1
+    (out / ALPHA).write_bytes(content)
+
+
+def add_a_link(out: Path) -> None:
+    (out / "wheels/more.whl").symlink_to("/etc/passwd")
+
+
+def link_instead(out: Path) -> None:
+    (out / ALPHA).rename(out.parent / "elsewhere.whl")
+    (out / ALPHA).symlink_to(out.parent / "elsewhere.whl")
+
+
+def link_to_the_folder(out: Path) -> None:
+    (out / "wheels").rename(out.parent / "elsewhere")
+    (out / "wheels").symlink_to(out.parent / "elsewhere")
+
+
+def pipe_instead(out: Path) -> None:
+    (out / ALPHA).unlink()
+    os.mkfifo(out / ALPHA)
+
+
+def name_a_huge_file(out: Path) -> None:
+    """Which takes no room, and would take long to read."""
+    os.truncate(out / ALPHA, 1 << 40)
+
+
+def a_path(name: str) -> Callable[[Path], None]:
+    return lambda out: replace_line(out, f"  {ALPHA}\n", f"  {name}\n")
+
+
+def huge_manifest(out: Path) -> None:
+    os.truncate(out / "MANIFEST.sha256", 1 << 40)
+
+
+def manifest_is_a_pipe(out: Path) -> None:
+    (out / "MANIFEST.sha256").unlink()
+    os.mkfifo(out / "MANIFEST.sha256")
+
+
+def name_it_twice(out: Path) -> None:
+    manifest = (out / "MANIFEST.sha256").read_text()
+    (out / "MANIFEST.sha256").write_text(manifest + manifest.splitlines()[0] + "\n")
+
+
+def deep_json(out: Path) -> None:
+    text = "[" * 100_000
+    digest = hashlib.sha256((out / "bundle.json").read_bytes()).hexdigest()
+    (out / "bundle.json").write_text(text)
+    replace_line(out, digest, hashlib.sha256(text.encode()).hexdigest())
+
+
+def odd_size(out: Path) -> None:
+    rewrite(out, lambda about: about["files"][ALPHA].update(size=-1, parts=[-1]))  # type: ignore
+
+
+FAULTS: list[tuple[Callable[[Path], object], str]] = [
+    (truncate, "alpha-1.0-py3-none-any.whl has 100 bytes, not "),
+    (change_a_byte, "alpha-1.0-py3-none-any.whl has other bytes"),
+    (lambda out: (out / ALPHA).unlink(), "alpha-1.0-py3-none-any.whl is missing"),
+    (lambda out: shutil.rmtree(out / "wheels"), "is missing; "),
+    (lambda out: (out / "bundle.json").unlink(), "bundle.json is missing"),
+    (lambda out: (out / "MANIFEST.sha256").unlink(), "MANIFEST.sha256 is missing"),
+    (add_a_link, "more.whl is a link, and a bundle has none"),
+    (link_instead, "alpha-1.0-py3-none-any.whl is a link"),
+    (link_to_the_folder, "wheels is a link"),
+    (pipe_instead, "is no regular file"),
+    (name_a_huge_file, "has 1,099,511,627,776 bytes, not "),
+    (a_path("../../etc/passwd"), "no path inside the bundle"),
+    (a_path("wheels/../../x.whl"), "no path inside the bundle"),
+    (a_path("/etc/passwd"), "no path inside the bundle"),
+    (a_path("C:\\\\x.whl"), "no path inside the bundle"),
+    (a_path("wheels/.hidden"), "no path inside the bundle"),
+    (a_path("wheels/" + "x" * 300), "no path inside the bundle"),
+    (a_path("wheels//alpha.whl"), "no path inside the bundle"),
+    (a_path("wheels/other.whl"), "bundle.json is damaged"),
+    (huge_manifest, "no bundle of ours"),
+    (manifest_is_a_pipe, "is no regular file"),
+    (name_it_twice, "a second time"),
+    (deep_json, "is damaged"),
+    (odd_size, "is damaged"),
+    (lambda out: rewrite(out, lambda about: about.update(format=2)), "has format 2"),
+    (lambda out: rewrite(out, lambda about: about.update(platform="linux-vax")), "'linux-vax'"),
+    (lambda out: rewrite(out, lambda about: about.update(torch="cpu")), "is for torch 'cpu'"),
+    (lambda out: (out / "bundle.json").write_text("{}"), "is not what MANIFEST.sha256 says"),
+]
+
+
+def test_every_fault_is_found_before_anything_is_offered(made: Project) -> None:
+    whole = made.home / "whole"
+    made.out.rename(whole)
+    for damage, said in FAULTS:
+        shutil.copytree(whole, made.out)
+        damage(made.out)
+        answer = made.open(exits=19)
+        assert said in answer, answer
+        assert not list(made.into.glob("*/*"))
+        shutil.rmtree(made.out)
+        shutil.rmtree(made.home / "elsewhere", ignore_errors=True)
+
+
+def link_the_new(out: Path) -> None:
+    """What is about to be written is a link out of the folder."""
+    (out.parent / "mine").touch()
+    (out / "bundle.json.new").symlink_to(out.parent / "mine")
+    truncate(out)
+
+
+@pytest.mark.parametrize("damage", [truncate, change_a_byte, link_instead, link_the_new])
+def test_making_it_once_more_mends_it(made: Project, damage: Callable[[Path], None]) -> None:
+    damage(made.out)
+    made.asked.clear()
+    assert "is to be mended" in made.make()
+    wheels = [path for path in made.asked if path.endswith(".whl")]
+    assert wheels == ["/usual/alpha-1.0-py3-none-any.whl"]
+    made.open()
+    assert damage is not link_the_new or (made.home / "mine").read_bytes() == b""
+
+
+def test_a_bundle_of_another_lock_is_refused(made: Project) -> None:
+    with (made.root / "wordnet.lock").open("a") as lockfile:
+        lockfile.write("# another\n")
+    said = made.open(exits=19)
+    assert "made for another wordnet.lock" in said and "code.tar.gz" in said
+
+
+def test_a_wheel_that_is_not_the_locks_is_refused_though_the_manifest_names_it(
+    made: Project,
+) -> None:
+    old = hashlib.sha256((made.out / ALPHA).read_bytes()).hexdigest()
+    change_a_byte(made.out)
+    new = hashlib.sha256((made.out / ALPHA).read_bytes()).hexdigest()
+    replace_line(made.out, old, new)
+    rewrite(made.out, lambda about: about["files"][ALPHA].update(sha256=new))  # type: ignore
+    assert "verify" not in made.run("verify", made.out)  # it agrees with itself
+    assert "lacks alpha==1.0, which the locks name" in made.open(exits=19)
+
+
+def test_what_no_lock_names_is_not_offered_though_the_manifest_names_it(made: Project) -> None:
+    """Such as another uv, which would be run."""
+    evil = make_wheel(made.out / "wheels", "uv", "1.0", {"uv.data/scripts/uv": b"evil"})
+    digest = hashlib.sha256(evil.read_bytes()).hexdigest()
+    name, size = f"wheels/{evil.name}", evil.stat().st_size
+    entry = {"size": size, "sha256": digest, "parts": [size]}
+    with (made.out / "MANIFEST.sha256").open("a") as manifest:
+        manifest.write(f"{digest}  {name}\n")
+    rewrite(made.out, lambda about: about["files"].update({name: entry}))  # type: ignore
+    made.open()
+    assert not (made.into / name).exists() and (made.into / ALPHA).exists()
+    lie = entry | {"sha256": hashlib.sha256((made.out / ALPHA).read_bytes()).hexdigest()}
+    rewrite(made.out, lambda about: about["files"].update({name: lie}))  # type: ignore
+    assert "do not make" in made.open(exits=19)
+
+
+def test_other_files_that_lie_about_are_left_alone(made: Project) -> None:
+    (made.out / ".DS_Store").touch()
+    make_wheel(made.out / "wheels", "evil", "9.0", {"evil.py": b""})
+    made.open()
+    offered = {path.name for path in made.into.rglob("*.whl")}
+    assert len(offered) == len(made.wheels()) - 1 and not any("evil" in n for n in offered)
+    assert all(path.resolve().parent == made.out / "wheels" for path in made.into.glob("w*/*"))
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def big(project: Project, number: int) -> Path:
+    return project.out / f"wheels/big-1.0-py3-none-any.whl.{number:03d}"
+
+
+def test_parts_are_small_enough_and_are_joined(made: Project) -> None:
+    seed(made)
+    made.make("--split", "1M")
+    assert max(path.stat().st_size for path in made.out.rglob("*")) <= 1_000_000
+    assert big(made, 3).exists() and not big(made, 4).exists()
+    original = (made.index / "big-1.0-py3-none-any.whl").read_bytes()
+    join = 'cat "$1".[0-9][0-9][0-9]'  # as README.txt says
+    by_hand = ["sh", "-c", join, "sh", str(big(made, 1).with_suffix(""))]
+    assert subprocess.check_output(by_hand) == original
+    made.open()
+    joined = made.into / "wheels/big-1.0-py3-none-any.whl"
+    assert joined.read_bytes() == original and not joined.is_symlink()
+    before = joined.stat().st_ino
+    made.open()
+    assert joined.stat().st_ino == before
+    made.asked.clear()
+    assert "nothing to do" in made.make("--split", "1M")
+    made.make()  # whole again, without a download
+    assert not any(path.endswith(".whl") for path in made.asked)
+    assert not list(made.out.rglob("*.001"))
+    made.open()
+
+
+def test_parts_missing_or_in_the_wrong_order_are_refused(made: Project) -> None:
+    made.make("--split", "1M")
+    first, second = big(made, 1).read_bytes(), big(made, 2).read_bytes()
+    big(made, 1).write_bytes(second)
+    big(made, 2).write_bytes(first)
+    assert "big-1.0-py3-none-any.whl.001 has other bytes" in made.open(exits=19)
+    digests = [hashlib.sha256(part).hexdigest() for part in (first, second)]
+    for old, new in zip(digests, ("x" * 64, digests[0]), strict=True):  # the manifest agrees
+        replace_line(made.out, old, new)
+    replace_line(made.out, "x" * 64, digests[1])
+    assert "the parts of wheels/big-1.0-py3-none-any.whl do not make it" in made.open(exits=19)
+    assert not (made.into / "wheels/big-1.0-py3-none-any.whl").exists()
+    big(made, 2).unlink()
+    assert "big-1.0-py3-none-any.whl.002 is missing" in made.open(exits=19)
+
+
+def test_killed_while_cutting_it_goes_on(made: Project) -> None:
+    made.make("--split", "1M")
+    part = made.out.with_name(made.out.name + ".part")
+    original = (made.index / "big-1.0-py3-none-any.whl").read_bytes()
+    made.out.rename(part)
+    path = part / "wheels/big-1.0-py3-none-any.whl"
+    path.write_bytes(original)  # the whole goes last
+    (part / "wheels/big-1.0-py3-none-any.whl.003").unlink()
+    made.asked.clear()
+    made.make("--split", "1M")
+    assert not any(path.endswith(".whl") for path in made.asked)
+    made.open()
+
+
+@pytest.mark.parametrize("size", ["0M", "5G", "1000", "-1M", "1T"])
+def test_sizes_that_make_no_sense(project: Project, size: str) -> None:
+    process = project.start(
+        "make", project.out, "--python", PYTHON, "--torch", "cu130", f"--split={size}"
+    )
+    assert "--split" in process.communicate()[1]
+    assert process.returncode == 2 and not project.out.exists()
+
+
+# --- disks ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 2 MB."""
+    folder = tmp_path / "small disk"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def stick(tmp_path: Path) -> Iterator[Path]:
+    """A file system as sticks have: no links, no rights of files. The first that can be had."""
+    image, folder = tmp_path / "image", tmp_path / "stick"
+    folder.mkdir()
+    for made_by, kind in (
+        ("mkfs.vfat", "vfat"),
+        ("mkfs.exfat", "exfat"),
+        ("mkfs.exfat", "exfat-fuse"),
+    ):
+        image.unlink(missing_ok=True)
+        with image.open("wb") as file:
+            file.truncate(40 << 20)
+        mounting = ["mount", "-t", kind, "-o", "loop", str(image), str(folder)]
+        commands = ([made_by, str(image)], mounting)
+        if shutil.which(made_by) and not any(
+            subprocess.run(command, capture_output=True).returncode for command in commands
+        ):
+            break
+    else:
+        pytest.skip("neither FAT nor exFAT can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_stick_holds_a_bundle_but_no_project(project: Project, stick: Path) -> None:
+    seed(project)
+    out, options = stick / "out", ("--python", PYTHON, "--torch", "cu130")
+    project.run("make", out, "--split", "1M", *options)
+    assert "nothing to do" in project.run("make", out, "--split", "1M", *options)
+    project.run("open", out, "--into", project.into, *options)
+    assert len(list(project.into.glob("wheels/*.whl"))) == 5 + (PYTHON == "3.10")
+    said = project.run("open", out, "--into", stick / "into", *options, exits=13)
+    assert "a disk that has no links, as FAT and exFAT" in said
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_while_it_is_made(project: Project, small_disk: Path) -> None:
+    out = small_disk / "out"
+    arguments = ("make", out, "--python", PYTHON, "--torch", "cu130")
+    said = project.run(*arguments, exits=12)
+    assert "no room on the disk" in said or "No space left" in said
+    assert not out.exists()
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    assert "is being continued" in project.run(*arguments)
+    project.run("verify", out)
+
+
+def test_no_room_to_join_is_found_before(made: Project, small_disk: Path) -> None:
+    made.make("--split", "1M")
+    options = ("--python", PYTHON, "--torch", "cu130")
+    said = made.run("open", made.out, "--into", small_disk, *options, exits=12)
+    assert "joining the bundle's parts needs 3 MB" in said
+    assert not list(small_disk.rglob("*.whl"))
+
+
+# --- hostile input -------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_whatever_the_index_files_hold_there_is_one_clear_error(
+    tmp_path: Path, data: st.DataObject
+) -> None:
+    """The description is well signed, so that what it says is looked at."""
+    scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats()
+    names = st.sampled_from(["a", "a.001", "wheels/a.whl", "../a", "", "/a"]) | st.text(max_size=5)
+    anything = st.recursive(
+        scalars, lambda x: st.lists(x) | st.dictionaries(names, x), max_leaves=9
+    )
+    entry = st.fixed_dictionaries(
+        {"size": anything, "sha256": anything, "parts": st.lists(st.integers(-1, 9)) | anything}
+    )
+    about = {"format": 1, "files": data.draw(st.dictionaries(names, entry | anything) | anything)}
+    text = json.dumps(data.draw(st.just(about) | anything)).encode()
+    lines = data.draw(st.lists(names))
+    digest = hashlib.sha256(text).hexdigest()
+    manifest = "".join(f"{'0' * 64}  {name}\n" for name in lines) + f"{digest}  bundle.json\n"
+    (tmp_path / "bundle.json").write_bytes(text)
+    (tmp_path / "MANIFEST.sha256").write_bytes(manifest.encode("utf-8", "surrogatepass"))
+    try:
+        read = bundle_open.read_bundle(tmp_path)
+    except BundleError:
+        return
+    paths = [piece.path for whole in read.files.values() for piece in whole.pieces]
+    assert all(".." not in path.split("/") and not path.startswith("/") for path in paths)
+
+
+def test_markers_are_read_as_packaging_reads_them() -> None:
+    from packaging.markers import Marker, default_environment
+
+    texts = [path.read_text() for path in ROOT.glob("*.lock")]
+    markers = {found for text in texts for found in re.findall(r" ; ([^\\\n]*[^\\\s])", text)}
+    assert len(markers) > 10
+    for python in ("3.10.0", "3.11.2", "3.11.9", "3.12.1", "3.13.99"):
+        here = {
+            **default_environment(),
+            "python_full_version": python,
+            "python_version": python.rpartition(".")[0],
+        }
+        for marker in markers:
+            assert lockfile.applies(marker, python) == Marker(marker).evaluate(here), marker
+    with pytest.raises(UserError, match="cannot be read"):
+        lockfile.applies("__import__('os').system('true') == '0'", "3.10.0")

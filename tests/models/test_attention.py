@@ -1,0 +1,200 @@
+"""The CPU's attention kernels against the plain form: values, gradients, dropout, refusals."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PROJECT, environ
+from torch import Tensor
+
+from vqa_repro.models.common import ByPicture, by_picture
+from vqa_repro.models.ops import attention
+
+COUNTS = [3, 1, 2]  # questions about each of three pictures
+N, PICTURES, R, T, D = 6, 3, 5, 4, 7
+IMAGE_OF = torch.arange(PICTURES).repeat_interleave(torch.tensor(COUNTS))
+ASKED = by_picture(IMAGE_OF, torch.empty(PICTURES))
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def scores_input(asked: ByPicture) -> list[Tensor]:
+    return [numbers(len(asked.starts) - 1, R, D), numbers(N, D), numbers(D)]
+
+
+def coattention_input(asked: ByPicture) -> list[Tensor]:
+    pictures = len(asked.starts) - 1
+    words = [numbers(N, T, D), numbers(N, T), numbers(N, T, D)]
+    return [*words, numbers(pictures, R, D), numbers(pictures, R, D), numbers(D)]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ASKED,
+        by_picture(IMAGE_OF[[5, 0, 3, 1, 4, 2]], torch.empty(PICTURES)),
+        by_picture(None, torch.empty(N)),
+    ],
+    ids=["grouped", "in any order", "one each"],
+)
+def test_values_and_gradients_are_those_of_the_plain_form(asked: ByPicture) -> None:
+    torch.manual_seed(0)
+    pictures = len(asked.starts) - 1
+    for kernel, plain, inputs in (
+        (attention.additive_scores, attention.additive_scores_reference, scores_input(asked)),
+        (attention.coattention, attention.coattention_reference, coattention_input(asked)),
+        (attention.pooled, attention.pooled_reference, [numbers(N, R), numbers(pictures, R, D)]),
+    ):
+        ours, theirs = kernel(*inputs, asked), plain(*inputs, asked)
+        if isinstance(ours, Tensor):
+            ours, theirs = (ours,), (theirs,)
+        weights = [torch.randn_like(value) for value in theirs]
+        gradients = []
+        for values in (ours, theirs):
+            total = sum((v * w).sum() for v, w in zip(values, weights, strict=True))
+            gradients.append(torch.autograd.grad(total, inputs))
+        for a, b in (*zip(ours, theirs, strict=True), *zip(*gradients, strict=True)):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_strided_input_as_it_comes_from_a_joint_projection() -> None:
+    image = numbers(PICTURES, R, 2 * D)
+    question, w = numbers(N, D), numbers(D)
+    for half in image.chunk(2, dim=2):
+        ours = attention.additive_scores(half, question, w, ASKED)
+        theirs = attention.additive_scores_reference(half, question, w, ASKED)
+        a, b = (
+            torch.autograd.grad(s.square().sum(), image, retain_graph=True) for s in (ours, theirs)
+        )
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_dropout_leaves_out_its_share_and_the_gradient_is_that_of_what_is_left() -> None:
+    torch.manual_seed(0)
+    drop, x = (
+        attention.Dropout(0.3),
+        torch.ones(100, 10_001, dtype=torch.float64, requires_grad=True),
+    )
+    left = drop(x)
+    assert abs((left == 0).double().mean() - 0.3) < 0.003
+    assert abs(left.mean() - 1) < 0.003
+    left.sum().backward()
+    assert torch.equal(x.grad, left)
+    assert torch.equal(drop.eval()(x), x)
+
+    for kernel, inputs in (
+        (attention.additive_scores, scores_input(ASKED)),
+        (attention.coattention, coattention_input(ASKED)),
+    ):
+
+        def again(*given: Tensor, kernel: object = kernel) -> object:
+            torch.manual_seed(1)  # the same numbers are left out
+            return kernel(*given, ASKED, 0.5)  # type: ignore[operator]
+
+        assert torch.autograd.gradcheck(again, inputs)
+
+
+def test_dropout_is_right_on_average() -> None:
+    torch.manual_seed(0)
+    inputs = [value.detach() for value in scores_input(ASKED)]
+    mean = sum(attention.additive_scores(*inputs, ASKED, 0.5) for _ in range(4000)) / 4000
+    torch.testing.assert_close(mean, attention.additive_scores(*inputs, ASKED), rtol=0, atol=0.2)
+
+
+def test_low_precision_comes_out_in_float32() -> None:
+    inputs = [value.detach().bfloat16() for value in scores_input(ASKED)]
+    scores = attention.additive_scores(*inputs, ASKED)
+    assert scores.dtype == torch.float32
+    exact = attention.additive_scores_reference(*(v.double() for v in inputs), ASKED)
+    torch.testing.assert_close(scores.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this platform")
+def test_triton_s_kernels_through_its_interpreter() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/triton_kernels.py"],
+        cwd=PROJECT,
+        env={**environ(), "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout and "skipped" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this platform")
+@pytest.mark.parametrize("capability", [80, 90])
+def test_triton_s_kernels_compile_for_gpus_and_keep_to_their_registers(
+    capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As the papers' sizes have them launched; a number that is spilled takes a way to memory."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import JITFunction
+
+    from vqa_repro.models.ops import triton_kernels
+
+    class Driver:
+        """What Triton asks the GPU that it compiles for."""
+
+        def get_current_device(self) -> int:
+            return capability  # kernels of one device are not made anew for it
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", capability, 32)
+
+    compiled = []
+    run = JITFunction.run
+
+    def compile_only(self: JITFunction, *args: object, **options: object) -> None:
+        kernel = run(self, *args, **{**options, "warmup": True})
+        compiled.append((self.fn.__name__, kernel.asm["cubin"]))
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    asked = by_picture(torch.tensor([0, 0, 1]), torch.empty(2))
+    for dtype in (torch.bfloat16, torch.float32):
+        image, question, v, w = (
+            torch.zeros(shape, dtype=dtype, requires_grad=True)
+            for shape in ((2, 196, 1024), (3, 512), (2, 196, 1024), (512,))
+        )
+        for words in (question, question[:, None, :].repeat(1, 196, 1)):
+            for dropout in (0.0, 0.5):
+                half = image.chunk(2, dim=2)[0]
+                scores = triton_kernels.additive_scores(half, words, w, asked, dropout)
+                scores.sum().backward()
+        triton_kernels.pooled(scores.detach().softmax(1), v, asked).sum().backward()
+    assert len({name for name, _ in compiled}) == 5 and len(compiled) == 22
+    for number, (name, binary) in enumerate(compiled):
+        file = tmp_path / f"{number}.cubin"
+        file.write_bytes(binary)
+        tool = triton.knobs.nvidia.cuobjdump.path
+        said = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True).stdout
+        assert int(said.split("STACK:")[1].split()[0]) <= 16, (name, said)  # bytes
+
+
+def test_without_triton_the_plain_form_computes_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(
+        sys.modules, "vqa_repro.models.ops.triton_kernels", None
+    )  # as if it were not there
+    attention._fused.cache_clear()
+    try:
+        assert attention._fused(torch.device("cuda:0")) is None
+        assert attention._fused(torch.device("cuda:0")) is None
+    finally:
+        attention._fused.cache_clear()
+    assert capsys.readouterr().out.count("done without Triton's attention kernels") == 1

@@ -1,0 +1,277 @@
+"""SAN against the paper's equations, written once more in float64, one question at a time."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vqa_repro.models.common import word_mask
+from vqa_repro.models.encoders import CNNEncoder
+from vqa_repro.models.san import SAN
+
+VARIANTS = [
+    pytest.param(question, layers, fidelity, id=f"san{layers}-{question}-{fidelity}")
+    for question in ("lstm", "cnn")
+    for layers in (1, 2, 3)
+    for fidelity in ("paper", "released")
+]
+WORDS, ANSWERS, CHANNELS, REGIONS = 11, 7, 6, 5
+
+
+def make(question: str, layers: int, fidelity: str, **options: object) -> SAN:
+    torch.manual_seed(0)
+    sizes = {"embedding": 4, "hidden": 8, "filters": (2, 3, 3), "attention": 5, **options}
+    model = SAN(
+        WORDS, ANSWERS, CHANNELS, question=question, layers=layers, fidelity=fidelity, **sizes
+    )
+    model = model.double().eval()
+    with torch.no_grad():  # the released initial values are too small for a telling comparison
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.6)
+            if name.endswith("W_e.weight"):
+                parameter[0] = 3.0  # padding must not matter, whatever an initialiser leaves there
+    return model
+
+
+def some_input() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """3 pictures, 6 questions of 1 to 5 words about them."""
+    generator = torch.Generator().manual_seed(1)
+    grid = torch.randn(3, REGIONS, CHANNELS, dtype=torch.float64, generator=generator)
+    lengths = torch.tensor([5, 1, 3, 2, 4, 2])
+    tokens = torch.randint(2, WORDS, (6, 5), generator=generator) * word_mask(
+        torch.zeros(6, 5), lengths
+    )
+    return grid, tokens, lengths, torch.tensor([0, 0, 1, 2, 2, 1])
+
+
+def reference(model: SAN, grid: Tensor, words: list[int]) -> tuple[Tensor, list[Tensor]]:
+    """Equations 1 to 19 for one picture (R, C) and one question without padding.
+
+    Released differences as read in the authors' code: tanh on either side before the sum and on
+    the logit; reversed words, h = o * c; the maximum over time runs into the padding.
+    """
+    p = dict(model.named_parameters())
+    released = model.fidelity == "released"
+    x = [p["question.W_e.weight"][word] for word in words]
+    if "question.W_c.0.weight" in p:
+        zero = torch.zeros_like(x[0])
+        pooled = []
+        for n in (1, 2, 3):
+            weight, bias = p[f"question.W_c.{n - 1}.weight"], p[f"question.W_c.{n - 1}.bias"]
+            padded = x + [zero] * (max(n - len(x), 0) if not released else n + 4)
+            grams = [
+                torch.tanh(sum(weight[:, :, j] @ padded[t + j] for j in range(n)) + bias)
+                for t in range(len(padded) - n + 1)
+            ]
+            pooled.append(torch.stack(grams).max(dim=0).values)
+        u = torch.cat(pooled)
+    else:
+        d = 8
+        h = c = torch.zeros(d, dtype=torch.float64)
+        for x_t in reversed(x) if released else x:
+            if released:
+                gates = p["question.W_x.weight"] @ x_t + p["question.W_x.bias"]
+                gates = gates + p["question.W_h.weight"] @ h
+                i, f, o, g = gates[:d], gates[d : 2 * d], gates[2 * d : 3 * d], gates[3 * d :]
+            else:
+                gates = p["question.lstm.weight_ih_l0"] @ x_t + p["question.lstm.bias_ih_l0"]
+                gates = gates + p["question.lstm.weight_hh_l0"] @ h
+                gates = gates + p["question.lstm.bias_hh_l0"]
+                i, f, g, o = gates[:d], gates[d : 2 * d], gates[2 * d : 3 * d], gates[3 * d :]
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * (c if released else torch.tanh(c))
+        u = h
+    v = [torch.tanh(p["W_I.weight"] @ f_i + p["W_I.bias"]) for f_i in grid]
+    maps = []
+    for hop in range(len(model.W_QA)):
+        W_IA = p[f"W_IA.{hop}.weight"]
+        query = p[f"W_QA.{hop}.weight"] @ u + p[f"W_QA.{hop}.bias"]
+        logits = []
+        for v_i in v:
+            if released:
+                image = torch.tanh(W_IA @ v_i + p[f"W_IA.{hop}.bias"])
+                logit = p[f"W_P.{hop}.weight"] @ (image + torch.tanh(query))
+                logits.append(torch.tanh(logit + p[f"W_P.{hop}.bias"]))
+            else:
+                logits.append(p[f"W_P.{hop}.weight"] @ torch.tanh(W_IA @ v_i + query))
+        e = torch.cat(logits).exp()
+        attention = e / e.sum()
+        u = sum(a * v_i for a, v_i in zip(attention, v, strict=True)) + u
+        maps.append(attention)
+    return p["W_u.weight"] @ u + p["W_u.bias"], maps
+
+
+@pytest.mark.parametrize(("question", "layers", "fidelity"), VARIANTS)
+def test_values_and_gradients_are_those_of_the_equations(
+    question: str, layers: int, fidelity: str
+) -> None:
+    model = make(question, layers, fidelity)
+    grid, tokens, lengths, image_of = some_input()
+    answer = model(grid, tokens, lengths, image_of)
+    expected = [
+        reference(model, grid[image], words[:length].tolist())
+        for words, length, image in zip(tokens, lengths, image_of, strict=True)
+    ]
+    logits = torch.stack([logits for logits, _ in expected])
+    torch.testing.assert_close(answer.logits, logits, rtol=1e-9, atol=1e-11)
+    for hop in range(layers):
+        maps = torch.stack([maps[hop] for _, maps in expected])
+        torch.testing.assert_close(answer.attention[f"hop {hop + 1}"], maps, rtol=1e-9, atol=0)
+    weights = torch.randn(logits.shape, dtype=torch.float64)
+    ours = torch.autograd.grad((answer.logits * weights).sum(), list(model.parameters()))
+    theirs = torch.autograd.grad((logits * weights).sum(), list(model.parameters()))
+    for (name, _), a, b in zip(model.named_parameters(), ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize(("question", "layers", "fidelity"), VARIANTS)
+def test_padding_never_changes_an_answer(question: str, layers: int, fidelity: str) -> None:
+    model = make(question, layers, fidelity)
+    grid, tokens, lengths, image_of = some_input()
+    longer = nn.functional.pad(tokens, (0, 9))
+    a, b = (model(grid, t, lengths, image_of).logits for t in (tokens, longer))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("question", "layers", "fidelity"), VARIANTS)
+def test_every_parameter_learns(question: str, layers: int, fidelity: str) -> None:
+    model = make(question, layers, fidelity).train()
+    grid, tokens, lengths, image_of = some_input()
+    logits = model(grid, tokens, lengths, image_of).logits
+    (logits * torch.randn_like(logits)).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 1e-12, name
+
+
+def test_a_picture_computed_once_is_a_picture_computed_for_each_question() -> None:
+    model = make("lstm", 2, "paper")
+    grid, tokens, lengths, image_of = some_input()
+    grouped = model(grid, tokens, lengths, image_of).logits
+    single = model(grid[image_of], tokens, lengths).logits
+    torch.testing.assert_close(grouped, single, rtol=0, atol=1e-13)
+    weights = torch.randn_like(grouped)
+    a = torch.autograd.grad((grouped * weights).sum(), list(model.parameters()))
+    b = torch.autograd.grad((single * weights).sum(), list(model.parameters()))
+    for ours, theirs in zip(a, b, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
+
+
+def test_each_hop_has_weights_of_its_own() -> None:
+    model = make("lstm", 2, "paper")
+    grid, tokens, lengths, image_of = some_input()
+    before = model(grid, tokens, lengths, image_of)
+    changes: list[Callable[[], Tensor]] = [
+        lambda: model.W_IA[1].weight,
+        lambda: model.W_QA[1].weight,
+        lambda: model.W_P[1].weight,
+    ]
+    for second_hop in changes:
+        with torch.no_grad():
+            second_hop().add_(0.5)
+            after = model(grid, tokens, lengths, image_of)
+            second_hop().sub_(0.5)
+        assert torch.equal(before.attention["hop 1"], after.attention["hop 1"])
+        assert not torch.allclose(before.attention["hop 2"], after.attention["hop 2"])
+
+
+def test_word_order_matters_to_an_lstm_and_beyond_three_words_not_to_a_cnn() -> None:
+    grid, _, _, _ = some_input()
+    forward, backward = torch.tensor([[2, 3, 4, 5]]), torch.tensor([[5, 4, 3, 2]])
+    lengths = torch.tensor([4])
+    lstm = make("lstm", 1, "paper")
+    assert not torch.allclose(
+        lstm(grid[:1], forward, lengths).logits, lstm(grid[:1], backward, lengths).logits
+    )
+    encoder = CNNEncoder(WORDS, 4, (2, 3, 3)).double()
+    repeated = torch.tensor([[2, 3, 4, 2, 3, 4, 2, 3]])
+    twice = torch.tensor([[2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3]])  # holds the same n-grams
+    torch.testing.assert_close(
+        encoder(repeated, torch.tensor([8])), encoder(twice, torch.tensor([11]))
+    )
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+@pytest.mark.parametrize("question", ["lstm", "cnn"])
+def test_dropout_is_before_the_classifier_only(question: str, fidelity: str) -> None:
+    model = make(question, 2, fidelity).train()
+    assert model.dropout.p == 0.5  # as in the paper, where none is named
+    grid, tokens, lengths, image_of = some_input()
+    a, b = (model(grid, tokens, lengths, image_of) for _ in range(2))
+    assert not torch.equal(a.logits, b.logits)
+    assert torch.equal(a.attention["hop 2"], b.attention["hop 2"])
+
+
+@pytest.mark.parametrize("question", ["lstm", "cnn"])
+def test_input_dropout_is_of_words_and_regions(question: str) -> None:
+    model = make(question, 1, "paper", dropout=0.0, input_dropout=0.5).train()
+    seen: dict[str, Tensor] = {}
+    for name in ("W_I", "question"):
+        model.get_submodule(name).register_forward_hook(
+            lambda _, inputs, output, name=name: seen.update({name: output})
+        )
+    model.W_I.register_forward_pre_hook(lambda _, inputs: seen.update({"grid": inputs[0]}))
+    grid = torch.ones(3, 200, CHANNELS, dtype=torch.float64)
+    _, tokens, lengths, image_of = some_input()
+    model(grid, tokens, lengths, image_of)
+    assert set(seen["grid"].unique().tolist()) == {0.0, 2.0}
+    assert abs(seen["grid"].mean() - 1) < 0.05
+    first = seen["question"]
+    model(grid, tokens, lengths, image_of)
+    assert not torch.equal(first, seen["question"])
+
+
+def test_normalized_regions_count_by_their_direction() -> None:
+    model = make("lstm", 2, "paper", normalize=True)
+    grid, tokens, lengths, image_of = some_input()
+    longer = grid * torch.rand(3, REGIONS, 1, dtype=torch.float64).add(0.5)
+    a, b = (model(g, tokens, lengths, image_of).logits for g in (grid, longer))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    plain = make("lstm", 2, "paper")
+    root_mean_square = grid.square().mean(dim=2, keepdim=True).sqrt()
+    unit = plain(grid / root_mean_square, tokens, lengths, image_of).logits
+    torch.testing.assert_close(a, unit, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("question", ["lstm", "cnn"])
+def test_released_initial_values(question: str) -> None:
+    torch.manual_seed(0)
+    model = SAN(50, 30, 40, question=question, hidden=60, fidelity="released")
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        if name == "question.W_e.weight":
+            assert (values[0] == 0).all()
+            assert 0.49 < values.abs().max() <= 0.5
+        elif name == "question.W_x.bias":
+            assert values.tolist() == [0.0] * 60 + [1.0] * 60 + [0.0] * 120  # the forget gate's
+        elif values.ndim == 1:
+            assert (values == 0).all(), name
+        else:
+            assert 0.009 < values.abs().max() <= 0.01, name
+
+
+def test_the_paper_s_attention_starts_where_its_tanh_is_curved() -> None:
+    torch.manual_seed(0)
+    model = SAN(50, 30, 512, hidden=500)
+    grid = torch.randn(1, 196, 512)  # region vectors of mean square 1
+    v_I = torch.tanh(model.W_I(grid))
+    of_image = model.W_IA[0](v_I)
+    of_question = model.W_QA[0](model.question(torch.tensor([[3, 7, 20, 4]]), torch.tensor([4])))
+    assert 0.5 < of_image.std() < 2
+    assert 0.1 < of_question.std() < 2
+
+
+def test_half_precision_stays_close_and_maps_stay_float32() -> None:
+    model = make("lstm", 2, "paper").float()
+    grid, tokens, lengths, image_of = some_input()
+    exact = model(grid.float(), tokens, lengths, image_of)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(grid.float(), tokens, lengths, image_of)
+    assert half.attention["hop 1"].dtype == torch.float32
+    torch.testing.assert_close(half.logits.float(), exact.logits, rtol=0.1, atol=0.2)
+
+
+@pytest.mark.parametrize("option", ["question", "fidelity"])
+def test_an_unknown_variant_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        SAN(WORDS, ANSWERS, CHANNELS, **{option: "other"})

@@ -1,0 +1,46 @@
+"""The scale of features: numbers around 1 for the paper's form, as they are for the code's."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vqa_repro.features.provider import root_mean_square
+from vqa_repro.features.store import StoreWriter
+from vqa_repro.recipe import load_recipe
+from vqa_repro.training.prepare import prepare
+
+
+def test_root_mean_square() -> None:
+    rows = np.full((1000, 4, 3), 2.0, np.float16)
+    rows[::2] = 0
+    assert root_mean_square(rows[::2]) == 0
+    assert root_mean_square(rows[1::2]) == 2
+    wide = np.full((2, 100, 100), 300.0, np.float16)  # whose squares overflow float16
+    assert root_mean_square(wide) == 300
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_region_vectors_are_scaled_but_for_the_released_form(
+    fidelity: str, drawn_folder: Path, tmp_path: Path
+) -> None:
+    keys = []
+    for split in ("train", "val"):
+        asked = json.loads((drawn_folder / f"{split}_questions.json").read_text())["questions"]
+        keys += sorted({str(question["image_id"]) for question in asked})
+    writer = StoreWriter(tmp_path / "f.safetensors", keys, (4, 6), np.float16, {"backbone": "x"})
+    for row in range(len(keys)):
+        writer.write(row, np.full((4, 6), 5.0))
+    writer.finish()
+    changes = {
+        "data.name": str(drawn_folder),
+        "data.test": "val",
+        "data.features": str(tmp_path / "f.safetensors"),
+        "model.fidelity": fidelity,
+    }
+    recipe = load_recipe("easy-vqa", changes)
+    run, material = prepare(recipe, tmp_path, None, tmp_path, torch.device("cpu"))
+    assert run.features["scale"] == (0.2 if fidelity == "paper" else 1.0)
+    assert run.features["channels"] == 6 and len(material.test) == 36

@@ -1,0 +1,233 @@
+"""A training step: grouped questions, batches that are filled up, and what a recording replays."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import steps
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vqa_repro.data.questions import Batch, batches
+from vqa_repro.features.loader import Rows
+from vqa_repro.models.hiecoatt import HieCoAtt
+from vqa_repro.models.network import MODELS as ALL_MODELS
+from vqa_repro.models.network import Network
+from vqa_repro.models.san import SAN
+from vqa_repro.recipe import Training
+from vqa_repro.training.optim import before_step, learning_rate, make_optimizer, resume
+from vqa_repro.training.step import Recorded, Room, Step, rounded_up
+from vqa_repro.utils.distributed import ALONE, World, flattened
+
+CPU = torch.device("cpu")
+SIZES = (steps.WORDS, steps.ANSWERS, steps.CHANNELS)
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "san": lambda: SAN(*SIZES, **steps.SAN_OPTIONS),
+    "san released": lambda: SAN(*SIZES, fidelity="released", **steps.SAN_OPTIONS),
+    "hiecoatt parallel": lambda: HieCoAtt(*SIZES, hidden=6, last_hidden=8, dropout=0.0),
+    "hiecoatt alternating": lambda: HieCoAtt(
+        *SIZES, coattention="alternating", hidden=6, last_hidden=8, dropout=0.0
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_questions_that_share_a_picture_have_the_gradients_of_single_ones(name: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[name]().double()
+    _, questions = steps.made_up(pictures=False)
+    (batch,) = batches(questions, 1000, "grouped")
+    grid = torch.randn(len(batch.rows), steps.REGIONS, steps.CHANNELS, dtype=torch.float64)
+    tokens, lengths = questions.tokens[batch.questions], questions.lengths[batch.questions]
+    gradients = []
+    for given, image_of in ((grid, batch.image_of), (grid[batch.image_of], None)):
+        logits = model(given, tokens, lengths, image_of).logits
+        loss = nn.functional.cross_entropy(logits, questions.label[batch.questions])
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    for (parameter, _), a, b in zip(model.named_parameters(), *gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14, msg=parameter)
+
+
+def a_step(case: str, training: Training | None = None, world: World = ALONE) -> Step:
+    store, questions = steps.made_up(pictures=False)
+    network = steps.network(case).train()
+    return Step(training or steps.CASES[case], network, Rows(store, CPU), questions, world)
+
+
+@pytest.mark.parametrize("case", ["san", "hiecoatt"])
+def test_what_fills_a_batch_up_changes_no_gradient(case: str) -> None:
+    step = a_step(case)
+    plan = batches(step._questions, 8, "grouped")
+    room = Room(32, 12, 6, step._rows, plan[0].questions)
+    for batch in plan:  # what fills the second one up is what is left of the first
+        tallies, gradients = [], []
+        for inputs in (step._exactly(batch), room.take(batch, step._rows)):
+            tallies.append(step._gradients(inputs))
+            gradients.append([p.grad.clone() for p in step._network.parameters()])
+        torch.testing.assert_close(*tallies)
+        for (name, _), a, b in zip(step._network.named_parameters(), *gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7, msg=name)
+        assert tallies[1][2] == len(batch.questions) < 32
+
+
+class OnMeta(TorchDispatchMode):
+    """Refuses tensors of the host, which would have to be copied to the device."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        assert all(tensor.is_meta for tensor in tensors), func
+        # What torch.tensor and lists as indices make of numbers of the host.
+        assert func is not torch.ops.aten.lift_fresh.default
+        return func(*args, **(kwargs or {}))
+
+
+ON_META: dict[str, Callable[[], nn.Module]] = {
+    **{name: partial(model, *SIZES) for name, model in ALL_MODELS.items()},
+    "san, released": lambda: SAN(*SIZES, fidelity="released"),
+    "san, cnn": lambda: SAN(*SIZES, question="cnn"),
+    "hiecoatt, released": lambda: HieCoAtt(*SIZES, fidelity="released"),
+    "hiecoatt, alternating": lambda: HieCoAtt(*SIZES, coattention="alternating"),
+}
+
+
+@pytest.mark.parametrize("name", ON_META)
+def test_a_step_neither_reads_from_the_device_nor_writes_to_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a recorded step must not. Tensors on "meta" have no numbers that could be read."""
+    meta = torch.device("meta")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no such device
+    with meta:
+        network = Network(None, ON_META[name](), regions=0.5).train()
+    _, questions = steps.made_up(pictures=False)
+    (batch,) = batches(questions, 1000, "grouped")
+    batch = Batch(*(part.to(meta) if isinstance(part, Tensor) else part for part in batch))
+    rows = torch.empty(steps.PICTURES, steps.REGIONS, steps.CHANNELS, device=meta)
+    training = Training(
+        epochs=1, learning_rate=0.1, optimizer="rmsprop", clip=0.1, weight_decay=0.1, answers="soft"
+    )
+    for clip_per in ("tensor", "all"):
+        changed = replace(training, clip_per=clip_per)  # type: ignore[arg-type]
+        step = Step(changed, network, rows, questions.to(meta))
+        room = Room(64, 16, 6, rows, batch.questions)
+        with OnMeta():
+            assert step._gradients(room.take(batch, rows)).shape == (3,)
+            before_step(changed, network)
+        assert all(p.grad is not None and p.grad.is_meta for p in network.parameters())
+
+
+class Again:
+    """In place of a CUDA graph: computes on what lies in the inputs now, as a replay does."""
+
+    def __init__(self, step: Step, inputs: Any, tally: Tensor) -> None:
+        self._step, self._inputs, self._tally = step, inputs, tally
+
+    def replay(self) -> None:
+        tally = self._step._gradients(self._inputs)
+        if self._step._flat is None:
+            self._tally.copy_(tally)
+            self._step._move()
+        else:
+            flattened(self._step._parameters, tally, out=self._step._flat)
+
+
+class Alike(World):
+    """Two processes that always have the same: to add up is to double."""
+
+    def add_up(self, values: Tensor) -> Tensor:
+        return values.mul_(2)
+
+
+@pytest.mark.parametrize("world", [ALONE, Alike(0, 2)], ids=["one process", "two"])
+def test_replays_train_as_steps_one_by_one_do(
+    monkeypatch: pytest.MonkeyPatch, world: World
+) -> None:
+    """Everything of a recorded step but CUDA: sizes, inputs in place, when what is recorded."""
+    training = Training(epochs=1, learning_rate=0.05, optimizer="sgd", clip=0.5)
+    one_by_one, replayed = (a_step("san", training, world) for _ in range(2))
+    if world.size > 1:
+        count = sum(parameter.numel() for parameter in replayed._parameters)
+        monkeypatch.setattr(replayed, "_flat", torch.empty(3 + count))
+    recorded = []
+
+    def record(inputs: Any) -> Recorded:
+        recorded.append([tuple(part.shape) for part in inputs[:4]])
+        tally = torch.zeros(3)
+        return Recorded(Again(replayed, inputs, tally), tally)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(replayed, "eager", None)
+    monkeypatch.setattr(replayed, "_beside", replayed._step)
+    monkeypatch.setattr(replayed, "_record", record)
+    done = 0
+    for epoch in range(6):
+        for batch in batches(one_by_one._questions, 8, "grouped", epoch):
+            rate = learning_rate(training, done, 100)
+            torch.testing.assert_close(replayed(batch, rate), one_by_one(batch, rate))
+            done += 1
+    for a, b in zip(replayed._parameters, one_by_one._parameters, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert 1 <= len(recorded) == len(set(map(str, recorded))) < done / 2
+
+
+def test_sizes_are_few_and_at_most_an_eighth_too_large() -> None:
+    sizes = [rounded_up(count, 4) for count in range(2000)]
+    assert sizes == sorted(sizes) and len(set(sizes)) < 70
+    assert all(size >= max(1, count) for count, size in enumerate(sizes))
+    assert all(size <= max(count + 3, count * 9 / 8) for count, size in enumerate(sizes) if count)
+
+
+def test_a_step_that_cannot_be_recorded_says_so_and_is_taken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(inputs: Any) -> Recorded:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    one_by_one, step = a_step("san"), a_step("san")
+    monkeypatch.setattr(step, "eager", None)
+    monkeypatch.setattr(step, "_beside", step._step)
+    monkeypatch.setattr(step, "_record", refuse)
+    for epoch in range(3):
+        for batch in batches(step._questions, 8, "grouped", epoch):
+            torch.testing.assert_close(step(batch, 0.01), one_by_one(batch, 0.01))
+    said = capsys.readouterr().out
+    assert said.count("done without CUDA graphs") == 1 and "not permitted" in said
+    assert step.eager is not None
+
+
+def test_an_optimiser_goes_on_with_the_options_of_the_device_that_is_there() -> None:
+    training = steps.CASES["hiecoatt"]
+    network = steps.network("hiecoatt")
+    state = make_optimizer(training, network).state_dict()
+    for group in state["param_groups"]:  # as a GPU leaves it
+        group |= {"lr": torch.tensor(7.0), "capturable": True}
+    optimizer = make_optimizer(training, network)
+    resume(optimizer, state)
+    for group in optimizer.param_groups:
+        assert group["lr"] == training.learning_rate and not group["capturable"]
+
+
+def test_training_sees_some_regions_of_each_picture_and_answering_all() -> None:
+    seen: list[Tensor] = []
+
+    class Looks(nn.Module):
+        def forward(self, grid: Tensor, *_: object) -> None:
+            seen.append(grid)
+
+    rows = torch.arange(3 * 8.0).view(3, 8, 1).expand(3, 8, 2).half()
+    network = Network(None, Looks(), 0.5, regions=0.25)
+    torch.manual_seed(0)
+    for _ in range(2):
+        network(rows, rows, rows)
+    network.eval()(rows, rows, rows)
+    first, second, answering = (2 * grid[:, :, 0] for grid in seen)
+    assert first.shape == (3, 2) and not torch.equal(first, second)
+    for picture, regions in enumerate(first):
+        assert len(set(regions.tolist()) & set(range(8 * picture, 8 * picture + 8))) == 2
+    torch.testing.assert_close(answering, rows[:, :, 0].float())

@@ -1,0 +1,69 @@
+"""import vqa_repro: what a person does with a trained run in Python."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import environ
+from PIL import Image
+
+import vqa_repro
+from vqa_repro.utils.errors import UserError
+
+
+def test_a_picture_is_a_file_bytes_or_pixels(finished: Path, drawn_folder: Path) -> None:
+    model = vqa_repro.load(finished)
+    path = drawn_folder / "images" / "1.png"
+    with Image.open(path) as opened:
+        pixels = np.array(opened)
+        pictures = [path, str(path), path.read_bytes(), opened, pixels]
+        answers = [model.predict(picture, "is it red?").answers for picture in pictures]
+    assert all(answer == answers[0] for answer in answers)
+    assert answers[0][0][1] > 0.5
+
+
+def test_attention_is_over_regions_and_over_the_words_as_read(
+    finished_hiecoatt: Path, drawn_folder: Path
+) -> None:
+    model = vqa_repro.load(str(finished_hiecoatt), device="cpu")
+    said = model.predict(drawn_folder / "images" / "2.png", "What COLOR is it?")
+    assert said.words == ["what", "color", "is", "it", "?"]
+    assert len(said.attention) == 6
+    for name, weights in said.attention.items():
+        assert len(weights) == (5 if name.endswith("/question") else 16)
+        assert weights.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_looking_once_serves_many_questions(finished: Path, drawn_folder: Path) -> None:
+    model = vqa_repro.load(finished)
+    picture = drawn_folder / "images" / "3.png"
+    row = model.look(picture)
+    for question in ("is it red?", "what color is it?"):
+        assert model.answer(row, question).answers == model.predict(picture, question).answers
+
+
+def test_the_model_itself_is_a_plain_module(finished: Path) -> None:
+    network = vqa_repro.load(finished, device="cpu").network
+    assert isinstance(network, torch.nn.Module) and not network.training
+    san = network.answerer
+    grid = torch.zeros(1, 16, san.W_I.in_features)
+    answer = san(grid, torch.tensor([[2, 3]]), torch.tensor([2]))
+    assert answer.logits.shape[0] == 1 and set(answer.attention) == {"hop 1", "hop 2"}
+
+
+def test_what_is_not_a_run_is_said_in_one_line(tmp_path: Path, finished: Path) -> None:
+    with pytest.raises(UserError, match="not a run folder"):
+        vqa_repro.load(tmp_path)
+    with pytest.raises(UserError, match="no such device"):
+        vqa_repro.load(finished, device="toaster")
+    with pytest.raises(UserError, match="not a readable picture"):
+        vqa_repro.load(finished).predict(np.zeros((2, 2, 7), np.uint8), "is it red?")
+
+
+def test_importing_the_package_is_quick() -> None:
+    """torch takes a second: a program that only asks for the version need not wait for it."""
+    code = "import sys, vqa_repro; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=environ(), timeout=60).returncode == 0

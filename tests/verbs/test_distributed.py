@@ -1,0 +1,199 @@
+"""Several processes, started by torchrun, train what one process trains."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import steps
+import torch
+import torch.distributed as dist
+from conftest import PROJECT, environ
+from torch import nn
+
+from vqa_repro import train
+from vqa_repro.data.questions import batches
+from vqa_repro.features.store import StoreWriter
+from vqa_repro.utils.distributed import BatchNorm2d, World
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+
+
+def start(*command: object, cwd: Path | None = None) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [*TORCHRUN, *map(str, command)],
+        cwd=cwd,
+        env={**environ(), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("order", ["grouped", "iid", "stored"])
+@pytest.mark.parametrize("size", [2, 3, 20])
+def test_the_shares_of_a_batch_are_the_batch(order: str, size: int) -> None:
+    _, questions = steps.made_up(pictures=False)
+    whole = batches(questions, 6, order, 1)
+    shares = [batches(questions, 6, order, 1, World(rank, size)) for rank in range(size)]
+    seen: Counter[int] = Counter()
+    for batch, *parts in zip(whole, *shares, strict=True):
+        together = torch.cat([part.questions for part in parts])
+        assert together.sort().values.equal(batch.questions.sort().values)
+        for rank, part in enumerate(parts):
+            assert part.total == batch.total == len(batch.questions)
+            rows = part.rows * size + rank  # of the whole store
+            assert rows[part.image_of].equal(questions.row[part.questions])
+        seen.update(together.tolist())
+    assert seen == Counter(range(len(questions)))
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    """Also where a process has nothing of a batch; decay, clipping and normalisation included."""
+    done = start(PROJECT / "tests" / "steps.py", tmp_path / "two.pt", cwd=tmp_path)
+    _, errors = done.communicate(timeout=200)
+    assert done.returncode == 0, errors
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    for case in steps.CASES:
+        one = steps.steps(case)
+        for name, value in one.items():
+            torch.testing.assert_close(
+                two[case][name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path) -> list[str]:
+    """Training on made-up features of the drawn pictures."""
+    folder = tmp_path_factory.mktemp("features")
+    keys = sorted(path.stem for path in (drawn_folder / "images").iterdir())
+    path = folder / "features.safetensors"
+    rows = np.random.default_rng(0).normal(size=(len(keys), 9, 12)).astype(np.float16)
+    writer = StoreWriter(path, keys, (9, 12), np.float16, {"backbone": "made up"})
+    for row, values in enumerate(rows):
+        writer.write(row, values)
+    writer.finish()
+    recipe = folder / "recipe.toml"
+    recipe.write_text(
+        f'title = "t"\n[data]\nname = "{drawn_folder}"\ntest = "val"\nvalidation = 0.1\n'
+        f'features = "{path}"\n'
+        '[model]\nname = "san"\nembedding = 8\nhidden = 16\nattention = 16\ndropout = 0.0\n'
+        '[training]\nepochs = 400\noptimizer = "sgd"\nlearning_rate = 0.05\nbatch_size = 12\n'
+        'clip = 0.1\nclip_per = "tensor"\nschedule = "constant"\nweight_decay = 1e-3\n'
+    )
+    return ["--recipe", str(recipe)]
+
+
+def log(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def finished(process: "subprocess.Popen[str]") -> str:
+    said, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, said + errors
+    return said
+
+
+def train_two(options: list[str], out: Path, *more: object) -> "subprocess.Popen[str]":
+    return start("-m", "vqa_repro.train", *options, "--out", out, *more, cwd=out.parent)
+
+
+def wait_for_epochs(process: "subprocess.Popen[str]", out: Path, count: int) -> None:
+    while process.poll() is None:
+        if (out / "log.jsonl").exists() and len(log(out)) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(process.communicate())
+
+
+@pytest.mark.slow
+def test_the_curve_of_two_processes_is_that_of_one(options: list[str], tmp_path: Path) -> None:
+    few = [*options, "--epochs", "4"]
+    said = finished(train_two(few, tmp_path / "two"))
+    assert "2 processes" in said and said.count("epoch  1/4") == 1
+    assert train.main([*few, "--out", str(tmp_path / "one")]) == 0
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    for a, b in zip(one, two, strict=True):
+        assert a["step"] == b["step"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a.get("validation_accuracy") == b.get("validation_accuracy")
+    for name in ("results.json", "gallery.json"):
+        assert (tmp_path / "two" / name).exists()
+    answered = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert len(answered) == len({each["question_id"] for each in answered}) == 36
+    assert answered == json.loads((tmp_path / "one" / "results.json").read_text())
+    metrics = [json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("one", "two")]
+    assert metrics[0]["questions"] == metrics[1]["questions"] == 36
+    assert metrics[0]["overall"] == metrics[1]["overall"]
+
+
+@pytest.mark.slow
+def test_stopped_by_a_signal_both_go_on_where_they_were(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drops = [*options, "--epochs", "12", "--set", "model.dropout=0.5"]
+    finished(train_two(drops, tmp_path / "whole"))
+    process = train_two(drops, tmp_path / "stopped")
+    wait_for_epochs(process, tmp_path / "stopped", 2)
+    process.send_signal(signal.SIGTERM)  # torchrun hands it on
+    said, _ = process.communicate(timeout=100)
+    assert "saved in" in said and "--resume" in said
+    assert not (tmp_path / "stopped" / "metrics.json").exists()
+    shutil.copytree(tmp_path / "stopped", tmp_path / "alone")
+    finished(train_two(drops, tmp_path / "stopped", "--resume"))
+    curves = [[each["loss"] for each in log(tmp_path / name)] for name in ("whole", "stopped")]
+    assert curves[0] == curves[1]
+    weights = [
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")
+    ]
+    assert weights[0] == weights[1]
+    # And one process alone goes on, saying that its random numbers are others.
+    assert train.main([*drops, "--out", str(tmp_path / "alone"), "--resume"]) == 0
+    assert "begun with 2 processes, goes on with 1" in capsys.readouterr().out
+    assert len(log(tmp_path / "alone")) == len(log(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_the_end_of_one_ends_all_and_is_said(options: list[str], tmp_path: Path) -> None:
+    process = train_two([*options, "--epochs", "100000"], tmp_path / "run")
+    wait_for_epochs(process, tmp_path / "run", 3)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "error: another process has ended" in errors
+    assert "Signal 9 (SIGKILL)" in errors  # torchrun says which
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+@pytest.mark.slow
+def test_bad_input_is_said_once(tmp_path: Path) -> None:
+    process = start("-m", "vqa_repro.train", "--root", tmp_path / "none", "--data", "daquar")
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert sum(line.startswith("error: ") for line in errors.splitlines()) == 1
+
+
+def test_normalisation_in_low_precision_counts_and_sums_in_float32(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = (3 * torch.randn(5, 3, 31, 31) + 1).bfloat16()  # 4,805 numbers each: bfloat16 has 4,800
+    ours, theirs = BatchNorm2d(3), nn.BatchNorm2d(3)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        normalised = ours(x)
+    finally:
+        dist.destroy_process_group()
+    expected = theirs(x.float())
+    assert normalised.dtype is torch.bfloat16
+    torch.testing.assert_close(normalised.float(), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,168 @@
+"""Scoring a run: hidden answers, other data sets, left-out pictures, single questions."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqa_repro import evaluate, train
+from vqa_repro.data import vqa
+from vqa_repro.evaluation.vqa_accuracy import read_results
+from vqa_repro.features.store import StoreWriter
+from vqa_repro.utils.errors import UserError
+
+MADE_BY = {"backbone": "test", "size": 4}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="module")
+def run(root: Path, drawn_folder: Path) -> Path:
+    options = ["--data", str(drawn_folder), "--set", "data.test=val", "--epochs", "2"]
+    options += ["--set", "data.picture_size=32", "--set", "model.hidden=16"]
+    out = root / "run"
+    assert train.main([*options, "--root", str(root), "--out", str(out), "--device", "cpu"]) == 0
+    return out
+
+
+@pytest.fixture
+def other(drawn_folder: Path, tmp_path: Path) -> Path:
+    """Another data set: the same pictures and the questions of val, in "test" without answers."""
+    folder = tmp_path / "other"
+    shutil.copytree(drawn_folder, folder)
+    shutil.copy(folder / "val_questions.json", folder / "test_questions.json")
+    return folder
+
+
+def score(run: Path, root: Path, *more: object) -> int:
+    given = ["--run", str(run), "--root", str(root), "--device", "cpu", *map(str, more)]
+    return evaluate.main(given)
+
+
+def test_a_run_is_scored_on_another_data_set(
+    run: Path, root: Path, other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score(run, root, "--json") == 0
+    own = json.loads(capsys.readouterr().out)
+    assert score(run, root, "--data", other, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == own
+    with pytest.raises(UserError, match=r"no dev_questions\.json"):
+        score(run, root, "--data", other, "--split", "dev")
+    with pytest.raises(UserError, match="no such folder or data set"):
+        score(run, root, "--data", "none-such")
+
+
+def test_hidden_answers_make_a_complete_results_file(
+    run: Path, root: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results.json"
+    hidden = ["--data", other, "--split", "test"]
+    with pytest.raises(UserError, match="test: its answers are hidden; --out FILE"):
+        score(run, root, *hidden)
+    assert score(run, root, *hidden, "--out", out) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and f"{out}: 36 answers, all of test, whose right" in said
+    asked = {example.question_id for example in vqa.load_folder(other, "test").examples}
+    assert read_results(out).keys() == asked
+    assert score(run, root, "--split", "val", "--out", tmp_path / "val.json") == 0
+    assert read_results(out) == read_results(tmp_path / "val.json")
+    capsys.readouterr()
+    assert score(run, root, *hidden, "--out", out, "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["overall"] is None and "whose right answers" in said.err
+
+
+def test_for_the_evaluation_server(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    official = tmp_path / "root"
+    (official / "test2015").mkdir(parents=True)
+    for subset, images in (("test2015", (7, 8, 9)), ("test-dev2015", (9,))):
+        questions = [
+            {"question_id": 10 * i + k, "image_id": i, "question": "what color is it?"}
+            for i in images
+            for k in range(3)
+        ]
+        path = official / f"v2_OpenEnded_mscoco_{subset}_questions.json"
+        path.write_text(json.dumps({"questions": questions}))
+        for i in images:
+            picture = official / "test2015" / f"COCO_test2015_{i:012d}.jpg"
+            Image.new("RGB", (64, 48), (20 * i, 9, 9)).save(picture)
+    given = ["--data", "vqa-v2", "--out", tmp_path / "r.json"]
+    assert score(run, official, *given, "--split", "test2015") == 0
+    said = capsys.readouterr().out
+    assert "9 answers, all of test2015" in said and "scored by the evaluation server" in said
+    records = json.loads((tmp_path / "r.json").read_text())
+    assert {record["question_id"] for record in records} == {
+        10 * i + k for i in (7, 8, 9) for k in range(3)
+    }
+    assert all(set(record) == {"question_id", "answer"} for record in records)
+    assert score(run, official, *given, "--split", "test-dev2015") == 0
+    assert "give --split test2015" in capsys.readouterr().out
+
+
+def test_per_question(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "questions.json"
+    assert score(run, root, "--per-question", path, "--json") == 0
+    overall = json.loads(capsys.readouterr().out)["overall"]
+    values = json.loads(path.read_text())
+    assert len(values) == 36 and set(values.values()) <= {0.0, 100.0}
+    assert np.mean(list(values.values())) == pytest.approx(overall, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["--run", "R", "--questions", "Q"], "--questions goes with --results"),
+        (["--results", "R", "--split", "val"], "--split goes with --run"),
+        (["--results", "R", "--out", "O"], "--out goes with --run"),
+        (["--results", "R"], "--results needs --questions and --annotations"),
+        (["--run", "/proc/no"], "/proc/no"),
+    ],
+)
+def test_options_that_do_not_go_together(given: list[str], line: str) -> None:
+    with pytest.raises(UserError) as error:
+        evaluate.main(given)
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def features(path: Path, left_out: set[str], made_by: dict[str, object]) -> Path:
+    """A store for the drawn pictures, of random rows."""
+    keys = [str(number) for number in range(1, 53)]
+    writer = StoreWriter(path, keys, (4, 8), np.float16, made_by)
+    rng = np.random.default_rng(0)
+    for row, key in enumerate(keys):
+        if key not in left_out:
+            writer.write(row, rng.normal(size=(4, 8)).astype(np.float16))
+    writer.finish(dict.fromkeys(left_out, "missing"))
+    return path
+
+
+def test_pictures_that_the_features_leave_out_are_not_scored(
+    drawn_folder: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, run = features(tmp_path / "f.safetensors", {"1", "42"}, MADE_BY), tmp_path / "run"
+    options = ["--data", str(drawn_folder), "--set", "data.test=val", "--epochs", "1"]
+    options += ["--features", str(store), "--set", "model.hidden=16"]
+    assert train.main([*options, "--out", str(run), "--device", "cpu"]) == 0
+    capsys.readouterr()
+    assert score(run, tmp_path, "--json") == 0
+    said = capsys.readouterr()
+    assert "note: 3 of 36 questions are not answered" in said.err
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert json.loads(said.out)["overall"] == metrics["overall"]
+    out = tmp_path / "r.json"
+    with pytest.raises(UserError, match="no answer to 3 of 36 questions: 420, 421, 422"):
+        score(run, tmp_path, "--data", other, "--split", "test", "--out", out)
+    assert not out.exists()
+    features(store, set(), {**MADE_BY, "size": 8})
+    with pytest.raises(UserError, match=r"f\.safetensors: made by .*extract them that way"):
+        score(run, tmp_path)

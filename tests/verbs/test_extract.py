@@ -1,0 +1,309 @@
+"""Features of frozen networks: what is stored, by whom it was made, and asking such a run."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import environ
+from safetensors.torch import load_file, save_file
+
+from vqa_repro import extract, predict, train
+from vqa_repro.data.images import read_picture
+from vqa_repro.features.backbones import FrozenNetwork, preprocess
+from vqa_repro.features.store import open_store
+from vqa_repro.utils.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VGG-16 with random weights, its convolutions only, as half-precision numbers."""
+    torch.manual_seed(0)
+    state = torchvision.models.vgg16().features.state_dict()
+    path = tmp_path_factory.mktemp("weights") / "vgg16_random.pth"
+    torch.save({f"features.{key}": value.half() for key, value in state.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path) -> Path:
+    """Six of the drawn pictures, with their questions."""
+    folder = tmp_path_factory.mktemp("few") / "data"
+    (folder / "images").mkdir(parents=True)
+    for split, numbers in (("train", {1, 2, 3, 4}), ("val", {41, 42})):
+        for kind in ("questions", "annotations"):
+            name = f"{split}_{kind}.json"
+            records = json.loads((drawn_folder / name).read_text())[kind]
+            kept = [record for record in records if record["image_id"] in numbers]
+            (folder / name).write_text(json.dumps({kind: kept}))
+        for number in numbers:
+            shutil.copy(drawn_folder / "images" / f"{number}.png", folder / "images")
+    return folder
+
+
+def options(few: Path, weights: Path, root: Path) -> list[str]:
+    return [
+        *("--data", str(few), "--root", str(root), "--backbone", "vgg16"),
+        *("--weights", str(weights), "--preprocess", "caffe", "--device", "cpu"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def store(few: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    assert extract.main(options(few, weights, root)) == 0
+    return extract.store_path(root, str(few), "vgg16", "caffe")
+
+
+def test_folders_of_one_name_have_stores_of_their_own(tmp_path: Path) -> None:
+    folders = [tmp_path / "a" / "data", tmp_path / "b" / "data"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    first, second = (extract.store_path(tmp_path, str(folder), "vgg16") for folder in folders)
+    assert first != second and first.name.startswith("data-")
+
+
+def test_caffe_pictures_are_bgr_from_0_to_255_minus_the_mean() -> None:
+    picture = torch.tensor([[[[10, 20, 30]]]], dtype=torch.uint8)
+    expected = torch.tensor([30 - 103.939, 20 - 116.779, 10 - 123.68])
+    torch.testing.assert_close(preprocess(picture, "caffe").flatten(), expected)
+    standard = preprocess(picture, "torchvision").flatten()
+    assert standard[0].item() == pytest.approx((10 / 255 - 0.485) / 0.229, rel=1e-5)
+
+
+def test_rows_are_the_last_pooling_layer_region_by_region(
+    store: Path, few: Path, weights: Path
+) -> None:
+    opened = open_store(store)
+    assert opened.rows.shape == (6, 196, 512) and opened.rows.dtype == np.float16
+    assert opened.made_by["preprocess"] == "caffe" and opened.made_by["weights"] == weights.name
+    network = torchvision.models.vgg16()
+    state = {k: v.float() for k, v in torch.load(weights, weights_only=True).items()}
+    network.load_state_dict(state, strict=False)
+    key = next(key for key in opened.row_of if "42" in key)
+    picture = read_picture(few / "images" / "42.png", 448)
+    x = torch.from_numpy(picture[:, :, ::-1].astype(np.float32))
+    x = x - torch.tensor([103.939, 116.779, 123.68])
+    with torch.inference_mode():
+        maps = network.features(x.permute(2, 0, 1)[None])[0]  # (512, 14, 14)
+    for row, column in ((0, 0), (3, 11), (13, 13)):
+        region = np.array(opened.rows[opened.row_of[key]][14 * row + column])
+        ours = torch.from_numpy(region).float()
+        torch.testing.assert_close(ours, maps[:, row, column], rtol=2e-3, atol=2e-3)
+
+
+# `extract`, of pictures of 64 x 64, and slow enough to be stopped in the middle.
+SMALL = """
+import sys, time
+from vqa_repro import backbone, extract, fill
+backbone.BACKBONES["vgg16"] = backbone.Backbone(512, size=64, regions=4)
+fill.SAVE_EVERY = fill.SAY_EVERY = 0.0
+fast = extract.Extractor.__call__
+def slow(*arguments):
+    time.sleep(0.2)
+    return fast(*arguments)
+extract.Extractor.__call__ = slow
+extract.main_guard(extract.main)
+"""
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+class Small:
+    """Runs of ``extract`` in processes of their own, for stores below ``root``."""
+
+    def __init__(self, root: Path, data: Path, weights: Path, *launcher: str) -> None:
+        (root / "small.py").write_text(SMALL)
+        given = options(data, weights, root)
+        self._command = [sys.executable, *launcher, str(root / "small.py"), *given]
+        self.path = extract.store_path(root, str(data), "vgg16", "caffe")
+        self.done = self.path.with_name(self.path.name + ".done")
+
+    def run(self) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self._command, env=environ(), capture_output=True, text=True, timeout=300
+        )
+
+    def begin(self) -> subprocess.Popen[str]:
+        """Start, and wait until some rows are safe."""
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(self._command, env=environ(), text=True, **pipes)
+        while process.poll() is None and not (self.done.exists() and any(self.done.read_bytes())):
+            time.sleep(0.01)
+        return process
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path, weights: Path) -> Small:
+    """The 52 drawn pictures, by one process that nothing interrupted."""
+    small = Small(tmp_path_factory.mktemp("small"), drawn_folder, weights)
+    ran = small.run()
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.search(r"^  \d+ of 52 pictures, [\d.]+ images/s, \d+ s left$", ran.stdout, re.M)
+    assert "\r" not in ran.stdout + ran.stderr, "a bar in what is not a terminal"
+    return small
+
+
+def test_killed_and_given_again_it_is_the_same_byte_for_byte(
+    whole: Small, drawn_folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    small = Small(tmp_path, drawn_folder, weights)
+    process = small.begin()
+    process.kill()
+    process.communicate(timeout=60)
+    before = small.done.read_bytes()
+    assert not small.path.exists() and any(before) and not all(before)
+    assert small.run().returncode == 0
+    assert small.path.read_bytes() == whole.path.read_bytes()
+    assert list(small.path.parent.iterdir()) == [small.path]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_two_processes_make_what_one_makes_also_after_one_was_killed(
+    whole: Small, drawn_folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    small = Small(tmp_path, drawn_folder, weights, *TORCHRUN)
+    process = small.begin()
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1 and "SIGKILL" in said, said
+    assert not small.path.exists() and not Path(f"/proc/{ranks[0]}").exists(), "all end"
+    ran = small.run()
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert small.path.read_bytes() == whole.path.read_bytes()
+    assert ran.stdout.count("features: ") == 1, "one process speaks"
+    assert list(small.path.parent.iterdir()) == [small.path]
+
+
+def test_bad_input_of_several_processes_is_said_once(
+    drawn_folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(drawn_folder, data)
+    for number in (1, 42):  # of both processes' shares
+        (data / "images" / f"{number}.png").write_bytes(b"no picture")
+    small = Small(tmp_path, data, weights, *TORCHRUN)
+    ran = small.run()
+    assert ran.returncode == 1 and "exitcode  : 2" in ran.stderr, ran.stderr
+    assert ran.stderr.count("error: 2 of 52 pictures are damaged: ") == 1, ran.stderr
+    assert "extract --leave-out-damaged" in ran.stderr and not small.path.exists()
+
+
+def test_low_precision_is_near_and_says_what_it_is(
+    store: Path, few: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert extract.main([*options(few, weights, tmp_path), "--precision", "bfloat16"]) == 0
+    path = extract.store_path(tmp_path, str(few), "vgg16", "caffe", "bfloat16")
+    assert f"train on them with --features {path}" in capsys.readouterr().out
+    low, exact = open_store(path), open_store(store)
+    assert low.made_by == {**exact.made_by, "precision": "bfloat16"}
+    assert "precision" not in exact.made_by, "as in features of before"
+    difference = np.linalg.norm(low.rows.astype(float) - exact.rows)
+    assert 0 < difference < 0.02 * np.linalg.norm(exact.rows.astype(float))
+    network = FrozenNetwork.like(low.made_by, weights, torch.device("cpu"))
+    picture = torch.from_numpy(read_picture(few / "images" / "1.png", 448))[None]
+    with torch.inference_mode():
+        row = network(picture)[0].half().numpy()
+    assert np.abs(row - low.rows[low.row_of["1"]].astype(float)).max() < 0.1
+
+
+def test_damaged_pictures_are_an_error_unless_told_otherwise(
+    few: Path, weights: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(few, data)
+    picture = data / "images" / "2.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:-30])
+    (data / "images" / "41.png").unlink()
+    given = options(data, weights, tmp_path)
+    path = extract.store_path(tmp_path, str(data), "vgg16", "caffe")
+    with pytest.raises(UserError) as error:
+        extract.main(given)
+    said = str(error.value)
+    assert said.startswith("2 of 6 pictures are damaged: ") and "\n" not in said
+    assert f"{picture} (not a readable picture" in said and "41.jpg (missing)" in said
+    assert said.endswith("or do without them: `extract --leave-out-damaged`")
+    assert not path.exists()
+    capsys.readouterr()
+    assert extract.main([*given, "--leave-out-damaged"]) == 0
+    assert "left out as damaged: 2 pictures, e.g. " in capsys.readouterr().out
+    opened = open_store(path)
+    assert len(opened.row_of) == 4 and opened.left_out.keys() == {"2", "41"}
+    picture.write_bytes(whole)
+    shutil.copy(few / "images" / "41.png", data / "images")
+    assert extract.main(given) == 0
+    opened, expected = open_store(path), open_store(store)
+    assert opened.left_out == {} and opened.row_of.keys() == expected.row_of.keys()
+    for key, row in opened.row_of.items():
+        difference = opened.rows[row].astype(float) - expected.rows[expected.row_of[key]]
+        assert np.abs(difference).max() < 0.1, key  # another batch, other roundings
+
+
+def test_a_run_on_stored_features_answers_about_a_new_picture(
+    store: Path, few: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    trained = [
+        *("--data", str(few), "--set", "data.test=val", "--features", str(store)),
+        *("--epochs", "1", "--out", str(run), "--root", str(tmp_path), "--device", "cpu"),
+    ]
+    shutil.copy(few / "images" / "1.png", tmp_path / "new.png")
+    ask = ["--run", str(run), "--image", str(tmp_path / "new.png"), "--question", "is it red?"]
+    assert train.main(trained) == 0  # without the backbone's weights: its features are enough
+    capsys.readouterr()
+    assert predict.main([*ask, "--weights", str(weights), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["attention"]["hop 1"]) == 196
+    with pytest.raises(UserError, match=r"vgg16_random\.pth: missing.*--weights"):
+        predict.main(ask)
+    other = tmp_path / "other.pth"
+    state = torch.load(weights, weights_only=True)
+    state["features.0.bias"][0] += 1
+    torch.save(state, other)
+    with pytest.raises(UserError, match="not the weights that made"):
+        predict.main([*ask, "--weights", str(other)])
+
+    # Features.json with other sizes, its weights to match: a stranger's.
+    ask += ["--weights", str(weights)]
+    features = json.loads((run / "features.json").read_text())
+    made_by = features["made_by"] | {"size": 16}
+    (run / "features.json").write_text(json.dumps(features | {"made_by": made_by}))
+    with pytest.raises(UserError, match="have 16 pixels a side"):
+        predict.main(ask)
+    (run / "features.json").write_text(json.dumps(features | {"channels": 7}))
+    learnt = load_file(run / "model.safetensors")
+    learnt["answerer.W_I.weight"] = learnt["answerer.W_I.weight"][:, :7].contiguous()
+    save_file(learnt, run / "model.safetensors")
+    with pytest.raises(UserError, match="not the 512 channels of vgg16"):
+        predict.main(ask)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "tensor", "resnet", "absent"])
+def test_wrong_weights_are_one_clear_line(weights: Path, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "w.pth"
+    if kind == "truncated":
+        data = weights.read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+    elif kind == "text":
+        path.write_text("<html>login")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "tensor":
+        torch.save(torch.zeros(3), path)
+    elif kind == "resnet":
+        torch.save(torchvision.models.resnet18().state_dict(), path)
+    with pytest.raises(UserError) as error:
+        FrozenNetwork("vgg16", path, "caffe", torch.device("cpu"))
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

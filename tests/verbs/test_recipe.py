@@ -1,0 +1,93 @@
+"""Recipes: each one of the package is whole; building upon another; what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vqa_repro.data.registry import DATA_SETS
+from vqa_repro.data.vocabulary import Vocabulary
+from vqa_repro.models.network import build
+from vqa_repro.recipe import load_recipe, recipe_names
+from vqa_repro.run import Run
+from vqa_repro.utils.errors import UserError
+
+WORDS = Vocabulary(("<pad>", "<unk>", "what"), ("yes", "no", "red"))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_builds_its_model_and_names_its_source(name: str) -> None:
+    recipe = load_recipe(name, {})
+    assert recipe.name == name and recipe.data.name in DATA_SETS
+    assert recipe.data.name.removesuffix("-reduced") in name
+    if recipe.published:
+        assert 20 < recipe.published.accuracy < 100 and len(recipe.published.source) > 20
+    if recipe.training.keep == "best":
+        assert recipe.data.validation
+    run = Run(Path("run"), recipe, WORDS, {"channels": 512, "scale": 1.0, "made_by": {}})
+    network = build(run).eval()
+    if recipe.data.features != "cnn":
+        answer = network(torch.zeros(2, 9, 512), torch.tensor([[2], [2]]), torch.tensor([1, 1]))
+        assert answer.logits.shape == (2, 3)
+
+
+def test_every_row_of_the_papers_tables_has_its_recipe() -> None:
+    names = set(recipe_names())
+    for layers in (1, 2):
+        for question in ("lstm", "cnn"):
+            for data in ("daquar", "daquar-reduced", "coco-qa", "vqa-v1-val2"):
+                recipe = load_recipe(f"san-{layers}-{question}-{data}", {})
+                assert recipe.published is not None
+                assert recipe.model["layers"] == layers and recipe.model["question"] == question
+    for coattention in ("parallel", "alternating"):
+        for data in ("vqa-v1-test", "coco-qa", "daquar", "daquar-reduced"):
+            recipe = load_recipe(f"hiecoatt-{coattention}-{data}", {})
+            assert recipe.model["coattention"] == coattention
+    assert {"san-2-cnn-vqa-v1-test", "san-1-lstm-vqa-v2", "hiecoatt-alternating-vqa-v2"} <= names
+
+
+def test_a_recipe_builds_upon_another(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "easy-vqa"\ntitle = "mine"\n[model]\nlayers = 1\n')
+    mine, base = load_recipe(str(path), {}), load_recipe("easy-vqa", {})
+    assert mine.title == "mine" and mine.name == "mine"
+    assert mine.model == {**base.model, "layers": 1}
+    assert mine.training == base.training and mine.published == base.published
+    path.write_text('base = "easy-vqa"\n[model]\nname = "bag-of-words"\n')
+    assert load_recipe(str(path), {}).model == {"name": "bag-of-words"}
+
+
+def test_another_model_begins_anew_and_leaves_the_title_and_the_published_number() -> None:
+    changes = {"model.hidden": 64, "model.name": "hiecoatt"}
+    changed = load_recipe("easy-vqa", changes)
+    assert changed.model == {"name": "hiecoatt", "hidden": 64}
+    assert changed.title == "hiecoatt on easy-vqa" and changed.published is None
+    assert changed.training == load_recipe("easy-vqa", {}).training
+    same = load_recipe("easy-vqa", {"model.name": "san", "model.hidden": 64})
+    assert same.model["layers"] == 2 and same.published is not None
+
+
+def test_bases_that_are_not_there_or_go_round_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqa_repro.recipe.FOLDER", tmp_path)
+    (tmp_path / "a.toml").write_text('base = "b"\n')
+    with pytest.raises(UserError, match=r"b\.toml: cannot be read"):
+        load_recipe("a", {})
+    (tmp_path / "b.toml").write_text('base = "a"\n')
+    with pytest.raises(UserError, match="based on itself"):
+        load_recipe("a", {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("training.answers", "all", "'label' or 'sampled' or 'soft'"),
+        ("data.single_answers", 1, "true or false"),
+        ("published.others", {"yes/no": "many"}, "a table of numbers"),
+        ("training.clip", "0.1", "a number"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_said(key: str, value: object, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_recipe("easy-vqa", {key: value})

@@ -1,0 +1,435 @@
+"""The report on runs: the table, the page, the pictures for slides."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import environ
+from PIL import Image
+
+from vqa_repro import report
+from vqa_repro.data.vocabulary import Vocabulary
+from vqa_repro.evaluation import examples
+from vqa_repro.recipe import load_recipe, recipe_names
+from vqa_repro.reporting import comparison, fonts
+from vqa_repro.reporting import html as page
+from vqa_repro.reporting.messages import LANGUAGES, words
+from vqa_repro.run import Run, create_run, open_run, write_json
+from vqa_repro.utils.errors import UserError
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+QUIET = (
+    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
+VOCABULARY = Vocabulary(("<pad>", "<unk>", "what"), ("chair", "table"))
+
+
+def finished(folder: Path, seed: int, overall: float, **changes: object) -> Path:
+    recipe = load_recipe("san-2-lstm-daquar-reduced", {"training.seed": seed, **changes})
+    made_by = {"backbone": "vgg19", "weights_sha256": "abc123"}
+    features = {"made_by": made_by, "channels": 512, "scale": 1.0, "fingerprint": "f"}
+    run = Run(folder / f"{overall}", recipe, VOCABULARY, features)
+    create_run(run, {"device": "a machine", "packages": {"torch": "9.9"}})
+    metrics = {"data": "daquar-reduced", "split": "test", "questions": 290, "seed": seed}
+    metrics |= {
+        "seconds": 120.0,
+        "epochs": 20,
+        "overall": overall,
+        "wups_0.9": min(overall + 5, 100.0),
+    }
+    write_json(run.folder / "metrics.json", metrics)
+    return run.folder
+
+
+def rows(text: str) -> list[list[str]]:
+    return [line.strip("| ").split(" | ") for line in text.splitlines() if line[:1] == "|"]
+
+
+def test_nearly_all_right_does_not_read_as_all(tmp_path: Path) -> None:
+    runs = [open_run(finished(tmp_path, seed, right)) for seed, right in enumerate((99.96, 99.98))]
+    assert rows(report.markdown(runs))[2][3] == "**99.97 ± 0.01** (+53.8)"
+
+
+def test_seeds_are_one_row_beside_the_paper_and_changes_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [finished(tmp_path, seed, 45.0 + seed) for seed in range(3)]
+    runs.append(finished(tmp_path, 0, 40.0, **{"model.input_dropout": 0.0}))
+    assert report.main([*map(str, runs), "--markdown"]) == 0
+    said = capsys.readouterr().out
+    assert "### daquar-reduced, test (290 questions)" in said
+    _, _, same, changed = rows(said)
+    assert same[:3] == ["SAN(2, LSTM) on DAQUAR-REDUCED", "3", "46.2"]
+    assert same[3] == "**46.0 ± 1.0** (-0.2)"
+    assert same[4] == "51.0 ± 1.0 (51.2)"
+    assert changed[0] == "SAN(2, LSTM) on DAQUAR-REDUCED, model.input_dropout=0.0"
+    assert changed[1] == "1" and changed[3] == "**40.0** (-6.2)"
+    assert "a machine, torch 9.9" in said and "weights_sha256 abc123" in said
+
+
+def test_it_is_written_whole_to_a_file(tmp_path: Path) -> None:
+    out = tmp_path / "table.md"
+    run = finished(tmp_path, 0, 45.0)
+    assert report.main([str(run), "--markdown", "--out", str(out)]) == 0
+    assert len(rows(out.read_text())) == 3
+
+
+def test_a_run_that_is_not_finished_is_named(tmp_path: Path) -> None:
+    folder = finished(tmp_path, 0, 45.0)
+    (folder / "metrics.json").unlink()
+    with pytest.raises(UserError, match=r"45\.0: not finished"):
+        report.markdown([open_run(folder)])
+
+
+def test_hidden_answers_have_no_figure(tmp_path: Path) -> None:
+    folder = finished(tmp_path, 0, 45.0)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    shutil.copytree(folder, tmp_path / "hidden")
+    write_json(tmp_path / "hidden" / "metrics.json", {**metrics, "overall": None})
+    assert rows(report.markdown([open_run(tmp_path / "hidden")]))[2][3] == ""
+
+
+def log(folder: Path, epochs: int, *, of: int = 20) -> None:
+    lines: list[dict[str, Any]] = [
+        {"type": "step", "step": 10 * n, "epoch": n / 10, "loss": 3.0, "accuracy": 2.0}
+        for n in range(1, 8)
+    ]
+    lines += [
+        {"type": "epoch", "step": 100 * n, "epoch": n, "loss": 3 / n, "accuracy": 40.0 + n}
+        | {"validation_accuracy": 30.0 + n}
+        for n in range(1, epochs + 1)
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def add_gallery(folder: Path, wrong: int = 3, question: str = "what is it?") -> None:
+    """Wrong answers, with attention of SAN and HieCoAtt, and one right one."""
+    maps = {"hop 1": [0.1, 0.2, 0.3, 0.4], "phrase/image": [0.25] * 4, "phrase/question": [0.3] * 4}
+    asked = [
+        asdict(
+            examples.Asked(
+                n, f"{question} {n}", ["what", "is", "it", "?"], ["cat"], "cat", float(n == 0),
+                0.25, [("cat" if n == 0 else "dog", 0.5)], maps, "1.jpg",
+            )
+        )
+        for n in range(wrong + 1)
+    ]  # fmt: skip
+    errors = list(range(1, wrong + 1))
+    content = {"lists": {"best": [0], "errors": errors}, "wrong": wrong, "asked": asked}
+    (folder / "gallery.json").write_text(json.dumps(content))
+    (folder / "gallery").mkdir()
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(folder / "gallery" / "1.jpg")
+
+
+def made(*runs: Path, language: str = "en") -> str:
+    return page.page([open_run(run) for run in runs], language, None)
+
+
+def unfinished(folder: Path, epochs: int) -> Path:
+    run = finished(folder, 1, 99.0)
+    (run / "metrics.json").unlink()
+    log(run, epochs)
+    return run
+
+
+def test_the_page_is_one_file_that_asks_nothing_of_the_network(
+    finished_hiecoatt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a page.html"
+    assert report.main([str(finished_hiecoatt), "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    html = out.read_text()
+    assert not re.search(r"""(?:src|href|url|action)\s*[=(]\s*["']?\s*(?!#|data:)[a-z/.]""", html)
+    assert "default-src 'none'" in html and 'http-equiv="refresh"' not in html
+    assert "Question level" in html and "问题层" in html
+    assert "HieCoAtt, drawn squares" in html and "data:image/jpeg" in html
+
+
+def test_the_difference_is_marked_in_words(tmp_path: Path) -> None:
+    runs = [finished(tmp_path, 0, 45.0), finished(tmp_path, 0, 20.0, **{"model.layers": 1})]
+    html = made(*runs)
+    assert '<span class="within">≈ -1.2' in html and "within the sampling error (±5.8)" in html
+    assert '<span class="lower">▼ -26.2' in html
+    assert "Yang et al. 2016" in html and "model.layers=1" in html
+    assert "--recipe san-2-lstm-daquar-reduced --set model.layers=1" in html
+
+
+def test_columns_to_compare_are_there_where_something_is_published(tmp_path: Path) -> None:
+    compared, alone = finished(tmp_path, 0, 45.0), unfinished(tmp_path, 1)
+    recipe = json.loads((alone / "recipe.json").read_text())
+    write_json(alone / "recipe.json", {**recipe, "published": None})
+    heads = re.compile(r'<th scope="colgroup" colspan="(\d)">')
+    assert heads.findall(made(compared, alone)) == ["3", "3"]  # accuracy, WUPS 0.9
+    assert heads.findall(made(alone)) == ["1"]
+
+
+def test_types_stand_beside_the_published_ones(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    metrics = json.loads((run / "metrics.json").read_text())
+    write_json(run / "metrics.json", {**metrics, "per_answer_type": {"color": 51.25}})
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["published"]["others"]["color"] = 50.0
+    write_json(run / "recipe.json", recipe)
+    assert re.search(r"color</th>.*51\.2.*50\.0, ▲ \+1\.2", made(run), re.DOTALL)
+
+
+def test_an_unfinished_run_shows_what_there_is(tmp_path: Path) -> None:
+    fresh = unfinished(tmp_path, 0)
+    (fresh / "log.jsonl").unlink()
+    assert "not finished: epoch 0 of 20" in made(fresh) and "Nothing is logged yet" in made(fresh)
+    log(fresh, 0)
+    assert made(fresh).count("<polyline") > 1, "the first steps are a curve"
+    log(fresh, 3)
+    with (fresh / "log.jsonl").open("a") as file:
+        file.write('{"type": "epoch", "st')  # being written
+    html = made(fresh, finished(tmp_path, 0, 45.0))
+    assert "not finished: epoch 3 of 20" in html and "held-out accuracy 33.0%" in html
+    assert "<strong>45.0</strong>" in html and "99.0</strong>" not in html
+
+
+def test_watch_ends_with_the_last_run_and_only_then_the_page_stays(tmp_path: Path) -> None:
+    run, out = unfinished(tmp_path, 2), tmp_path / "watched.html"
+    watcher = subprocess.Popen(
+        [sys.executable, "-m", "vqa_repro.report", run, "--watch", "1", "--out", out],
+        env=environ(), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        for _ in range(1200):
+            if out.exists():
+                break
+            time.sleep(0.1)
+        assert '<meta http-equiv="refresh" content="1">' in out.read_text()
+        assert "epoch 2 of 20" in out.read_text()
+        metrics = {"data": "daquar-reduced", "split": "test", "questions": 290, "overall": 41.5}
+        write_json(run / "metrics.json", {**metrics, "seconds": 1.0, "epochs": 20})
+        watcher.communicate(timeout=120)
+    finally:
+        watcher.kill()
+    assert watcher.returncode == 0
+    assert "41.5" in out.read_text() and 'http-equiv="refresh' not in out.read_text()
+
+
+def test_a_run_without_a_gallery_says_how_to_make_one(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    assert f"python -m vqa_repro.evaluation.examples {run}" in made(run)
+    (run / "metrics.json").unlink()
+    assert "vqa_repro.evaluation.examples" not in made(run)
+
+
+def test_both_languages_say_everything() -> None:
+    for key, texts in words().items():
+        assert set(texts) == set(LANGUAGES), key
+        fields = [set(re.findall(r"{\w+}", text)) for text in texts.values()]
+        assert fields[0] == fields[1] and all(texts.values()), key
+    used = (page.FOLDER / "report.html").read_text()
+    for key in re.findall(r'\bt\("(\w+)"[,)]', used):
+        assert key in words(), key
+
+
+BAD = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}\ud800"
+
+
+def test_texts_of_strangers_stay_texts(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    for name, key in (("recipe", "title"), ("environment", "device"), ("environment", BAD)):
+        content = json.loads((run / f"{name}.json").read_text())
+        (run / f"{name}.json").write_text(json.dumps({**content, key: BAD} if key != BAD else
+                                                     {**content, "without": [BAD]}))  # fmt: skip
+    metrics = json.loads((run / "metrics.json").read_text())
+    bad_types = {"per_answer_type": {BAD: 1.0}, "wups_" + BAD: 2.0}
+    (run / "metrics.json").write_text(json.dumps({**metrics, **bad_types}))
+    log(run, 2)
+    add_gallery(run, question=BAD)
+    out = tmp_path / "r.html"
+    report.write([run], out, "en", None)
+    html = out.read_text()
+    assert html.count("<script") == 1 and "<img" not in html and "alert(1)" in html
+    assert "{{ 7*7 }}" in html
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", []),
+        ("metrics.json", {"questions": "many"}),
+        ("metrics.json", {"questions": 3, "epochs": 1, "seconds": 1, "overall": "high"}),
+        ("metrics.json", {"questions": 3, "epochs": 1, "seconds": 1, "overall": 1e9}),
+        ("metrics.json", {"questions": 3, "epochs": 1, "seconds": 1, "per_answer_type": [1]}),
+        ("environment.json", {"device": 1}),
+        ("environment.json", "x"),
+        ("features.json", {"channels": 3, "scale": 1.0}),
+        ("log.jsonl", {"step": 1, "type": "epoch", "epoch": "1", "loss": 1, "accuracy": 1}),
+        ("log.jsonl", {"step": 1, "type": "epoch", "epoch": 1, "loss": 1e999, "accuracy": 1}),
+        ("gallery.json", {"lists": {}}),
+    ],
+)
+def test_a_hostile_run_folder_is_one_clear_line(tmp_path: Path, name: str, content: object) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    (run / name).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=re.escape(name)) as error:
+        report.write([run], tmp_path / "r.html", "en", None)
+    assert "\n" not in str(error.value) and not (tmp_path / "r.html").exists()
+
+
+def test_the_command_or_the_recipe_repeats_the_run(tmp_path: Path) -> None:
+    for number, name in enumerate(recipe_names()[::6]):
+        changes = {"training.seed": 3, "model.dropout": 0.25}
+        recipe = load_recipe(name, {} if "question-only" in name else changes)
+        run = Run(tmp_path / str(number), recipe, VOCABULARY, {})
+        command, file = comparison.repeat(run)
+        assert f"--recipe {name}" in command and not file
+        (tmp_path / "recipe.toml").write_text(comparison.toml(recipe.to_json()))
+        again = load_recipe(str(tmp_path / "recipe.toml"), {}).to_json()
+        for key in ("title", "data", "model", "training", "published"):
+            assert again[key] == recipe.to_json()[key], (name, key)
+
+
+def test_pictures_for_slides(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    log(run, 3)
+    add_gallery(run, question="$5 or $6?")
+    out = tmp_path / "slides"
+    assert report.main([str(run), "--png", str(out), "--out", str(tmp_path / "r.html")]) == 0
+    names = {path.name for path in out.iterdir()}
+    assert {"curves.png", "accuracy.png", "1-45.0-best-1.png", "1-45.0-errors-3.png"} <= names
+    for path in out.iterdir():
+        with Image.open(path) as image:
+            assert image.width > 500
+
+
+def test_curves_hold_steps_or_epochs_and_never_both(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    log(run, 2)
+    assert page._curve(comparison.read_log(open_run(run)), "loss") == [
+        (n / 10, 3.0) for n in range(1, 8)
+    ]
+    log(run, 3)
+    curve = page._curve(comparison.read_log(open_run(run)), "loss")
+    assert curve == [(1, 3.0), (2, 1.5), (3, 1.0)]
+
+
+CHINESE = [name for name in fonts.CHINESE if name in fonts.families()]
+
+
+@pytest.fixture
+def without_chinese(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    caches = (fonts.families, fonts._characters, fonts._say_so)
+    monkeypatch.setattr(fonts, "CHINESE", ())
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    monkeypatch.undo()
+    for cached in caches:
+        cached.cache_clear()
+
+
+def chinese_slides(folder: Path) -> dict[str, bytes]:
+    run = finished(folder, 0, 45.0)
+    log(run, 3)
+    add_gallery(run, wrong=1, question="这是什么")
+    out = folder / "slides"
+    arguments = [str(run), "--png", str(out), "--out", str(folder / "r.html")]
+    assert report.main([*arguments, "--language", "zh"]) == 0
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_slides_in_chinese_where_a_font_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not CHINESE:
+        pytest.skip("no font with Chinese on this machine")
+    made = chinese_slides(tmp_path)  # a character without a font would be a warning: an error here
+    assert len(made) == 4
+    said = capsys.readouterr()
+    assert "English" not in said.out and said.err == ""
+
+
+def test_slides_are_in_english_where_no_font_has_chinese_and_it_is_said(
+    tmp_path: Path, without_chinese: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(chinese_slides(tmp_path)) == 4
+    said = capsys.readouterr()
+    assert "no font here shows Chinese, so these are in English" in said.out
+    assert said.err.count("question marks") == 1
+    assert fonts.drawable("这 is $5\ud800") == r"? is \$5?"
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM:
+        pytest.skip("no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield running
+        running.close()
+
+
+@pytest.mark.slow
+def test_leafing_and_the_error_sheet_in_a_browser(browser: Any, tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    log(run, 3)
+    add_gallery(run, question=BAD)
+    out = tmp_path / "r.html"
+    report.write([run], out, "en", None)
+    context = browser.new_context(viewport={"width": 420, "height": 800})
+    tab = context.new_page()
+    asked, errors = [], []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("console", lambda message: errors.append(message.text))
+    tab.on("dialog", lambda dialog: (errors.append("a dialog"), dialog.dismiss()))
+    tab.goto(out.as_uri())
+    album = tab.locator("#g1-errors")
+    leaf = album.locator(".leaf:visible")
+    assert leaf.count() == 1 and album.locator("output").inner_text() == "1 / 3"
+    album.locator(".on").click()
+    assert album.locator("output").inner_text() == "2 / 3"
+    assert leaf.get_attribute("data-question") == "2"
+    tab.keyboard.press("ArrowLeft")
+    assert leaf.get_attribute("data-question") == "1" and album.locator(".back").is_disabled()
+    tab.keyboard.press("2")
+    tab.keyboard.press("ArrowRight")
+    leaf.get_by_label("attention on the wrong region").check()
+    sheet = tab.locator(".sheet")
+    counts = dict(
+        zip(page.ERROR_CLASSES, sheet.locator("tbody .count").all_inner_texts(), strict=True)
+    )
+    assert counts == {"region": "1", "answer": "1", "ambiguous": "0", "label": "0"}
+    assert sheet.locator("tbody .share").all_inner_texts() == ["50%", "50%", "0%", "0%"]
+    assert sheet.locator(".all").inner_text() == "2 / 3"
+    with tab.expect_download() as download:
+        sheet.locator(".save").click()
+    saved = tmp_path / "marks.json"
+    download.value.save_as(saved)
+    assert json.loads(saved.read_text())["marks"] == {"1": "answer", "2": "region"}
+
+    tab.reload()
+    assert sheet.locator(".all").inner_text() == "2 / 3", "kept over a reload"
+    album.locator(".on").click()
+    tab.keyboard.press("4")
+    assert sheet.locator(".all").inner_text() == "3 / 3"
+    sheet.locator("input[type=file]").set_input_files(saved)
+    tab.wait_for_function("document.querySelector('.all').textContent === '2 / 3'")
+    saved.write_text("no marks")
+    sheet.locator("input[type=file]").set_input_files(saved)
+    sheet.locator(".not-marks").wait_for(state="visible")
+
+    tab.get_by_label("中文").check()
+    assert tab.locator("h1").inner_text() == words()["title"]["zh"]
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert tab.evaluate(overflow) <= 0, "a small screen needs no scrolling sideways"
+    tab.emulate_media(media="print")
+    assert album.locator(".leaf:visible").count() == 3, "paper shows more than the open leaf"
+    assert tab.locator("button:visible, fieldset:visible").count() == 0
+    assert errors == []
+    assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}

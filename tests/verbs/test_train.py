@@ -1,0 +1,500 @@
+"""train, evaluate and predict on a folder of one's own, in real processes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PROJECT, environ, options, run_verb
+from PIL import Image
+
+from vqa_repro import evaluate, predict, train
+from vqa_repro.models.network import load_network
+from vqa_repro.reporting import summary
+from vqa_repro.run import open_run, record_resumed
+from vqa_repro.training.prepare import prepare
+from vqa_repro.utils.errors import UserError
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+def test_the_run_folder_is_complete(finished: Path) -> None:
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert names == {
+        *("recipe.json", "environment.json", "vocabulary.json", "features.json", "log.jsonl"),
+        *("model.safetensors", "checkpoint.pt", "checkpoint.previous.pt"),
+        *("results.json", "metrics.json", "curves.png", "gallery.json"),
+        *(f"attention/{n}.png" for n in range(1, summary.PICTURES + 1)),
+        *(f"gallery/{n}.jpg" for n in range(1, 13)),  # all pictures of the test, each once
+    }
+    environment = json.loads((finished / "environment.json").read_text())
+    assert environment["packages"]["torch"] in torch.__version__
+    if not torch.cuda.is_available():
+        assert any(line.startswith("GPU") for line in environment["without"])
+
+
+def test_it_learns_and_says_how_well(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["questions"] == 36 and metrics["overall"] > 80
+    assert set(metrics["per_answer_type"]) == {"other", "yes/no"}
+    assert losses(finished)[-1][1] < 0.5 * losses(finished)[0][1]
+
+
+def test_pictures_can_be_looked_at(finished: Path) -> None:
+    for path in [finished / "curves.png", *(finished / "attention").iterdir()]:
+        with Image.open(path) as image:
+            assert image.width > 500 and len(image.convert("L").getcolors(256) or []) > 20
+
+
+def test_a_log_tells_of_an_epoch_while_the_next_is_trained(
+    drawn_folder: Path, place: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "vqa_repro.train", *options(drawn_folder, tmp_path, 10_000)]
+    with subprocess.Popen(
+        command, cwd=place, env=environ(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert any("epoch  1/10000" in line for line in process.stdout)
+        assert process.poll() is None
+        process.kill()
+
+
+def stop_in_the_middle(
+    folder: Path,
+    out: Path,
+    place: Path,
+    number: int,
+    extra: tuple[str, ...] = (),
+    epochs: int = 30,
+) -> subprocess.CompletedProcess[str]:
+    """Train, and send signal ``number`` once some epochs are logged."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vqa_repro.train", *options(folder, out, epochs), *extra],
+        cwd=place,
+        env=environ(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = out / "log.jsonl"
+    before = len(log.read_text().splitlines()) if log.exists() else 0
+    while process.poll() is None:
+        if log.exists() and len(log.read_text().splitlines()) > before + 6:
+            process.send_signal(number)
+            break
+        time.sleep(0.01)
+    stdout, stderr = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGUSR1, 138),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
+def test_stopped_anywhere_and_resumed_is_never_stopped(
+    finished: Path, drawn_folder: Path, place: Path, number: int, code: int
+) -> None:
+    out = place / f"stopped by {number}"
+    stopped = stop_in_the_middle(drawn_folder, out, place, number)
+    assert stopped.returncode == code, stopped.stderr
+    if number != signal.SIGKILL:
+        assert "--resume" in stopped.stdout
+    picture = drawn_folder / "images" / "1.png"
+    asked = run_verb(
+        *("predict", "--run", out, "--image", picture, "--question", "is it red?"), cwd=place
+    )
+    assert asked.returncode == 0, "a stopped run is of use as it is: " + asked.stderr
+    resumed = run_verb("train", *options(drawn_folder, out, 30), "--resume", cwd=place)
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(out) == losses(finished)
+    name = "model.safetensors"
+    assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_taken(
+    finished: Path, tmp_path: Path, drawn_folder: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "metrics.json").unlink()
+    data = (out / "checkpoint.pt").read_bytes()
+    (out / "checkpoint.pt").write_bytes(data[: len(data) // 2])
+    resumed = run_verb("train", *options(drawn_folder, out, 30), "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "checkpoint.pt is damaged" in resumed.stdout
+    assert losses(out) == losses(finished)
+
+
+def test_a_finished_run_is_left_as_it_is(finished: Path, drawn_folder: Path, place: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    again = run_verb("train", *options(drawn_folder, finished, 30), "--resume", cwd=place)
+    assert again.returncode == 0 and "finished" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_evaluate_gives_the_accuracy_of_the_training(
+    finished: Path, place: Path, capsys: pytest.CaptureFixture[str], drawn_folder: Path
+) -> None:
+    root, out = str(place / "resources"), str(place / "answers.json")
+    arguments = ["--run", str(finished), "--root", root, "--out", out, "--json"]
+    assert evaluate.main(arguments) == 0
+    scores = json.loads(capsys.readouterr().out)
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert scores["overall"] == metrics["overall"]
+    assert json.loads(Path(out).read_text()) == json.loads((finished / "results.json").read_text())
+    anybody = ["--results", out, "--json"]
+    anybody += ["--questions", str(drawn_folder / "val_questions.json")]
+    anybody += ["--annotations", str(drawn_folder / "val_annotations.json")]
+    assert evaluate.main(anybody) == 0
+    assert json.loads(capsys.readouterr().out) == scores
+
+
+def ask(run: Path, picture: Path, question: str = "is it red?", *more: str) -> int:
+    return predict.main(["--run", str(run), "--image", str(picture), "--question", question, *more])
+
+
+def test_predict(
+    finished: Path, drawn_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, out = drawn_folder / "images" / "3.png", tmp_path / "look.png"
+    assert (
+        ask(finished, picture, "what color is the zebra?", "--attention", str(out), "--json") == 0
+    )
+    printed = capsys.readouterr()
+    assert "zebra" in printed.err
+    said = json.loads(printed.out)
+    probabilities = [answer["probability"] for answer in said["answers"]]
+    assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) <= 1.0001
+    assert set(said["attention"]) == {"hop 1", "hop 2"}
+    for weights in said["attention"].values():
+        assert len(weights) == 16 and sum(weights) == pytest.approx(1, abs=1e-5)
+    with Image.open(out) as image:
+        assert image.width > 500
+
+
+def damaged(finished: Path, tmp_path: Path, name: str, data: bytes | None) -> Path:
+    run = tmp_path / "damaged"
+    shutil.copytree(finished, run)
+    if data is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_bytes(data)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("recipe.json", None),
+        ("recipe.json", b"{"),
+        ("recipe.json", b"[]"),
+        ("recipe.json", b'{"title": 3}'),
+        ("recipe.json", b'{"model": {"name": "san"}, "training": {"epochs": "many"}}'),
+        ("vocabulary.json", b'{"words": []}'),
+        ("vocabulary.json", b"\xff\xfe"),
+        ("features.json", b'{"channels": "six"}'),
+        ("features.json", b"[]"),
+        # In contradiction to recipe.json, which says that the network is trained along.
+        (
+            "features.json",
+            b'{"channels": 64, "scale": 1.0, "made_by": {"backbone": "vgg19", "size": 448}}',
+        ),
+        (
+            "features.json",
+            b'{"channels": 64, "scale": 1.0, "made_by": {"backbone": "no picture"}}',
+        ),
+        (
+            "features.json",
+            b'{"channels": 128, "scale": 1.0, "made_by": {"backbone": "none", "size": 7}}',
+        ),
+        ("model.safetensors", None),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\x10\0\0\0\0\0\0\0{}"),
+    ],
+)
+def test_a_damaged_run_is_one_clear_line(
+    finished: Path, drawn_folder: Path, tmp_path: Path, name: str, data: bytes | None
+) -> None:
+    run = damaged(finished, tmp_path, name, data)
+    with pytest.raises(UserError) as error:
+        ask(run, drawn_folder / "images" / "1.png")
+    assert "\n" not in str(error.value) and (
+        name in str(error.value) or str(run) in str(error.value)
+    )
+
+
+def test_weights_of_another_model_are_refused(
+    finished: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
+    raw = json.loads((finished / "recipe.json").read_text())
+    raw["model"]["hidden"] = 17
+    run = damaged(finished, tmp_path, "recipe.json", json.dumps(raw).encode())
+    with pytest.raises(UserError, match="does not fit"):
+        ask(run, drawn_folder / "images" / "1.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--recipe", "none-such"], "no such recipe; there are"),
+        (["--data", "none-such"], "no such folder or data set"),
+        (["--set", "training.epoch=3"], "no option 'epoch'"),
+        (["--set", "training.epochs=three"], "expected a whole number"),
+        (["--set", "training.order=sorted"], "'grouped' or 'iid'"),
+        (["--set", "model.layer=3"], "san has no option 'layer'"),
+        (["--set", "model.name=mcan"], "there are san, hiecoatt"),
+        (["--set", "model.question=gru"], "there are lstm and cnn"),
+        (["--set", "epochs=3"], "section.key"),
+        (["--set", "epochs"], "SECTION.KEY=VALUE"),
+        (["--device", "tpu"], "no such device"),
+        (["--device", "cuda:99"], "sees"),
+        (["--features", "none.safetensors"], "no such feature store"),
+        (["--features", "vgg19"], "checkpoints_setup.py vgg19"),
+        (["--features", "none"], "for the model question-only"),
+        (["--set", "training.keep=best", "--set", "data.validation=0"], "set data.validation"),
+        (["--root", "/proc/no"], "/proc/no"),
+        (["--out", "/proc/no"], "/proc/no"),
+        (["--set", "data.test=test9"], "test9"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_writes_nothing(
+    arguments: list[str],
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    drawn_folder: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["--data", str(drawn_folder), "--set", "data.test=val", *arguments]
+    with pytest.raises(UserError) as error:
+        train.main(given)
+    assert line in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_with_something_in_it_is_not_trained_into(
+    finished: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="is no run"):
+        train.main(options(drawn_folder, tmp_path, 30))
+    with pytest.raises(UserError, match="--resume continues it"):
+        train.main(options(drawn_folder, finished, 30))
+    with pytest.raises(UserError, match="other options"):
+        train.main([*options(drawn_folder, finished, 31), "--resume"])
+
+
+def test_the_command_line_says_it_in_one_line_with_exit_code_2(tmp_path: Path) -> None:
+    said = run_verb("train", "--recipe", "none-such", cwd=tmp_path)
+    assert said.returncode == 2
+    assert said.stderr.startswith("error: ") and said.stderr.count("\n") == 1
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_is_not_saved(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wild = ["--set", "training.learning_rate=1e38", "--set", "training.weight_decay=1e3"]
+    with pytest.raises(UserError, match=r"the loss is nan at step \d+.*learning_rate"):
+        train.main([*options(drawn_folder, tmp_path / "run", 5), *wild])
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_answers_that_are_hidden_cannot_be_trained_on(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(drawn_folder, tmp_path / "data")
+    (tmp_path / "data" / "train_annotations.json").unlink()
+    (tmp_path / "data" / "train_questions.json").rename(tmp_path / "data" / "test_questions.json")
+    hidden = ["--set", "data.train=test"]
+    with pytest.raises(UserError, match="its answers are hidden"):
+        train.main([*options(tmp_path / "data", tmp_path / "run", 1), *hidden])
+    assert not (tmp_path / "run").exists()
+
+
+def test_hiecoatt_and_the_baselines_train_too(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    raw = (PROJECT / "vqa_repro" / "recipes" / "easy-vqa.toml").read_text()
+    training = raw.partition("[training]")[2].partition("[published]")[0]
+    for model in ("hiecoatt", "question-only", "bag-of-words", "deeper-lstm", "show-ask-attend"):
+        recipe = tmp_path / f"{model}.toml"
+        recipe.write_text(
+            f'title = "t"\n[data]\nname = "{drawn_folder}"\ntest = "val"\nfeatures = "cnn"\n'
+            f'picture_size = 32\n[model]\nname = "{model}"\n[training]{training}'
+        )
+        out = tmp_path / model
+        assert train.main(["--recipe", str(recipe), "--epochs", "1", "--out", str(out)]) == 0
+        assert open_run(out).finished
+        picture, look = drawn_folder / "images" / "1.png", out / "look.png"
+        asked = ["--run", str(out), "--image", str(picture), "--question", "is it red?"]
+        assert predict.main([*asked, "--attention", str(look)]) == 0
+        assert look.stat().st_size > 10_000
+
+
+def test_where_the_processor_has_no_bfloat16_it_is_float32_and_that_is_recorded(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for module in ("train", "model"):
+        monkeypatch.setattr(f"vqa_repro.{module}.has_bfloat16", lambda device: False)
+    for precision in ("float32", "bfloat16"):
+        chosen = ["--set", f"training.precision={precision}", "--device", "cpu"]
+        assert train.main([*options(drawn_folder, tmp_path / precision, 1), *chosen]) == 0
+        said = json.loads((tmp_path / precision / "environment.json").read_text())["without"]
+        assert any("done in float32" in line for line in said) is (precision == "bfloat16")
+    a, b = (tmp_path / name / "model.safetensors" for name in ("float32", "bfloat16"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_a_run_that_goes_on_elsewhere_says_where(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    run, path = open_run(tmp_path / "run"), tmp_path / "run" / "environment.json"
+    begun = json.loads(path.read_text())
+    here = {key: begun[key] for key in ("device", "torch_build", "processes", "without")}
+    elsewhere = {**here, "device": "another", "without": ["bfloat16"]}
+    for facts, resumed in (
+        (here, None),
+        (elsewhere, [elsewhere]),
+        (elsewhere, [elsewhere]),
+        (here, [elsewhere, here]),
+    ):
+        record_resumed(run, facts)
+        assert json.loads(path.read_text()).get("resumed") == resumed
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"environment\.json: damaged"):
+        record_resumed(run, here)
+
+
+def test_the_best_epoch_is_kept_and_waiting_for_a_better_one_has_an_end(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    best = ["--set", "training.keep=best", "--set", "training.patience=3"]
+    out = tmp_path / "run"
+    assert train.main([*options(drawn_folder, out, 200), *best]) == 0
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    held_out = [line["validation_accuracy"] for line in log if line["type"] == "epoch"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    first_best = held_out.index(max(held_out)) + 1
+    assert metrics["kept_epoch"] == first_best
+    assert metrics["epochs"] == len(held_out) == first_best + 3 < 200
+    # The weights are those of that epoch: they answer the held-out questions as well as then.
+    run = open_run(out)
+    _, material = prepare(run.recipe, out, run, Path("resources"), torch.device("cpu"))
+    network = load_network(run, torch.device("cpu"))
+    assert train.accuracy(network, material) == pytest.approx(max(held_out))
+
+
+def test_a_model_that_sees_no_picture_needs_none(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(drawn_folder, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "images")
+    recipe = tmp_path / "blind.toml"
+    recipe.write_text(
+        'title = "blind"\n[data]\nname = "data"\ntest = "val"\nfeatures = "none"\n'
+        '[model]\nname = "question-only"\n[training]\nepochs = 20\nlearning_rate = 3e-3\n'
+    )
+    assert train.main(["--recipe", str(recipe), "--out", "run"]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["overall"] > 40  # it learns that "is it red?" is mostly "no"
+    asked = predict.main(["--run", "run", "--image", "none.jpg", "--question", "is it red?"])
+    assert asked == 0
+
+
+def test_a_test_whose_answers_are_hidden_is_answered_in_full(
+    drawn_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(drawn_folder, tmp_path / "data")
+    (tmp_path / "data" / "val_annotations.json").unlink()
+    (tmp_path / "data" / "val_questions.json").rename(tmp_path / "data" / "test_questions.json")
+    given = options(tmp_path / "data", tmp_path / "run", 1)
+    assert train.main([*given, "--set", "data.test=test"]) == 0
+    said = capsys.readouterr().out
+    assert "evaluation server" in said and "hidden  this run" in said
+    asked = json.loads((drawn_folder / "val_questions.json").read_text())["questions"]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {r["question_id"] for r in results} == {q["question_id"] for q in asked}
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["overall"] is None
+
+
+def test_questions_about_damaged_pictures_are_left_out_and_counted(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(drawn_folder, tmp_path / "data")
+    images = {path.stem: path for path in (tmp_path / "data" / "images").iterdir()}
+    for name in ("3", "42"):  # one to train on, one to test on
+        images[name].write_bytes(images[name].read_bytes()[:50])
+    with pytest.raises(UserError, match="2 of 52 pictures are damaged"):
+        train.main(options(tmp_path / "data", tmp_path / "run", 1))
+    assert not (tmp_path / "run").exists()
+    given = options(tmp_path / "data", tmp_path / "run", 1)
+    assert train.main([*given, "--leave-out-damaged"]) == 0
+    without = json.loads((tmp_path / "run" / "environment.json").read_text())["without"]
+    assert any(line.startswith("3 of 120 questions of train") for line in without)
+    assert any(line.startswith("3 of 36 questions of val") for line in without)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["questions"] == 33
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_leaves_the_last_checkpoint(finished: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        run = replace(open_run(finished), folder=disk)
+        run.save_checkpoint({"step": 1, "weights": torch.zeros(250_000)})
+        with pytest.raises(UserError, match=r"cannot be written: No space left"):
+            run.save_checkpoint({"step": 2, "weights": torch.zeros(1_000_000)})
+        state = run.load_checkpoint(print)
+        assert state is not None and state["step"] == 1
+        assert [path.name for path in disk.iterdir()] == ["checkpoint.pt"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_tensorboard_shows_the_log_also_of_a_resumed_run(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "run"
+    arguments = [*options(drawn_folder, out, 8), "--tensorboard"]
+    stop_in_the_middle(drawn_folder, out, tmp_path, signal.SIGTERM, ("--tensorboard",), epochs=8)
+    assert train.main([*arguments, "--resume"]) == 0
+    seen = EventAccumulator(str(out / "tensorboard"))
+    seen.Reload()
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    for kind in ("step", "epoch"):
+        shown = [(each.step, each.value) for each in seen.Scalars(f"{kind}/loss")]
+        logged = [(line["step"], line["loss"]) for line in log if line["type"] == kind]
+        assert shown == [(step, pytest.approx(loss)) for step, loss in logged]
+    assert len(seen.Scalars("epoch/validation_accuracy")) == 8

@@ -1,0 +1,161 @@
+"""Files as their authors publish them: found below a folder, read from the zip they came in.
+
+Nothing is ever extracted: a zip member is read into memory, whole, up to ``MAX_BYTES``.
+"""
+
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vqa_repro.utils.errors import UserError, first_line
+
+# The largest published file, VQA v2's training annotations, has 0.4 GB; a zip bomb has more.
+MAX_BYTES = 2**30
+
+_PICTURES = {"train2014", "val2014", "test2015", "images", "nyu_depth_images"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or the one ``member`` of a zip. Its ``str`` names it in messages."""
+
+    path: Path
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}/{self.member}" if self.member else str(self.path)
+
+    def text(self) -> str:
+        """The content, decoded as UTF-8 (a byte order mark is dropped)."""
+        try:
+            content = read_member(self.path, self.member) if self.member else self._bytes()
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self}: not UTF-8 text: byte {error.start} cannot be read") from None
+
+    def lines(self) -> list[str]:
+        """The content's lines, without the empty ones at its end."""
+        # Not splitlines(): it would also split where a line holds a rare control character.
+        text = self.text().rstrip()
+        return [line.rstrip("\r") for line in text.split("\n")] if text else []
+
+    def json(self) -> Any:
+        """The content as JSON."""
+        text = self.text()
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            ends_early = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
+            raise UserError(
+                f"{self}: {'cut off' if ends_early else 'broken'} JSON: {error} of {len(text):,}; "
+                "put a whole copy there"
+            ) from None
+        except RecursionError:
+            raise UserError(f"{self}: not a data set: JSON nested too deep") from None
+        except ValueError as error:  # a number of thousands of digits
+            raise UserError(f"{self}: not a data set: {first_line(error)}") from None
+
+    def _bytes(self) -> bytes:
+        try:
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                # Python claims what is asked for, also where the file has far less.
+                most = status.st_size if stat.S_ISREG(status.st_mode) else MAX_BYTES
+                data = file.read(min(most, MAX_BYTES) + 1)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None
+        if len(data) > MAX_BYTES:
+            raise UserError(f"{self.path}: more than {MAX_BYTES:,} bytes")
+        return data
+
+
+def find(root: Path, name: str, zip_name: str | None = None) -> Source:
+    """The one file called ``name`` at most three folders below ``root``, or in ``zip_name``.
+
+    ``name`` may hold a folder ("train/questions.txt"). An unpacked file is preferred to the zip
+    it came in. Two files that could be meant are an error: choosing one would be a guess.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; name the folder of the data sets with --root")
+    folders = list(_folders(root))
+    found = [folder / name for folder in folders if (folder / name).is_file()]
+    if found:
+        return Source(_only(found))
+    zips = [folder / zip_name for folder in folders if zip_name and (folder / zip_name).is_file()]
+    if zips:
+        path = _only(zips)
+        return Source(path, find_member(path, name))
+    missing = f"{name} nor {zip_name}" if zip_name else name
+    raise UserError(f"{root}: no {missing} in it or up to three folders below; put it there")
+
+
+def find_folder(root: Path, name: str) -> Path | None:
+    """The one folder called ``name`` at most three levels below ``root``; None without one."""
+    found = [folder / name for folder in _folders(root) if (folder / name).is_dir()]
+    return _only(found) if found else None
+
+
+def find_member(path: Path, name: str) -> str:
+    """The one member of the zip at ``path`` called ``name``, in whatever folder of it."""
+    with _open_zip(path) as archive:
+        members = archive.namelist()
+    for member in members:
+        if ".." in PurePosixPath(member).parts or member.startswith("/") or "\\" in member:
+            raise UserError(f"{path}: unsafe name in the zip: {member!r}; download it again")
+    found = [member for member in members if f"/{member}".endswith(f"/{name}")]
+    if len(found) != 1:
+        raise UserError(f"{path}: {len(found)} files called {name} in the zip, not one")
+    return found[0]
+
+
+def read_member(path: Path, member: str) -> bytes:
+    """The bytes of one ``member`` of the zip at ``path``, checked against its checksum."""
+    with _open_zip(path) as archive:
+        size = archive.getinfo(member).file_size
+        if size > MAX_BYTES:
+            raise UserError(f"{path}/{member}: {size:,} bytes unpacked, more than {MAX_BYTES:,}")
+        try:
+            return archive.read(member)
+        except (RuntimeError, NotImplementedError) as error:  # encrypted, unknown compression
+            raise UserError(f"{path}/{member}: cannot be unpacked: {error}") from None
+        except Exception as error:  # each decompressor raises kinds of its own for damaged bytes
+            why = first_line(error)
+            raise UserError(f"{path}/{member}: damaged: {why}; download it again") from None
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
+        with path.open("rb") as file:
+            begun = file.read(4) == b"PK\x03\x04"
+        what = "the zip is cut off" if begun else "not a zip"
+        size = path.stat().st_size
+        raise UserError(f"{path}: {what} (after {size:,} bytes); download it again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, NotImplementedError) as error:  # names, versions that cannot be
+        raise UserError(f"{path}: damaged: {first_line(error)}; download it again") from None
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """``root`` and three levels of folders below it, but none that holds pictures."""
+    for name, subfolders, _ in os.walk(root, followlinks=True):
+        folder = Path(name)
+        yield folder
+        deeper = len(folder.relative_to(root).parts) < 3
+        subfolders[:] = [
+            sub for sub in sorted(subfolders) if deeper and sub not in _PICTURES and sub[0] != "."
+        ]
+
+
+def _only(found: list[Path]) -> Path:
+    if len(found) > 1:
+        names = ", ".join(map(str, found))
+        raise UserError(f"{found[0].name} is there {len(found)} times: {names}; keep one")
+    return found[0]

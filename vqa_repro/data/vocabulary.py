@@ -1,0 +1,83 @@
+"""Words to numbers and back: the question's vocabulary and the answers a model can give."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vqa_repro.data.types import Example
+from vqa_repro.utils.errors import UserError
+
+PADDING, UNKNOWN = 0, 1
+_RESERVED = ("<pad>", "<unk>")
+_TOKEN = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[^\sa-z0-9]")
+MAX_QUESTION_LENGTH = 26  # words, as in the HieCoAtt code; longer questions lose their end
+
+
+def tokenize(question: str) -> list[str]:
+    """Lower-cased words and numbers ("what's" is one); every other visible sign stands alone."""
+    return _TOKEN.findall(question.lower().replace("\u2019", "'"))
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """``words[i]`` is the word numbered i (0 padding, 1 unknown); ``answers[i]`` is class i."""
+
+    words: tuple[str, ...]
+    answers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_word_id", {word: i for i, word in enumerate(self.words)})
+        object.__setattr__(self, "_answer_id", {text: i for i, text in enumerate(self.answers)})
+
+    def encode(self, question: str) -> list[int]:
+        """The question's word numbers, never empty: a question without words is one unknown."""
+        word_id: dict[str, int] = self._word_id  # type: ignore[attr-defined]
+        ids = [word_id.get(word, UNKNOWN) for word in tokenize(question)[:MAX_QUESTION_LENGTH]]
+        return ids or [UNKNOWN]
+
+    def unknown_words(self, question: str) -> list[str]:
+        """The question's words that the training questions do not hold."""
+        word_id: dict[str, int] = self._word_id  # type: ignore[attr-defined]
+        return [word for word in tokenize(question) if word not in word_id]
+
+    def answer_id(self, answer: str | None) -> int:
+        """The answer's class, or -1 if the model cannot give it."""
+        answer_id: dict[str | None, int] = self._answer_id  # type: ignore[attr-defined]
+        return answer_id.get(answer, -1)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"words": list(self.words), "answers": list(self.answers)}
+
+    @staticmethod
+    def from_json(data: Any, where: str) -> "Vocabulary":
+        """The inverse of ``to_json``. Raises UserError, naming ``where``, for anything else."""
+        try:
+            words, answers = tuple(data["words"]), tuple(data["answers"])
+        except (TypeError, KeyError):
+            raise UserError(f"{where}: not a vocabulary (needs lists words and answers)") from None
+        if words[:2] != _RESERVED or not answers:
+            raise UserError(f"{where}: not a vocabulary of this program")
+        if not all(isinstance(text, str) for text in (*words, *answers)):
+            raise UserError(f"{where}: words and answers must be strings")
+        return Vocabulary(words, answers)
+
+
+def build_vocabulary(examples: Iterable[Example], num_answers: int) -> Vocabulary:
+    """All words of the training questions; the ``num_answers`` most frequent labels.
+
+    Both are ordered by falling frequency, then alphabetically, so equal data give equal numbers.
+    """
+    words: Counter[str] = Counter()
+    answers: Counter[str] = Counter()
+    for example in examples:
+        words.update(tokenize(example.question))
+        if example.answer is not None:
+            answers[example.answer] += 1
+    return Vocabulary((*_RESERVED, *_by_frequency(words)), _by_frequency(answers)[:num_answers])
+
+
+def _by_frequency(counts: Counter[str]) -> tuple[str, ...]:
+    ranked: Sequence[tuple[str, int]] = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return tuple(text for text, _ in ranked)

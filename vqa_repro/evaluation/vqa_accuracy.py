@@ -1,0 +1,204 @@
+"""Accuracy as the official VQA evaluation computes it, and results files as its server reads them.
+
+The rules are those of vqaEval.py in GT-Vision-Lab/VQA, last changed on 2021-03-11, its quirks
+included: published numbers were measured with them.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
+from functools import lru_cache
+from pathlib import Path
+from typing import TypedDict
+
+from vqa_repro.data.sources import Source
+from vqa_repro.data.types import Example
+from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import write_atomic
+
+
+class Scores(TypedDict):
+    """Percent, rounded to two places. A question without a type is in ``overall`` alone."""
+
+    overall: float
+    per_answer_type: dict[str, float]
+    per_question_type: dict[str, float]
+
+
+# Python 2 runs the official code, hence the ASCII digits.
+_COMMA_IN_NUMBER = re.compile(r"\d,\d", re.ASCII)
+# Spares the period of "3.5". The official pattern also means to look behind, but misspells it.
+_PERIOD = re.compile(r"\.(?!\d)", re.ASCII)
+_MOST_PERIODS = 32  # the official call passes re.UNICODE, which is 32, where the count belongs
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_NUMBERS = "zero one two three four five six seven eight nine ten"
+_DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS.split())} | {"none": "0"}
+_ARTICLES = {"a", "an", "the"}
+# The official table but for what never applies: Id've, I'dve, Im and Ive come after lower-casing.
+_CONTRACTION_TABLE = """
+aint>ain't arent>aren't cant>can't couldve>could've couldnt>couldn't couldn'tve>couldn't've
+couldnt've>couldn't've didnt>didn't doesnt>doesn't dont>don't hadnt>hadn't hadnt've>hadn't've
+hadn'tve>hadn't've hasnt>hasn't havent>haven't hed>he'd hed've>he'd've he'dve>he'd've hes>he's
+howd>how'd howll>how'll hows>how's isnt>isn't itd>it'd itd've>it'd've it'dve>it'd've itll>it'll
+maam>ma'am mightnt>mightn't mightnt've>mightn't've mightn'tve>mightn't've mightve>might've
+mustnt>mustn't mustve>must've neednt>needn't notve>not've oclock>o'clock oughtnt>oughtn't
+ow's'at>'ow's'at 'ows'at>'ow's'at 'ow'sat>'ow's'at shant>shan't shed've>she'd've she'dve>she'd've
+shouldve>should've shouldnt>shouldn't shouldnt've>shouldn't've shouldn'tve>shouldn't've
+somebody'd>somebodyd somebodyd've>somebody'd've somebody'dve>somebody'd've somebodyll>somebody'll
+somebodys>somebody's someoned>someone'd someoned've>someone'd've someone'dve>someone'd've
+someonell>someone'll someones>someone's somethingd>something'd somethingd've>something'd've
+something'dve>something'd've somethingll>something'll thats>that's thered>there'd
+thered've>there'd've there'dve>there'd've therere>there're theres>there's theyd>they'd
+theyd've>they'd've they'dve>they'd've theyll>they'll theyre>they're theyve>they've twas>'twas
+wasnt>wasn't wed've>we'd've we'dve>we'd've weve>we've werent>weren't whatll>what'll whatre>what're
+whats>what's whatve>what've whens>when's whered>where'd wheres>where's whereve>where've whod>who'd
+whod've>who'd've who'dve>who'd've wholl>who'll whos>who's whove>who've whyll>why'll whyre>why're
+whys>why's wont>won't wouldve>would've wouldnt>wouldn't wouldnt've>wouldn't've
+wouldn'tve>wouldn't've yall>y'all yall'll>y'all'll y'allll>y'all'll yall'd've>y'all'd've
+y'alld've>y'all'd've y'all'dve>y'all'd've youd>you'd youd've>you'd've you'dve>you'd've
+youll>you'll youre>you're youve>you've
+"""
+_CONTRACTIONS = dict(pair.split(">") for pair in _CONTRACTION_TABLE.split())
+
+
+@lru_cache(maxsize=2**16)  # a few thousand answers make up nearly all of a data set
+def process(text: str) -> str:
+    """The form in which answers are compared: "The red-car." and "red car" are one."""
+    return _digits_and_articles(_punctuation(text))
+
+
+def _punctuation(text: str) -> str:
+    processed = text
+    comma_in_number = _COMMA_IN_NUMBER.search(text)
+    for mark in _PUNCTUATION:
+        beside_space = f"{mark} " in text or f" {mark}" in text
+        processed = processed.replace(mark, "" if beside_space or comma_in_number else " ")
+    return _PERIOD.sub("", processed, count=_MOST_PERIODS)
+
+
+def _digits_and_articles(text: str) -> str:
+    words = (_DIGITS.get(word, word) for word in text.lower().split())
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def accuracy(prediction: str, answers: Sequence[str], *, pre_2021: bool = False) -> float:
+    """How right ``prediction`` is, from 0 to 1, given the ``answers`` of one person or more.
+
+    Averaged over the sets that leave out one person, min(agreeing with the prediction / 3, 1);
+    for n of ten people that is min(0.3 n, 1). Answers are processed only where people differ.
+    ``pre_2021`` processes predictions always and of the people's answers the punctuation alone,
+    as the evaluation did when SAN and HieCoAtt were published.
+
+    One answer (DAQUAR, COCO-QA, easy-VQA) is compared as it is, but for case and outer space;
+    with two or three, all others have to agree for a full score.
+    """
+    if len(answers) == 1:
+        return float(prediction.strip().lower() == answers[0].strip().lower())
+    prediction = _one_line(prediction)
+    if pre_2021:
+        prediction = process(prediction)
+        if len(set(answers)) > 1:
+            answers = [_punctuation(answer) for answer in answers]
+    else:
+        answers = [_one_line(answer) for answer in answers]
+        if len(set(answers)) > 1:
+            prediction = process(prediction)
+            answers = [process(answer) for answer in answers]
+    agree = [answer == prediction for answer in answers]
+    enough = min(3, len(answers) - 1)
+    return sum(min(1.0, (sum(agree) - own) / enough) for own in agree) / len(answers)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def score(
+    results: Mapping[int, str], examples: Sequence[Example], *, pre_2021: bool = False
+) -> Scores:
+    """Score ``results`` (question id -> answer), which must answer exactly ``examples``."""
+    values = per_question(results, examples, pre_2021=pre_2021)
+    answer_types: dict[str, list[float]] = defaultdict(list)
+    question_types: dict[str, list[float]] = defaultdict(list)
+    for example in examples:
+        value = values[example.question_id]
+        if example.answer_type:
+            answer_types[example.answer_type].append(value)
+        if example.question_type:
+            question_types[example.question_type].append(value)
+    return Scores(
+        overall=_percent(list(values.values())),
+        per_answer_type={kind: _percent(values) for kind, values in answer_types.items()},
+        per_question_type={kind: _percent(values) for kind, values in question_types.items()},
+    )
+
+
+def per_question(
+    results: Mapping[int, str], examples: Sequence[Example], *, pre_2021: bool = False
+) -> dict[int, float]:
+    """``accuracy``, from 0 to 1, of each question: question id -> accuracy."""
+    check_results(results, [example.question_id for example in examples])
+    values = {}
+    for example in examples:
+        if not example.answers:
+            raise UserError(f"question {example.question_id}: its answers are hidden, not scored")
+        answer = results[example.question_id]
+        values[example.question_id] = accuracy(answer, example.answers, pre_2021=pre_2021)
+    return values
+
+
+def _percent(values: Sequence[float]) -> float:
+    # Python 2 rounds a half up, Python 3's round() to the even digit.
+    percent = Decimal(100 * sum(values) / len(values))
+    return float(percent.quantize(Decimal("0.01"), ROUND_HALF_UP))
+
+
+def check_results(results: Mapping[int, str], question_ids: Collection[int]) -> None:
+    """Refuse results that leave out a question or answer another.
+
+    The evaluation server refuses them too: for test-dev it wants all questions of test2015.
+    """
+    if not question_ids:
+        raise UserError("no questions to score")
+    asked = set(question_ids)
+    missing = [question_id for question_id in question_ids if question_id not in results]
+    if missing:
+        raise UserError(
+            f"results: no answer to {len(missing):,} of {len(asked):,} questions: {_few(missing)}"
+        )
+    extra = [question_id for question_id in results if question_id not in asked]
+    if extra:
+        raise UserError(f"results: answers to {len(extra):,} other questions: {_few(extra)}")
+
+
+def read_results(path: Path) -> dict[int, str]:
+    """Read a results file, ``[{"question_id": 1, "answer": "yes"}, ...]``, as id -> answer."""
+    content = Source(path).json()
+    if not isinstance(content, list):
+        raise UserError(f'{path}: not a results file: no list of {{"question_id", "answer"}}')
+    results: dict[int, str] = {}
+    for number, record in enumerate(content, start=1):
+        if not isinstance(record, dict):
+            raise UserError(f"{path}: record {number}: not an object: {record!r:.60}")
+        question_id, answer = record.get("question_id"), record.get("answer")
+        if type(question_id) is not int:  # True would pass isinstance
+            raise UserError(f"{path}: record {number}: no whole number question_id")
+        if not isinstance(answer, str):
+            raise UserError(f"{path}: record {number}: question {question_id}: no answer in text")
+        if question_id in results:
+            raise UserError(f"{path}: record {number}: question {question_id} again")
+        results[question_id] = answer
+    return results
+
+
+def write_results(path: Path, results: Mapping[int, str]) -> None:
+    """Write id -> answer to ``path`` as the evaluation server wants it; all of it or nothing."""
+    records = [{"question_id": key, "answer": answer} for key, answer in results.items()]
+    write_atomic(path, lambda file: file.write(json.dumps(records).encode()))
+
+
+def _few(question_ids: Iterable[int]) -> str:
+    ids = list(question_ids)
+    return ", ".join(map(str, ids[:3])) + (", ..." if len(ids) > 3 else "")

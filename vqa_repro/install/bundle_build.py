@@ -1,0 +1,230 @@
+"""Making a bundle: the wheels, the checkpoints and this project's code, in one folder."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import checkpoints_setup
+from vqa_repro.install.bundle_format import (
+    AGAIN,
+    DESCRIPTION,
+    FORMAT,
+    MANIFEST,
+    WRONG_BYTES,
+    BundleError,
+    Piece,
+    Whole,
+    cut,
+    is_plain,
+    join,
+    megabytes,
+    say,
+    sha256_of,
+    uncut,
+)
+from vqa_repro.install.bundle_open import platform_tag, read_bundle, verify
+from vqa_repro.install.wheels import fetch_wheels, read_locks, wanted_wheels
+from vqa_repro.utils.errors import UserError
+
+PROJECT = Path(__file__).resolve().parents[2]
+CODE_LIMIT = 300 * 10**6  # bytes
+CHECKPOINTS = ("vgg19", "vgg19-caffe")
+
+
+def make(out: Path, python: str, torch: str, limit: int) -> None:
+    """Make or complete the bundle ``out``; nothing bears that name before it is whole."""
+    locks = read_locks(PROJECT, torch)
+    settings = {"format": FORMAT, "python": python, "platform": platform_tag(), "torch": torch}
+    code = tar_of_code(out)
+    made_from = {
+        "split": limit,
+        "locks": {name: hashlib.sha256(text).hexdigest() for name, text in locks.items()},
+        "code": hashlib.sha256(code).hexdigest(),
+        "checkpoints": [file for name in CHECKPOINTS if (file := seeded(name))],
+    }
+    part = out.with_name(out.name + ".part")
+    if begin(out, part, settings, made_from):
+        return
+    uncut(part)
+    wanted = wanted_wheels(locks.values(), python)
+    fetch_wheels(part / "wheels", part / "arriving", wanted, python)
+    copy_checkpoints(part / "checkpoints")
+    shutil.rmtree(part / "arriving")
+    readme = README.format(**settings).encode()
+    texts = {**locks, "code.tar.gz": code, "README.txt": readme}
+    for name, content in texts.items():
+        (part / name).unlink(missing_ok=True)
+        (part / name).write_bytes(content)
+    folders = (part / "wheels", part / "checkpoints")
+    paths = [part / name for name in texts]
+    paths += sorted(path for folder in folders for path in folder.iterdir())
+    files = {}
+    for path in paths:
+        name = path.relative_to(part).as_posix()
+        files[name] = cut(path, name, limit)
+    describe(part, {**settings, **made_from}, files)
+    os.sync()
+    os.rename(part, out)
+    size = sum(whole.size for whole in files.values())
+    say(f"{out}: {len(files)} files, {megabytes(size)}, for Python {python} on {platform_tag()}")
+
+
+README = """Everything to install vqa_repro without a network, for Python {python} on {platform},
+torch's build {torch}. Copy this folder to the server, then
+
+    tar -xzf code.tar.gz        # anywhere; it makes the folder vqa_repro
+    cd vqa_repro
+    ./bootstrap.sh --bundle THIS_FOLDER
+
+which verifies all of it first. To verify it yourself: sha256sum -c MANIFEST.sha256
+Files NAME.001, NAME.002 and so on are parts of NAME. bootstrap.sh joins them; by hand:
+cat NAME.[0-9][0-9][0-9] >NAME
+"""
+
+
+def begin(out: Path, part: Path, settings: dict[str, Any], made_from: dict[str, Any]) -> bool:
+    """Have ``part`` to be worked in, with what an earlier call left; True if ``out`` is done."""
+    if out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
+    if os.path.lexists(out) and os.path.lexists(part):
+        raise UserError(f"both {out} and {part} are there: remove one of them")
+    for folder in (out, part):
+        if not os.path.lexists(folder):
+            continue
+        if folder == part and folder.is_dir() and set(os.listdir(folder)) <= {f"{DESCRIPTION}.new"}:
+            continue  # killed before its first file
+        try:
+            found = json.loads((folder / DESCRIPTION).read_bytes())
+            theirs = {key: found[key] for key in settings}
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{folder} is there and is no bundle; remove it, or name another folder"
+            ) from None
+        for key, ours in settings.items():
+            if theirs[key] != ours:
+                what = f"a bundle of {key} {theirs[key]!r}, not {ours!r}"
+                raise UserError(f"{folder} is {what}; remove it, or name another folder")
+    if out.exists():
+        try:
+            bundle = read_bundle(out)
+            verify(out, bundle)
+        except BundleError as problem:
+            say(f"{out} is to be mended: {problem}")
+        else:
+            if {key: bundle.about.get(key) for key in made_from} == made_from:
+                say(f"{out}: complete, nothing to do")
+                return True
+            say(f"{out} is to be brought up to date")
+        os.rename(out, part)
+    elif part.exists():
+        say(f"{part} is being continued")
+    part.mkdir(parents=True, exist_ok=True)
+    for path in list(part.rglob("*")):
+        if path.is_symlink():  # writing would follow it
+            path.unlink()
+    replace(part / DESCRIPTION, json.dumps(settings))
+    for folder in (part / "wheels", part / "checkpoints", part / "arriving"):
+        folder.mkdir(exist_ok=True)
+    return False
+
+
+def describe(part: Path, about: dict[str, Any], files: dict[str, Whole]) -> None:
+    sizes = {
+        name: {"size": whole.size, "sha256": whole.sha256, "parts": [p.size for p in whole.pieces]}
+        for name, whole in files.items()
+    }
+    text = json.dumps({**about, "files": sizes}, indent=1) + "\n"
+    replace(part / DESCRIPTION, text)
+    pieces = [piece for whole in files.values() for piece in whole.pieces]
+    pieces.append(Piece(DESCRIPTION, len(text), hashlib.sha256(text.encode()).hexdigest()))
+    replace(part / MANIFEST, "".join(f"{piece.sha256}  {piece.path}\n" for piece in pieces))
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a small file: at no moment is it half there."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(text, encoding="ascii")
+    os.replace(fresh, path)
+
+
+def tar_of_code(out: Path) -> bytes:
+    """This project's tracked files, the same bytes each time they are the same."""
+    packed = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as tar,
+    ):
+        for path in code_files(out):
+            info = tarfile.TarInfo(f"vqa_repro/{path.relative_to(PROJECT).as_posix()}")
+            info.size = path.stat().st_size
+            info.mode = 0o755 if os.access(path, os.X_OK) else 0o644
+            with path.open("rb") as file:
+                tar.addfile(info, file)
+    return packed.getvalue()
+
+
+def code_files(out: Path) -> list[Path]:
+    """What git tracks; where this is no checkout, all but what .gitignore names."""
+    git = ["git", "-C", str(PROJECT), "ls-files", "-z"]
+    ignore = PROJECT / ".gitignore"
+    listing = None
+    if (PROJECT / ".git").exists() and shutil.which("git"):
+        listing = subprocess.run(git, capture_output=True, stdin=subprocess.DEVNULL)
+    if listing and listing.returncode == 0:
+        names = filter(None, os.fsdecode(listing.stdout).split("\0"))
+        found = [PROJECT / name for name in sorted(names)]
+    elif ignore.exists():
+        lines = ignore.read_text(encoding="utf-8").split()
+        skipped = {line.strip("/") for line in lines} | {".git", out.name, f"{out.name}.part"}
+        found = []
+        for root, folders, names_here in os.walk(PROJECT):
+            folders[:] = [name for name in sorted(folders) if name not in skipped]
+            found += [Path(root, name) for name in sorted(names_here)]
+    else:
+        raise UserError(f"no {ignore}: this is not a whole copy of the project")
+    found = [path for path in found if is_plain(path)]
+    sizes = {path: path.stat().st_size for path in found}
+    if sum(sizes.values()) > CODE_LIMIT:
+        largest = max(found, key=sizes.__getitem__)
+        raise UserError(
+            f"{PROJECT} holds {megabytes(sum(sizes.values()))}, far more than its code; move what "
+            f"is not code elsewhere, first {largest}",
+        )
+    return found
+
+
+def seeded(name: str) -> str | None:
+    """The file name of this checkpoint if it lies where torch.hub looks, verified."""
+    try:
+        there = checkpoints_setup.is_verified(name)
+    except OSError:
+        there = False
+    return checkpoints_setup.lookup(name).filename if there else None
+
+
+def copy_checkpoints(folder: Path) -> None:
+    """Copy those that are here; what an earlier call has copied is hashed, not trusted."""
+    wanted = [checkpoints_setup.lookup(name) for name in CHECKPOINTS]
+    for checkpoint in wanted:
+        path = folder / checkpoint.filename
+        if is_plain(path) and checkpoint.matches(sha256_of(path)):
+            continue
+        path.unlink(missing_ok=True)
+        if not seeded(checkpoint.name):
+            mend = f"python checkpoints_setup.py {checkpoint.name}, then the same command again"
+            say(f"without {checkpoint.filename}, which is not here; first: {mend}")
+            continue
+        say(f"copying {checkpoint.filename}")
+        if not checkpoint.matches(join([checkpoints_setup.checkpoint_dir() / path.name], path)):
+            path.unlink()
+            raise BundleError(WRONG_BYTES, f"{path.name} changed while it was copied; {AGAIN}")
+    for path in folder.iterdir():
+        if path.name not in {checkpoint.filename for checkpoint in wanted}:
+            path.unlink()

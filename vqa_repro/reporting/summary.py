@@ -1,0 +1,142 @@
+"""What comes of a training: answers to the test questions, their score, pictures, a table."""
+
+import io
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vqa_repro.data.registry import DATA_SETS
+from vqa_repro.data.types import Split
+from vqa_repro.evaluation import examples, vqa_accuracy, wups
+from vqa_repro.evaluation.examples import Answered, Asked, Gallery
+from vqa_repro.features.loader import Rows
+from vqa_repro.models.network import Network
+from vqa_repro.reporting import figures
+from vqa_repro.reporting.messages import say
+from vqa_repro.run import Run, read_json, write_json
+from vqa_repro.training.prepare import Material
+from vqa_repro.utils.distributed import ALONE, World
+from vqa_repro.utils.errors import UserError
+
+PICTURES = 8  # attention pictures drawn at the end
+
+
+def finish(
+    run: Run, network: Network, material: Material, seconds: float, world: World = ALONE
+) -> None:
+    """Test, draw, and mark the run as finished. All processes test, the first does the rest."""
+    answered = examples.answer_all(network, material.rows, material.test, world)
+    if world.size > 1:  # what is looked at closer may be another process's
+        material = replace(material, rows=Rows(material.store, material.rows.device, "disk"))
+    world.by_first(lambda: write(run, network, material, answered, seconds))
+
+
+def write(
+    run: Run, network: Network, material: Material, answered: Answered, seconds: float
+) -> None:
+    """Write and draw what came of the training, metrics.json last."""
+    recipe = run.recipe
+    results = examples.results_of(run, material.test, answered)
+    vqa_accuracy.write_results(run.folder / "results.json", results)
+    log = run.log()
+    figures.curves(log, run.folder / "curves.png", recipe.title)
+    try:
+        draw_some(run, examples.make(run, network, material, answered, results))
+    except UserError as error:
+        print(f"  no gallery for the report and no attention pictures: {error}")
+    epochs = [r for r in log if r["type"] == "epoch"]
+    kept = epochs[-1]
+    if recipe.training.keep == "best":
+        kept = max(epochs, key=lambda record: float(record["validation_accuracy"]))
+    write_json(
+        run.folder / "metrics.json",
+        {
+            "data": recipe.data.name,
+            "split": recipe.data.test,
+            "questions": len(results),
+            "seed": recipe.training.seed,
+            "seconds": round(seconds, 1),
+            "epochs": len(epochs),
+            "kept_epoch": kept["epoch"],
+            "validation_accuracy": kept.get("validation_accuracy"),
+            "published": recipe.published.accuracy if recipe.published else None,
+            **scores(run, results, material.test_split),
+        },
+    )
+
+
+def scores(run: Run, results: dict[int, str], split: Split) -> dict[str, Any]:
+    """The official metric, and WUPS for the data sets that are scored with it.
+
+    Of a split whose answers are hidden there is no score: its server gives one.
+    """
+    if split.hidden:
+        print("  the answers are hidden: the evaluation server scores results.json")
+        return {"overall": None, "per_answer_type": {}, "per_question_type": {}}
+    scored: dict[str, Any] = {**vqa_accuracy.score(results, split.examples)}
+    if run.recipe.data.name in DATA_SETS and DATA_SETS[run.recipe.data.name].wups:
+        try:
+            scored |= wups.score(results, split.examples, wups.WordNet())
+        except UserError as error:
+            print(f"  without WUPS: {error}")
+    return scored
+
+
+def draw_some(run: Run, made: Gallery) -> None:
+    """Attention pictures of a few test questions about different pictures."""
+    folder = run.folder / "attention"
+    folder.mkdir(exist_ok=True)
+    shown = [made.asked[position] for position in made.lists["sample"][:PICTURES]]
+    for number, asked in enumerate(shown, start=1):
+        if asked.picture is None:  # a model that sees no picture, and none is there
+            print("  no attention pictures: the pictures are missing")
+            return
+        draw(asked, made.pictures[asked.picture], folder / f"{number}.png")
+
+
+def draw(asked: Asked, picture: bytes, path: Path, language: str = "en") -> None:
+    """Write the ``picture`` (a JPEG) with the attention over it as PNG."""
+    note = asked.answers[0][0]
+    if asked.accuracy is not None:
+        key = "answered_right" if asked.accuracy > 0 else "answered_wrong"
+        note = say(key, language, answer=note, label=asked.label)
+    maps = {name: np.array(weights) for name, weights in asked.attention.items()}
+    pixels = np.array(Image.open(io.BytesIO(picture)))
+    figures.attention(
+        pixels, asked.question, asked.answers, maps, path, note, asked.words, language
+    )
+
+
+def table(run: Run) -> str:
+    """Ours beside the published figure, and where to look."""
+    metrics = read_json(run.folder / "metrics.json")
+    recipe = run.recipe
+    ours = f"accuracy on {metrics['data']}, {metrics['split']} ({metrics['questions']:,} questions)"
+    overall = metrics["overall"]
+    score = "  hidden" if overall is None else f"{overall:6.2f}%"
+    lines = ["", f"  {ours}", f"    {score}  this run (seed {metrics['seed']})"]
+    if recipe.published:
+        lines += [f"    {recipe.published.accuracy:6.2f}%  published: {recipe.published.source}"]
+    if recipe.changed:
+        lines += [f"    this run changed the recipe: {', '.join(recipe.changed)}"]
+    others = recipe.published.others if recipe.published else {}
+    parts = {name: value for name, value in metrics.items() if name.startswith("wups")}
+    for name, value in (parts | metrics["per_answer_type"]).items():
+        said = f" (published: {others[name]:.1f})" if name in others else ""
+        lines += [f"    {value:6.2f}%  {name}{said}"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"  curves             {run.folder / 'curves.png'}",
+            f"  where it looked    {run.folder / 'attention'}",
+            f"  answers            {run.folder / 'results.json'}",
+            f"  all of it, a page  python -m vqa_repro.report {shlex.quote(str(run.folder))}",
+            f"  ask it             python -m vqa_repro.predict --run {shlex.quote(str(run.folder))}"
+            " --image PICTURE --question QUESTION --attention look.png",
+        ]
+    )
