@@ -113,7 +113,7 @@ KNOWN: tuple[Checkpoint, ...] = (
     ),
 )
 
-OK, BAD_INPUT, NOT_HAD, WRONG_BYTES, BUSY, NO_ROOM = 0, 2, 3, 4, 5, 6
+OK, BAD_INPUT, DOWNLOAD_FAILED, CHECKSUM_MISMATCH, BUSY, DISK_FULL = 0, 2, 3, 4, 5, 6
 EXIT_CODES = """exit codes:
   0    all present and verified
   2    bad arguments
@@ -682,7 +682,7 @@ def need_room(checkpoint: Checkpoint, target: Path, have: int) -> None:
     needed = checkpoint.size + checkpoint.tolerance - have
     if usage.total and usage.free < needed:
         raise CheckpointError(
-            NO_ROOM,
+            DISK_FULL,
             f"{target.parent} has {mib(usage.free)} free, {checkpoint.filename} needs "
             f"{mib(needed)}; make room, or choose another folder with --dir or TORCH_HOME",
         )
@@ -828,7 +828,8 @@ def ensure(
     all_wrong = bool(failures) and all(failure.wrong_bytes for failure in failures)
     what = "came with wrong bytes from every source" if all_wrong else "could not be had"
     raise CheckpointError(
-        WRONG_BYTES if all_wrong else NOT_HAD, f"{checkpoint.filename} {what}; {mend(checkpoint)}"
+        CHECKSUM_MISMATCH if all_wrong else DOWNLOAD_FAILED,
+        f"{checkpoint.filename} {what}; {fix(checkpoint)}",
     )
 
 
@@ -841,7 +842,7 @@ def remove_orphans(target: Path) -> None:
             say(f"removed {path.name}, left behind by a killed download")
 
 
-def mend(checkpoint: Checkpoint) -> str:
+def fix(checkpoint: Checkpoint) -> str:
     return (
         f"get {checkpoint.origin}{checkpoint.filename} ({mib(checkpoint.size)}) on a machine with "
         f"internet, copy it here (scp {checkpoint.filename} {socket.gethostname()}:), then: "
@@ -856,12 +857,12 @@ def verify(checkpoint: Checkpoint, directory: Path) -> dict[str, str]:
     if sha256 := verified_sha256(checkpoint, target):
         return {"sha256": sha256, "how": "hashed again"}
     if not os.path.lexists(target):
-        raise CheckpointError(NOT_HAD, f"{target} is missing; {again}")
+        raise CheckpointError(DOWNLOAD_FAILED, f"{target} is missing; {again}")
     try:
         where = f"moved to {set_aside(target).name}"
     except OSError as error:
         where = f"and it cannot be moved away ({error.strerror}): delete it"
-    raise CheckpointError(WRONG_BYTES, f"{target} is not {checkpoint.name}, {where}; {again}")
+    raise CheckpointError(CHECKSUM_MISMATCH, f"{target} is not {checkpoint.name}, {where}; {again}")
 
 
 def state_of(checkpoint: Checkpoint, directory: Path) -> str:
@@ -957,7 +958,7 @@ def run(args: argparse.Namespace, outcomes: list[dict[str, str]]) -> int:
             outcome.update(state="failed", error=str(error))
             say(f"error: {error}")
         except OSError as error:
-            code = code or NO_ROOM
+            code = code or DISK_FULL
             what = f"{error.filename or directory}: {error.strerror}"
             outcome.update(state="failed", error=what)
             say(f"error: {what}; mend that, or choose another folder with --dir or TORCH_HOME")

@@ -39,15 +39,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.plain import PlainHieCoAtt, PlainSAN
 from vqa_repro.data.questions import Batch, Questions, batches
 from vqa_repro.evaluation.inference import ask
-from vqa_repro.features.loader import PLACES, Place, Rows
+from vqa_repro.features.loader import PLACEMENTS, FeatureLoader, Placement
 from vqa_repro.features.store import Store
 from vqa_repro.models.hiecoatt import HieCoAtt
-from vqa_repro.models.network import Network
+from vqa_repro.models.network import VQAModel
 from vqa_repro.models.san import SAN
 from vqa_repro.recipe import Training
 from vqa_repro.training.step import Step
 from vqa_repro.utils.device import add_device_option, choose_device, describe, has_bfloat16
-from vqa_repro.utils.distributed import World, joined
+from vqa_repro.utils.distributed import World, init_distributed
 from vqa_repro.utils.errors import UserError, main_guard
 
 # VQA v2, train + val.
@@ -192,8 +192,8 @@ class Model:
     training: Training
     macs: Callable[..., Macs]  # by the words of a question and the options
 
-    def ours(self, precision: torch.dtype) -> Network:
-        return Network(
+    def ours(self, precision: torch.dtype) -> VQAModel:
+        return VQAModel(
             None, self.answerer(WORDS, ANSWERS, CHANNELS, **self.options), 1.0, precision
         )
 
@@ -316,7 +316,7 @@ def step_figures(
         yield Figure("  answering, 1,024 at a time", len(batch.questions) / took, "questions/s")
 
 
-def at_place(rows: Tensor, place: Place) -> Tensor | Rows:
+def at_place(rows: Tensor, place: Placement) -> Tensor | FeatureLoader:
     """``rows`` as train.py keeps those of a store; on the disk they are a file that is gone."""
     if place == "device":  # they are there already, and twice they might not fit
         return rows
@@ -325,11 +325,11 @@ def at_place(rows: Tensor, place: Place) -> Tensor | Rows:
         with tempfile.TemporaryFile() as file:
             numbers.tofile(file)
             numbers = np.memmap(file, numbers.dtype, "r", shape=numbers.shape)
-    return Rows(Store(Path("made-up"), numbers, {}, {}), rows.device, place)
+    return FeatureLoader(Store(Path("made-up"), numbers, {}, {}), rows.device, place)
 
 
 def epoch_figures(
-    rows: Tensor | Rows,
+    rows: Tensor | FeatureLoader,
     questions: Questions,
     precision: torch.dtype,
     world: World,
@@ -351,7 +351,7 @@ def epoch_figures(
 
     def epoch(number: int, most: int | None = None) -> None:
         plan = batches(questions, batch_size, training.order, number, world)[:most]
-        for batch in rows.ahead(plan) if isinstance(rows, Rows) else plan:
+        for batch in rows.ahead(plan) if isinstance(rows, FeatureLoader) else plan:
             step(batch, 1e-5)
 
     # Before the clock: libraries, and on a GPU a recording of every size that is met.
@@ -467,9 +467,9 @@ def extraction_figures(device: torch.device) -> Iterator[Figure]:
     """
     from torchvision.models import vgg19
 
-    from vqa_repro.data.images import read_picture
+    from vqa_repro.data.images import read_image
     from vqa_repro.extract import Extractor, extract
-    from vqa_repro.features.backbones import FrozenNetwork
+    from vqa_repro.features.backbones import FrozenBackbone
     from vqa_repro.features.extraction import threads
 
     count = 8192 if device.type == "cuda" else 8
@@ -481,7 +481,7 @@ def extraction_figures(device: torch.device) -> Iterator[Figure]:
 
         def decode() -> None:
             with ThreadPoolExecutor(threads()) as pool:
-                list(pool.map(lambda path: read_picture(path, 448), some))
+                list(pool.map(lambda path: read_image(path, 448), some))
 
         some = [photos[i % len(photos)] for i in range(16 * threads())]
         decode()
@@ -490,7 +490,7 @@ def extraction_figures(device: torch.device) -> Iterator[Figure]:
         rate = len(some) / (time.perf_counter() - began)
         yield Figure("decoding photos of 640 x 480", rate, "pictures/s", f"{threads()} threads")
         for precision in ("float32", "bfloat16") if has_bfloat16(device) else ("float32",):
-            network = FrozenNetwork("vgg19", weights, "caffe", device, precision)
+            network = FrozenBackbone("vgg19", weights, "caffe", device, precision)
             pictures = torch.from_numpy(Extractor(network).room()).to(device).random_()
 
             def look() -> None:
@@ -549,7 +549,7 @@ def main() -> int:
         "--only", choices=("extraction", "store", "step", "epoch", "growth", "targets")
     )
     parser.add_argument("--batch", type=int, default=100, help="questions, for --only epoch")
-    parser.add_argument("--rows", choices=PLACES, default="device", help="for --only epoch")
+    parser.add_argument("--rows", choices=PLACEMENTS, default="device", help="for --only epoch")
     parser.add_argument("--model", choices=tuple(MODELS), help="this one alone")
     parser.add_argument(
         "--precision",
@@ -559,7 +559,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="everything, for programs")
     add_device_option(parser)
     args = parser.parse_args()
-    with joined(args.device) as (world, device_name):
+    with init_distributed(args.device) as (world, device_name):
         measure(args, world, choose_device(device_name))
     return 0
 

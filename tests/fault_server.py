@@ -29,11 +29,11 @@ from urllib.parse import urlsplit
 
 LAST_MODIFIED = "Wed, 01 Jan 2020 00:00:00 GMT"
 LOGIN_PAGE = b"<!DOCTYPE html><html><body>Please log in to Campus WiFi</body></html>"
-FAULTS: dict[str, Callable[[Answer], None]] = {}
+FAULTS: dict[str, Callable[[ModelOutput], None]] = {}
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExampleRecord:
     """One request as the server saw it; absent headers are None."""
 
     method: str
@@ -48,9 +48,9 @@ class FaultServer:
 
     def __init__(self, files: dict[str, bytes], certificate: Path | None = None) -> None:
         self.files = files
-        self.log: list[Asked] = []
+        self.log: list[ExampleRecord] = []
         self.stop = threading.Event()  # ends stalls
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), ModelOutput)
         self.http.daemon_threads = True
         self.http.owner = self  # type: ignore[attr-defined]
         self.scheme = "http"
@@ -86,7 +86,7 @@ class FaultServer:
         return f"{self.scheme}://{self.address}/{fault}/"
 
 
-class Answer(BaseHTTPRequestHandler):
+class ModelOutput(BaseHTTPRequestHandler):
     """One request. Fault functions call `send` with what they want wrong."""
 
     protocol_version = "HTTP/1.1"
@@ -114,7 +114,9 @@ class Answer(BaseHTTPRequestHandler):
 
     def note(self) -> None:
         get = self.headers.get
-        asked = Asked(self.command, self.path, get("Range"), get("If-Range"), get("Authorization"))
+        asked = ExampleRecord(
+            self.command, self.path, get("Range"), get("If-Range"), get("Authorization")
+        )
         self.owner.log.append(asked)
 
     def do_GET(self) -> None:
@@ -181,13 +183,13 @@ class Answer(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-def fault(function: Callable[[Answer], None]) -> Callable[[Answer], None]:
+def fault(function: Callable[[ModelOutput], None]) -> Callable[[ModelOutput], None]:
     FAULTS[function.__name__] = function
     return function
 
 
 @fault
-def honest(a: Answer) -> None:
+def honest(a: ModelOutput) -> None:
     a.send()
 
 
@@ -195,33 +197,33 @@ def honest(a: Answer) -> None:
 
 
 @fault
-def drop_half_once(a: Answer) -> None:
+def drop_half_once(a: ModelOutput) -> None:
     a.send(cut=len(a.body) // 2 if a.earlier == 0 else None)
 
 
 @fault
-def drop_often(a: Answer) -> None:
+def drop_often(a: ModelOutput) -> None:
     a.send(cut=len(a.body) // 7)
 
 
 @fault
-def drop_always_at_half(a: Answer) -> None:
+def drop_always_at_half(a: ModelOutput) -> None:
     a.send(cut=max(0, len(a.body) // 2 - a.start))
 
 
 @fault
-def drop_half_chunked_once(a: Answer) -> None:
+def drop_half_chunked_once(a: ModelOutput) -> None:
     a.send(chunked=True, cut=len(a.body) // 2 if a.earlier == 0 else None)
 
 
 @fault
-def drop_half_unannounced_once(a: Answer) -> None:
+def drop_half_unannounced_once(a: ModelOutput) -> None:
     """The end of the connection is the only sign of the end of the body."""
     a.send(headers={"Content-Length": None}, cut=len(a.body) // 2 if a.earlier == 0 else None)
 
 
 @fault
-def reset_once(a: Answer) -> None:
+def reset_once(a: ModelOutput) -> None:
     if a.earlier:
         a.send()
     else:
@@ -231,13 +233,13 @@ def reset_once(a: Answer) -> None:
 
 
 @fault
-def empty_reply_once(a: Answer) -> None:
+def empty_reply_once(a: ModelOutput) -> None:
     if a.earlier:
         a.send()
 
 
 @fault
-def garbage_status_once(a: Answer) -> None:
+def garbage_status_once(a: ModelOutput) -> None:
     if a.earlier:
         a.send()
     else:
@@ -245,14 +247,14 @@ def garbage_status_once(a: Answer) -> None:
 
 
 @fault
-def empty_body(a: Answer) -> None:
+def empty_body(a: ModelOutput) -> None:
     a.plain(200)
 
 
 # ---------------------------------------------------------------- ranges
 
 
-def broken_range(a: Answer, **wrong: Any) -> None:
+def broken_range(a: ModelOutput, **wrong: Any) -> None:
     """Cut the first answer, answer the first range request wrongly, then behave."""
     if a.earlier == 0:
         a.send(cut=len(a.body) // 2)
@@ -263,12 +265,12 @@ def broken_range(a: Answer, **wrong: Any) -> None:
 
 
 @fault
-def ignores_range(a: Answer) -> None:
+def ignores_range(a: ModelOutput) -> None:
     broken_range(a, ranges=False)
 
 
 @fault
-def range_from_elsewhere(a: Answer) -> None:
+def range_from_elsewhere(a: ModelOutput) -> None:
     """206, but the piece begins 1,000 bytes before what was asked, and says so."""
     if a.earlier == 1:
         a.start -= 1000
@@ -276,29 +278,29 @@ def range_from_elsewhere(a: Answer) -> None:
 
 
 @fault
-def range_with_wrong_total(a: Answer) -> None:
+def range_with_wrong_total(a: ModelOutput) -> None:
     wrong = f"bytes {a.start}-{len(a.body) - 1}/{len(a.body) + 1}"
     broken_range(a, headers={"Content-Range": wrong})
 
 
 @fault
-def range_unsaid(a: Answer) -> None:
+def range_unsaid(a: ModelOutput) -> None:
     broken_range(a, headers={"Content-Range": None})
 
 
 @fault
-def range_garbled(a: Answer) -> None:
+def range_garbled(a: ModelOutput) -> None:
     broken_range(a, headers={"Content-Range": "bytes " + "9" * 6000 + "-x/*"})
 
 
 @fault
-def range_of_unknown_total(a: Answer) -> None:
+def range_of_unknown_total(a: ModelOutput) -> None:
     """Allowed: the server does not know how long the whole is."""
     broken_range(a, headers={"Content-Range": f"bytes {a.start}-{len(a.body) - 1}/*"})
 
 
 @fault
-def range_refused(a: Answer) -> None:
+def range_refused(a: ModelOutput) -> None:
     if a.earlier == 1:
         a.plain(416, {"Content-Range": f"bytes */{len(a.body) // 3}"})
     else:
@@ -306,7 +308,7 @@ def range_refused(a: Answer) -> None:
 
 
 @fault
-def etag_changes(a: Answer) -> None:
+def etag_changes(a: ModelOutput) -> None:
     """Another version of the file from the second request on: If-Range must bring it whole."""
     if a.earlier == 0:
         a.body = b"PK\x03\x04" + bytes(len(a.body) - 4)
@@ -316,18 +318,18 @@ def etag_changes(a: Answer) -> None:
 
 
 @fault
-def etag_is_weak(a: Answer) -> None:
+def etag_is_weak(a: ModelOutput) -> None:
     a.send(etag='W/"v1"', cut=len(a.body) // 2 if a.earlier == 0 else None)
 
 
 @fault
-def no_validators(a: Answer) -> None:
+def no_validators(a: ModelOutput) -> None:
     bare: dict[str, str | None] = {"ETag": None, "Last-Modified": None}
     a.send(headers=bare, cut=len(a.body) // 2 if a.earlier == 0 else None)
 
 
 @fault
-def login_page_on_resume(a: Answer) -> None:
+def login_page_on_resume(a: ModelOutput) -> None:
     if a.earlier == 1:
         a.plain(200, {"Content-Type": "application/octet-stream"}, LOGIN_PAGE)
     else:
@@ -338,7 +340,7 @@ def login_page_on_resume(a: Answer) -> None:
 
 
 @fault
-def stall_once(a: Answer) -> None:
+def stall_once(a: ModelOutput) -> None:
     if a.earlier == 0:
         a.send(cut=len(a.body) // 2)
         a.owner.stop.wait(20)
@@ -347,13 +349,13 @@ def stall_once(a: Answer) -> None:
 
 
 @fault
-def stall_always(a: Answer) -> None:
+def stall_always(a: ModelOutput) -> None:
     a.send(cut=0)
     a.owner.stop.wait(20)
 
 
 @fault
-def stall_before_answering_once(a: Answer) -> None:
+def stall_before_answering_once(a: ModelOutput) -> None:
     if a.earlier == 0:
         a.owner.stop.wait(20)
     else:
@@ -361,7 +363,7 @@ def stall_before_answering_once(a: Answer) -> None:
 
 
 @fault
-def drip(a: Answer) -> None:
+def drip(a: ModelOutput) -> None:
     """A byte now and then, for ever: no single read stalls."""
     a.send(cut=600)
     while not a.owner.stop.wait(0.02):
@@ -369,7 +371,7 @@ def drip(a: Answer) -> None:
 
 
 @fault
-def drip_once(a: Answer) -> None:
+def drip_once(a: ModelOutput) -> None:
     if a.earlier == 0:
         a.send(cut=len(a.body) // 2)
         for byte in a.body[len(a.body) // 2 :]:
@@ -381,7 +383,7 @@ def drip_once(a: Answer) -> None:
 
 
 @fault
-def slow(a: Answer) -> None:
+def slow(a: ModelOutput) -> None:
     """All of it, over about a second: time enough to kill the client half way."""
     body, a.body = a.body, a.body
     a.send(cut=0)
@@ -394,7 +396,7 @@ def slow(a: Answer) -> None:
 # ---------------------------------------------------------------- statuses
 
 
-def once(a: Answer, status: int, retry_after: str | None = None) -> None:
+def once(a: ModelOutput, status: int, retry_after: str | None = None) -> None:
     if a.earlier:
         a.send()
     else:
@@ -402,62 +404,62 @@ def once(a: Answer, status: int, retry_after: str | None = None) -> None:
 
 
 @fault
-def busy_once(a: Answer) -> None:
+def busy_once(a: ModelOutput) -> None:
     once(a, 503, "1")
 
 
 @fault
-def busy_until_date_once(a: Answer) -> None:
+def busy_until_date_once(a: ModelOutput) -> None:
     once(a, 503, email.utils.formatdate(time.time() + 60, usegmt=True))
 
 
 @fault
-def busy_with_garbled_date_once(a: Answer) -> None:
+def busy_with_garbled_date_once(a: ModelOutput) -> None:
     once(a, 503, "soon, 99 Foo 99999999")
 
 
 @fault
-def busy_for_a_year_once(a: Answer) -> None:
+def busy_for_a_year_once(a: ModelOutput) -> None:
     once(a, 503, "31536000")
 
 
 @fault
-def too_many_requests_once(a: Answer) -> None:
+def too_many_requests_once(a: ModelOutput) -> None:
     once(a, 429, "60")
 
 
 @fault
-def broken_once(a: Answer) -> None:
+def broken_once(a: ModelOutput) -> None:
     once(a, 500)
 
 
 @fault
-def busy_always(a: Answer) -> None:
+def busy_always(a: ModelOutput) -> None:
     a.plain(503)
 
 
 @fault
-def forbidden(a: Answer) -> None:
+def forbidden(a: ModelOutput) -> None:
     a.plain(403)
 
 
 @fault
-def missing(a: Answer) -> None:
+def missing(a: ModelOutput) -> None:
     a.plain(404)
 
 
 @fault
-def proxy_password(a: Answer) -> None:
+def proxy_password(a: ModelOutput) -> None:
     a.plain(407, {"Proxy-Authenticate": "Basic"})
 
 
 @fault
-def teapot(a: Answer) -> None:
+def teapot(a: ModelOutput) -> None:
     a.plain(418)
 
 
 @fault
-def unasked_piece(a: Answer) -> None:
+def unasked_piece(a: ModelOutput) -> None:
     """206 to a request without Range."""
     half = len(a.body) // 2
     says = {"Content-Range": f"bytes {half}-{len(a.body) - 1}/{len(a.body)}"}
@@ -465,7 +467,7 @@ def unasked_piece(a: Answer) -> None:
 
 
 @fault
-def needs_password(a: Answer) -> None:
+def needs_password(a: ModelOutput) -> None:
     if a.headers.get("Authorization") == "Basic dXNlcjpwQHNz":  # user:p@ss
         a.send()
     else:
@@ -475,49 +477,49 @@ def needs_password(a: Answer) -> None:
 # ---------------------------------------------------------------- redirects
 
 
-def redirect(a: Answer, location: str) -> None:
+def redirect(a: ModelOutput, location: str) -> None:
     a.plain(302, {"Location": location})
 
 
 @fault
-def redirected(a: Answer) -> None:
+def redirected(a: ModelOutput) -> None:
     redirect(a, a.path.replace("redirected", "honest"))
 
 
 @fault
-def redirected_to_other_host(a: Answer) -> None:
+def redirected_to_other_host(a: ModelOutput) -> None:
     """`localhost` is another host than 127.0.0.1 to whoever guards passwords."""
     port = a.owner.http.server_port
     redirect(a, f"http://localhost:{port}{a.path.replace('redirected_to_other_host', 'honest')}")
 
 
 @fault
-def redirected_in_circle(a: Answer) -> None:
+def redirected_in_circle(a: ModelOutput) -> None:
     redirect(a, a.path)
 
 
 @fault
-def redirected_to_file(a: Answer) -> None:
+def redirected_to_file(a: ModelOutput) -> None:
     redirect(a, "file:///etc/passwd")
 
 
 @fault
-def redirected_to_ftp(a: Answer) -> None:
+def redirected_to_ftp(a: ModelOutput) -> None:
     redirect(a, "ftp://127.0.0.1/x")
 
 
 @fault
-def redirected_to_http(a: Answer) -> None:
+def redirected_to_http(a: ModelOutput) -> None:
     redirect(a, f"http://{a.owner.address}/honest/x")
 
 
 @fault
-def redirected_to_nonsense(a: Answer) -> None:
+def redirected_to_nonsense(a: ModelOutput) -> None:
     redirect(a, "http://user:secret@[::bad/\x1b[31m")
 
 
 @fault
-def redirected_to_login(a: Answer) -> None:
+def redirected_to_login(a: ModelOutput) -> None:
     redirect(a, a.path.replace("redirected_to_login", "login_page"))
 
 
@@ -525,76 +527,76 @@ def redirected_to_login(a: Answer) -> None:
 
 
 @fault
-def login_page(a: Answer) -> None:
+def login_page(a: ModelOutput) -> None:
     a.plain(200, {"Content-Type": "text/html; charset=utf-8"}, LOGIN_PAGE)
 
 
 @fault
-def login_page_unlabelled(a: Answer) -> None:
+def login_page_unlabelled(a: ModelOutput) -> None:
     """As long as the real file, and not called HTML."""
     a.body = LOGIN_PAGE.ljust(len(a.body))
     a.send()
 
 
 @fault
-def json_error_unannounced(a: Answer) -> None:
+def json_error_unannounced(a: ModelOutput) -> None:
     a.body = b'{"error": "quota exceeded"}'
     a.send(headers={"Content-Length": None})
 
 
 @fault
-def labelled_text(a: Answer) -> None:
+def labelled_text(a: ModelOutput) -> None:
     """Harmless: many servers call unknown endings text/plain."""
     a.send(headers={"Content-Type": "text/plain"})
 
 
 @fault
-def gzipped(a: Answer) -> None:
+def gzipped(a: ModelOutput) -> None:
     a.plain(200, {"Content-Encoding": "gzip"}, gzip.compress(a.body, 1))
 
 
 @fault
-def flipped(a: Answer) -> None:
+def flipped(a: ModelOutput) -> None:
     half = len(a.body) // 2
     a.body = a.body[:half] + bytes([a.body[half] ^ 1]) + a.body[half + 1 :]
     a.send()
 
 
 @fault
-def flipped_once(a: Answer) -> None:
+def flipped_once(a: ModelOutput) -> None:
     (honest if a.earlier else flipped)(a)
 
 
 @fault
-def other_length(a: Answer) -> None:
+def other_length(a: ModelOutput) -> None:
     a.body = a.body[:-1]
     a.send()
 
 
 @fault
-def longer_unannounced(a: Answer) -> None:
+def longer_unannounced(a: ModelOutput) -> None:
     a.body = a.body + bytes(50_000)
     a.send(headers={"Content-Length": None})
 
 
 @fault
-def endless_chunks(a: Answer) -> None:
+def endless_chunks(a: ModelOutput) -> None:
     a.send(chunked=True, cut=len(a.body))
     while not a.owner.stop.is_set():
         a.wfile.write(b"400\r\n" + bytes(1024) + b"\r\n")
 
 
 @fault
-def announces_less(a: Answer) -> None:
+def announces_less(a: ModelOutput) -> None:
     a.send(headers={"Content-Length": str(len(a.body) // 2)})
 
 
 @fault
-def announces_more(a: Answer) -> None:
+def announces_more(a: ModelOutput) -> None:
     a.send(headers={"Content-Length": str(len(a.body) * 2)})
 
 
 @fault
-def chunked(a: Answer) -> None:
+def chunked(a: ModelOutput) -> None:
     """Harmless."""
     a.send(chunked=True)

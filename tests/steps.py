@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from vqa_repro.data.questions import Questions, batches
-from vqa_repro.features.loader import Rows
+from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.features.store import Store
 from vqa_repro.models.cnn import SmallCNN
 from vqa_repro.models.hiecoatt import HieCoAtt
-from vqa_repro.models.network import Network
+from vqa_repro.models.network import VQAModel
 from vqa_repro.models.san import SAN
 from vqa_repro.recipe import Training
 from vqa_repro.training.step import Step
-from vqa_repro.utils.distributed import ALONE, World, joined, leave
+from vqa_repro.utils.distributed import SINGLE_PROCESS, World, init_distributed, leave
 
 PICTURES, WORDS, ANSWERS, REGIONS, CHANNELS = 11, 9, 5, 4, 6
 SAN_OPTIONS = {"embedding": 4, "hidden": 8, "attention": 5, "dropout": 0.0}
@@ -56,31 +56,31 @@ def made_up(pictures: bool) -> tuple[Store, Questions]:
     return Store(Path("made up"), rows, {}, {}), questions
 
 
-def network(case: str) -> Network:
+def network(case: str) -> VQAModel:
     torch.manual_seed(1)
     if case == "hiecoatt":
         model: torch.nn.Module = HieCoAtt(
             WORDS, ANSWERS, CHANNELS, hidden=6, last_hidden=8, dropout=0.0
         )
-        return Network(None, model)
+        return VQAModel(None, model)
     cnn = SmallCNN(16) if case == "cnn" else None
-    return Network(cnn, SAN(WORDS, ANSWERS, 16 if cnn else CHANNELS, **SAN_OPTIONS))
+    return VQAModel(cnn, SAN(WORDS, ANSWERS, 16 if cnn else CHANNELS, **SAN_OPTIONS))
 
 
-def steps(case: str, world: World = ALONE) -> dict[str, Tensor]:
+def steps(case: str, world: World = SINGLE_PROCESS) -> dict[str, Tensor]:
     """Weights after an epoch, and every step's tally."""
     training = CASES[case]
     store, questions = made_up(pictures=case == "cnn")
     store = Store(store.path, store.rows[world.rank :: world.size], {}, {})
     net = network(case).train()
-    step = Step(training, net, Rows(store, torch.device("cpu")), questions, world)
+    step = Step(training, net, FeatureLoader(store, torch.device("cpu")), questions, world)
     plan = batches(questions, training.batch_size, training.order, 0, world)
     tallies = torch.stack([step(batch, training.learning_rate) for batch in plan])
     return {"tallies": tallies, **net.state_dict()}
 
 
 if __name__ == "__main__":
-    with joined("cpu") as (this, _):
+    with init_distributed("cpu") as (this, _):
         found = {case: steps(case, this) for case in CASES}
         if this.first:
             torch.save(found, sys.argv[1])

@@ -94,8 +94,8 @@ def shell_blocks(document: Path) -> list[Block]:
 
 def lines(text: str) -> list[str]:
     """The commands of a block: a backslash at a line's end continues it, && begins another."""
-    joined = text.replace("\\\n", " ").replace(" && ", "\n")
-    return [line.strip() for line in joined.splitlines() if line.strip()]
+    init_distributed = text.replace("\\\n", " ").replace(" && ", "\n")
+    return [line.strip() for line in init_distributed.splitlines() if line.strip()]
 
 
 def prose(document: Path) -> str:

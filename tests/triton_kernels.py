@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqa_repro.models.common import ByPicture, by_picture
+from vqa_repro.models.common import QuestionGroups, group_by_image
 from vqa_repro.models.ops import attention, triton_kernels
 
 COUNTS = [3, 0, 1, 2]  # questions about each of four pictures
 N, PICTURES, R, K = 6, 4, 5, 7
 IMAGE_OF = torch.arange(PICTURES).repeat_interleave(torch.tensor(COUNTS))
 IDS = ["grouped", "in any order", "one each"]
-ASKED = by_picture(IMAGE_OF, torch.empty(PICTURES))
+ASKED = group_by_image(IMAGE_OF, torch.empty(PICTURES))
 ORDERS = [
     ASKED,
-    by_picture(IMAGE_OF[[5, 0, 3, 1, 4, 2]], torch.empty(PICTURES)),
-    by_picture(None, torch.empty(N)),
+    group_by_image(IMAGE_OF[[5, 0, 3, 1, 4, 2]], torch.empty(PICTURES)),
+    group_by_image(None, torch.empty(N)),
 ]
 
 
@@ -23,7 +23,7 @@ def numbers(*shape: int) -> Tensor:
     return torch.randn(*shape, requires_grad=True)
 
 
-def scores_input(asked: ByPicture) -> list[Tensor]:
+def scores_input(asked: QuestionGroups) -> list[Tensor]:
     return [numbers(len(asked.starts) - 1, R, K), numbers(N, K), numbers(K)]
 
 
@@ -36,7 +36,7 @@ def same(ours: Tensor, plain: Tensor, inputs: list[Tensor], tolerance: float = 1
 
 
 @pytest.mark.parametrize("asked", ORDERS, ids=IDS)
-def test_scores(asked: ByPicture) -> None:
+def test_scores(asked: QuestionGroups) -> None:
     torch.manual_seed(0)
     inputs = scores_input(asked)
     plain = attention.additive_scores_reference(*inputs, asked)
@@ -46,7 +46,7 @@ def test_scores(asked: ByPicture) -> None:
 @pytest.mark.parametrize("asked", ORDERS, ids=IDS)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_scores_of_questions_that_add_something_else_to_each_region(
-    asked: ByPicture, transposed: bool
+    asked: QuestionGroups, transposed: bool
 ) -> None:
     torch.manual_seed(0)
     image, _, w = scores_input(asked)
@@ -58,7 +58,7 @@ def test_scores_of_questions_that_add_something_else_to_each_region(
 
 
 @pytest.mark.parametrize("asked", ORDERS, ids=IDS)
-def test_pooling(asked: ByPicture) -> None:
+def test_pooling(asked: QuestionGroups) -> None:
     torch.manual_seed(0)
     inputs = [numbers(N, R), numbers(len(asked.starts) - 1, R, K)]
     plain = attention.pooled_reference(*inputs, asked)

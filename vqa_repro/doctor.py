@@ -27,7 +27,7 @@ from vqa_repro.install.lockfile import (
     read_lock,
 )
 from vqa_repro.utils.errors import UserError, main_guard
-from vqa_repro.utils.subprocesses import Outcome, run_limited
+from vqa_repro.utils.subprocesses import ProcessResult, run_limited
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / lock_of(build_here())
@@ -151,7 +151,7 @@ def child_environ() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def ask_torch(question: list[str], seconds: float) -> tuple[list[Facts], Outcome, bool]:
+def ask_torch(question: list[str], seconds: float) -> tuple[list[Facts], ProcessResult, bool]:
     """Put a question to ``kernels_check``: its answers, how it ended, whether torch imported."""
     command = [sys.executable, "-m", "vqa_repro.diagnostics.kernel_check", *question]
     outcome = run_limited(command, seconds, child_environ())
@@ -186,8 +186,8 @@ def examine_torch(
         if device["failure"]:
             capability = [float(device.get("compute_capability", 7.5))]
             what = f"{device['device']} does not compute: {device['failure']}"
-            mend = kernel_mend(device["failure"], driver, capability)
-            problems.append(Finding(what, mend))
+            fix = kernel_mend(device["failure"], driver, capability)
+            problems.append(Finding(what, fix))
     return torch, devices, modules, problems
 
 

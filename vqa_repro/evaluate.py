@@ -18,15 +18,15 @@ from vqa_repro.data.registry import load_split
 from vqa_repro.data.types import Example, Split
 from vqa_repro.evaluation import vqa_accuracy, wups
 from vqa_repro.evaluation.inference import predictions
-from vqa_repro.features.loader import Rows
+from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.features.provider import open_features
-from vqa_repro.models.network import load_network
+from vqa_repro.models.network import load_model
 from vqa_repro.recipe import Data
 from vqa_repro.run import Run, open_run
 from vqa_repro.utils.device import add_device_option, choose_device
 from vqa_repro.utils.errors import UserError, main_guard
 from vqa_repro.utils.files import write_atomic
-from vqa_repro.utils.shortage import memory_explained
+from vqa_repro.utils.shortage import explain_out_of_memory_in
 
 SERVER = "the evaluation server, see visualqa.org/challenge"
 # Options that say how a run answers, and those that go with anybody's results.
@@ -52,8 +52,8 @@ def answer_split(
     if not examples:
         raise UserError(f"{store.path}: leaves out every picture of {split.name} as damaged")
     questions = encode(examples, run.vocabulary, store.row_of).to(device)
-    rows = Rows(store, device, "disk")  # each is looked at once
-    classes = predictions(load_network(run, device), rows, questions).tolist()
+    rows = FeatureLoader(store, device, "disk")  # each is looked at once
+    classes = predictions(load_model(run, device), rows, questions).tolist()
     ids = questions.question_id.tolist()
     return {i: run.vocabulary.answers[c] for i, c in zip(ids, classes, strict=True)}
 
@@ -70,7 +70,7 @@ def where_scored(data: str, split: Split, out: Path, count: int) -> str:
     )
 
 
-@memory_explained()
+@explain_out_of_memory_in()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vqa_repro.evaluate",

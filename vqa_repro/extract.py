@@ -21,13 +21,13 @@ import torch
 
 import checkpoints_setup
 from vqa_repro.data.registry import find_data_set, load_all
-from vqa_repro.features.backbones import BACKBONES, FrozenNetwork
-from vqa_repro.features.extraction import DamagedPicturesError, fill
+from vqa_repro.features.backbones import BACKBONES, FrozenBackbone
+from vqa_repro.features.extraction import DamagedImagesError, fill
 from vqa_repro.features.store import Store
 from vqa_repro.utils.device import add_device_option, choose_device, describe, has_bfloat16
-from vqa_repro.utils.distributed import ALONE, SharedError, World, joined, leave
+from vqa_repro.utils.distributed import SINGLE_PROCESS, SharedError, World, init_distributed, leave
 from vqa_repro.utils.errors import UserError, main_guard
-from vqa_repro.utils.shortage import ELSEWHERE, memory_explained
+from vqa_repro.utils.shortage import ELSEWHERE, explain_out_of_memory_in
 
 BATCH = {"cpu": 4, "cuda": 32}  # two of VGG's widest maps then have 3.3 GB in float32
 
@@ -39,7 +39,7 @@ class Extractor:
     the one before it are copied back.
     """
 
-    def __init__(self, network: FrozenNetwork) -> None:
+    def __init__(self, network: FrozenBackbone) -> None:
         self._network = network
         self._on_gpu = network.device.type == "cuda"
         if self._on_gpu:
@@ -80,14 +80,14 @@ class Extractor:
         return wait
 
 
-@memory_explained(f"`extract --precision bfloat16` takes less; {ELSEWHERE}")
+@explain_out_of_memory_in(f"`extract --precision bfloat16` takes less; {ELSEWHERE}")
 def extract(
     images: dict[str, Path],
     path: Path,
-    network: FrozenNetwork,
+    network: FrozenBackbone,
     *,
     leave_out_damaged: bool = False,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> Store:
     """Fill the store at ``path`` with (regions, channels) float16 rows; return it open.
 
@@ -106,7 +106,7 @@ def extract(
             leave_out_damaged=leave_out_damaged,
             world=world,
         )
-    except DamagedPicturesError as error:
+    except DamagedImagesError as error:
         text = f"{error}, or do without them: `extract --leave-out-damaged`"
         raise (UserError(text) if world.size == 1 else SharedError(text)) from None
 
@@ -131,7 +131,7 @@ def store_path(root: Path, data: str, *what: str) -> Path:
     return root / "features" / f"{'-'.join([find_data_set(data).pictures, *what])}.safetensors"
 
 
-@memory_explained()
+@explain_out_of_memory_in()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vqa_repro.extract", description=__doc__.splitlines()[0]
@@ -161,13 +161,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_device_option(parser)
     args = parser.parse_args(arguments)
-    with joined(args.device) as (world, args.device):
+    with init_distributed(args.device) as (world, args.device):
         try:
             _extract(args, world)
         except SharedError:
-            if world.first:
+            if world.is_main:
                 raise
-    if not world.first:
+    if not world.is_main:
         leave(0)  # also after an error: torchrun would end the first process before it has said it
     return 0
 
@@ -176,7 +176,7 @@ def _extract(args: argparse.Namespace, world: World) -> None:
     if world.size > int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         raise SharedError("extract fills one file: use the GPUs of one machine (--nnodes 1)")
 
-    def prepare() -> tuple[dict[str, Path], FrozenNetwork, Path]:
+    def prepare() -> tuple[dict[str, Path], FrozenBackbone, Path]:
         device = choose_device(args.device)
         splits = load_all(args.data, args.root)
         images = {key: path for split in splits for key, path in split.images.items()}
@@ -186,7 +186,7 @@ def _extract(args: argparse.Namespace, world: World) -> None:
         if args.precision != "float32":
             what.append(args.precision)
         path = args.out or store_path(args.root, args.data, *what)
-        network = FrozenNetwork(args.backbone, weights, args.preprocess, device, args.precision)
+        network = FrozenBackbone(args.backbone, weights, args.preprocess, device, args.precision)
         if args.precision == "bfloat16" and not has_bfloat16(device):
             print("note: no known instructions for bfloat16 here; float32 is faster")
         print(
@@ -197,7 +197,7 @@ def _extract(args: argparse.Namespace, world: World) -> None:
         )
         return images, network, path
 
-    images, network, path = world.together(prepare)
+    images, network, path = world.run_together(prepare)
     store = extract(images, path, network, leave_out_damaged=args.leave_out_damaged, world=world)
     left_out = [key for key in images if key in store.left_out]
     if left_out:

@@ -17,16 +17,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vqa_repro.data.images import Picture, read_picture
+from vqa_repro.data.images import Picture, read_image
 from vqa_repro.data.vocabulary import tokenize
-from vqa_repro.features.backbones import FrozenNetwork
+from vqa_repro.features.backbones import FrozenBackbone
 from vqa_repro.features.provider import NO_PICTURE
-from vqa_repro.models.network import load_network
+from vqa_repro.models.network import load_model
 from vqa_repro.reporting import figures
 from vqa_repro.run import Run, open_run
 from vqa_repro.utils.device import add_device_option, choose_device
 from vqa_repro.utils.errors import UserError, main_guard
-from vqa_repro.utils.shortage import memory_explained
+from vqa_repro.utils.shortage import explain_out_of_memory_in
 
 TOP = 5
 SIZES = range(8, 4097)  # pixels a side of what a network sees: runs may come from strangers
@@ -63,11 +63,11 @@ class Predictor:
     ``network`` is the model itself, in evaluation mode, with the run's weights.
     """
 
-    @memory_explained()
+    @explain_out_of_memory_in()
     def __init__(self, run: Run, device: torch.device, weights: Path | None = None) -> None:
         self.run = run
         self.device = device
-        self.network = load_network(run, device)
+        self.network = load_model(run, device)
         self._made_by = run.features["made_by"]
         size = self._made_by.get("size")
         if self._made_by != NO_PICTURE and (type(size) is not int or size not in SIZES):
@@ -75,10 +75,10 @@ class Predictor:
         self._weights = weights
 
     @cached_property
-    def _frozen(self) -> FrozenNetwork | None:
+    def _frozen(self) -> FrozenBackbone | None:
         if self._made_by["backbone"] == "none":
             return None
-        return FrozenNetwork.like(self._made_by, self._weights, self.device)
+        return FrozenBackbone.like(self._made_by, self._weights, self.device)
 
     def predict(self, picture: Picture, question: str) -> Prediction:
         """Answer ``question`` about a picture: its file, the bytes of one, or the picture itself.
@@ -87,12 +87,12 @@ class Predictor:
         """
         return self.answer(self.look(picture), question)
 
-    @memory_explained()
+    @explain_out_of_memory_in()
     def look(self, picture: Picture) -> Tensor:
         """The picture as a row (1, ...) of a feature store, for ``answer``: the costly half."""
         if self._made_by == NO_PICTURE:
             return torch.zeros(1, 1, 1, device=self.device)
-        pixels = read_picture(picture, self._made_by["size"])
+        pixels = read_image(picture, self._made_by["size"])
         row = torch.from_numpy(pixels)[None].to(self.device)
         if self._frozen:
             with torch.inference_mode():
@@ -102,7 +102,7 @@ class Predictor:
                 raise UserError(f"{self.run.folder / 'features.json'}: {said}")
         return row
 
-    @memory_explained()
+    @explain_out_of_memory_in()
     def answer(self, row: Tensor, question: str) -> Prediction:
         """Answer ``question`` about the picture whose row (1, ...) of a feature store this is."""
         if not question.strip():
@@ -125,7 +125,7 @@ class Predictor:
 
 def draw(prediction: Prediction, picture: Picture, path: Path, note: str = "") -> None:
     """Write the picture with the prediction's attention over it as PNG."""
-    shown = read_picture(picture, SHOWN_SIZE)
+    shown = read_image(picture, SHOWN_SIZE)
     figures.attention(
         shown,
         prediction.question,

@@ -19,7 +19,7 @@ from vqa_repro.reporting import figures, fonts, summary
 from vqa_repro.reporting.comparison import (
     Row,
     made_by,
-    names_of,
+    metric_names,
     read_environment,
     read_log,
     rows,
@@ -50,7 +50,7 @@ def markdown(runs: Sequence[Run]) -> str:
 
 
 def _table(of_data: Sequence[Row]) -> list[str]:
-    names = names_of(of_data)
+    names = metric_names(of_data)
     head = ["", "seeds", "published", *(_in_words(name) for name in names), "minutes", "epochs"]
     cells = [head, ["---", *["---:"] * (len(head) - 1)]]
     for row in of_data:

@@ -353,8 +353,8 @@ def _listen(port: int | None, runs: Runs, samples: Sequence[tuple[bytes, str]]) 
     except (OSError, OverflowError) as error:
         if port is not None:
             why = error.strerror if isinstance(error, OSError) else str(error)
-            mend = "name another one, or 0 for any that is free"
-            raise UserError(f"--port {port}: {why}; {mend}") from None
+            fix = "name another one, or 0 for any that is free"
+            raise UserError(f"--port {port}: {why}; {fix}") from None
         print(f"port {PORT} is taken; this is another one")
         return Server(0, runs, samples)
 

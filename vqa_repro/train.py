@@ -25,28 +25,28 @@ from tqdm import tqdm
 from vqa_repro import doctor
 from vqa_repro.data.questions import Batch, batches
 from vqa_repro.evaluation.inference import predictions
-from vqa_repro.features.loader import PLACES, Place
-from vqa_repro.models.network import Network, build, check_room, load_weights, save_weights
+from vqa_repro.features.loader import PLACEMENTS, Placement
+from vqa_repro.models.network import VQAModel, build, check_memory, load_weights, save_weights
 from vqa_repro.recipe import Recipe, Training, load_recipe, parse_value, recipe_names
 from vqa_repro.reporting.summary import finish, table
 from vqa_repro.run import Run, create_run, open_run, record_resumed
 from vqa_repro.training.logger import Log, means
 from vqa_repro.training.optim import learning_rate
 from vqa_repro.training.optim import resume as resume_optimizer
-from vqa_repro.training.prepare import Material, prepare
+from vqa_repro.training.prepare import PreparedData, prepare
 from vqa_repro.training.step import Step
-from vqa_repro.training.suspects import Suspects
+from vqa_repro.training.suspects import NonFiniteLossTracker
 from vqa_repro.utils.device import (
     add_device_option,
-    be_deterministic,
     choose_device,
     describe,
     has_bfloat16,
+    use_deterministic_algorithms,
 )
-from vqa_repro.utils.distributed import ALONE, SharedError, World, joined, leave
+from vqa_repro.utils.distributed import SINGLE_PROCESS, SharedError, World, init_distributed, leave
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
 from vqa_repro.utils.shortage import explained
-from vqa_repro.utils.signals import Interruption
+from vqa_repro.utils.signals import SignalHandler
 
 RUNS = Path("runs")
 LOG_EVERY = 20  # steps
@@ -57,7 +57,7 @@ RANK_SEED = 7919  # between the seeds of two processes
 class Stopped(Exception):
     """A signal asked the training to stop; all it did is saved."""
 
-    def __init__(self, run: Run, epoch: int, signal: Interruption) -> None:
+    def __init__(self, run: Run, epoch: int, signal: SignalHandler) -> None:
         folder = shlex.quote(str(run.folder))
         super().__init__(
             f"stopped in epoch {epoch} of {run.recipe.training.epochs}; saved in {run.folder}\n"
@@ -77,8 +77,8 @@ def train(
     leave_out_damaged: bool = False,
     resume: bool = False,
     tensorboard: bool = False,
-    place: Place | None = None,
-    world: World = ALONE,
+    place: Placement | None = None,
+    world: World = SINGLE_PROCESS,
 ) -> Run:
     """Train ``recipe`` and return the finished run.
 
@@ -94,14 +94,14 @@ def train(
     Raises UserError for bad input, Stopped when a signal ended it early.
     """
     device = device or choose_device("auto")
-    folder, run = world.by_first(lambda: choose_run(recipe, out, resume))
+    folder, run = world.run_on_main(lambda: choose_run(recipe, out, resume))
     if run and run.finished:
         print(f"{folder} is finished; --seed or --out makes another run")
         return run
     torch.manual_seed(recipe.training.seed)
     print(recipe.title)
     begun = run
-    run, material = world.together(
+    run, material = world.run_together(
         lambda: prepare(
             *(recipe, folder, begun, root, device, weights),
             leave_out_damaged=leave_out_damaged,
@@ -109,28 +109,28 @@ def train(
             world=world,
         )
     )
-    world.together(lambda: check_room(run, device))
+    world.run_together(lambda: check_memory(run, device))
     with explained(recipe.training, folder, device):
         network = build(run).to(device)
-    world.same_weights(network)
+    world.broadcast_weights(network)
     if world.rank:  # from here on, random numbers of its own
         torch.manual_seed(recipe.training.seed + RANK_SEED * world.rank)
     facts: dict[str, Any] = {
         "device": describe(device),
         "torch_build": torch.__version__,
         "processes": world.size,
-        "without": done_without(device, recipe.training) + material.left_out,
+        "without": missing_capabilities(device, recipe.training) + material.left_out,
     }
     for line in facts["without"]:
         print(f"  done without {line}")
     if begun:
-        world.by_first(lambda: record_resumed(run, facts))
+        world.run_on_main(lambda: record_resumed(run, facts))
     else:
-        facts["features"] = material.rows.in_words
-        world.by_first(lambda: create_run(run, {**doctor.environment(), **facts}))
+        facts["features"] = material.rows.description
+        world.run_on_main(lambda: create_run(run, {**doctor.environment(), **facts}))
     processes = f", {world.size} processes" if world.size > 1 else ""
     print(
-        f"  on {describe(device)}{processes}, torch {torch.__version__}; {material.rows.in_words}"
+        f"  on {describe(device)}{processes}, torch {torch.__version__}; {material.rows.description}"
     )
     parameters = sum(p.numel() for p in network.parameters())
     print(
@@ -168,7 +168,7 @@ def choose_run(recipe: Recipe, out: Path | None, resume: bool) -> tuple[Path, Ru
     return out, None
 
 
-def done_without(device: torch.device, training: Training) -> list[str]:
+def missing_capabilities(device: torch.device, training: Training) -> list[str]:
     """What this machine lacks, one phrase each, as bootstrap.sh and torch found it."""
     lines = [line for line in os.environ.get("VQA_REPRO_WITHOUT", "").splitlines() if line]
     if device.type == "cpu":
@@ -181,8 +181,8 @@ def done_without(device: torch.device, training: Training) -> list[str]:
 
 def optimise(
     run: Run,
-    network: Network,
-    material: Material,
+    network: VQAModel,
+    material: PreparedData,
     device: torch.device,
     world: World,
     *,
@@ -206,7 +206,7 @@ def optimise(
     seconds = 0.0
     weights = run.folder / "model.safetensors"
     epoch_sums, sums = torch.zeros(3, device=device), torch.zeros(3, device=device)
-    if (state := world.by_first(lambda: run.load_checkpoint(print))) is not None:
+    if (state := world.run_on_main(lambda: run.load_checkpoint(print))) is not None:
         with run.restoring():
             network.load_state_dict(state["network"])
             resume_optimizer(step.optimizer, state["optimizer"])
@@ -233,7 +233,7 @@ def optimise(
         log.flush()
         if sums[2]:
             means(sums, done)  # refuses to save weights that are no longer numbers
-        random = world.from_all(random_state(device))
+        random = world.all_gather(random_state(device))
         state = {
             "network": network.state_dict(),
             "optimizer": step.optimizer.state_dict(),
@@ -253,7 +253,7 @@ def optimise(
             if training.keep == "last" or not weights.exists():
                 save_weights(network, weights)
 
-        world.by_first(write)
+        world.run_on_main(write)
 
     bar = tqdm(
         total=training.epochs * len(questions),
@@ -261,12 +261,12 @@ def optimise(
         desc="training",
         unit=" questions",
         unit_scale=True,
-        disable=None if world.first else True,  # a log file gets the plain line per epoch only
+        disable=None if world.is_main else True,  # a log file gets the plain line per epoch only
         dynamic_ncols=True,
     )
     network.train()
     entry: dict[str, Any]
-    with bar, Interruption() as interruption, Suspects(questions) as suspects, log:
+    with bar, SignalHandler() as interruption, NonFiniteLossTracker(questions) as suspects, log:
         saved = time.monotonic()
         for epoch in range(first_epoch, training.epochs):
             if training.patience and epoch - best_epoch >= training.patience:
@@ -290,7 +290,7 @@ def optimise(
                     epoch_sums, sums = epoch_sums + sums, torch.zeros_like(sums)
                 if number + 1 == len(plan) or done % meet_every:
                     continue
-                due = world.first and time.monotonic() - saved > SAVE_EVERY
+                due = world.is_main and time.monotonic() - saved > SAVE_EVERY
                 due, stop = world.any(due, interruption.signal is not None)
                 if due or stop:
                     save(epoch, number + 1)
@@ -305,7 +305,7 @@ def optimise(
                 if entry["validation_accuracy"] > best:
                     best, best_epoch = entry["validation_accuracy"], epoch + 1
                     if training.keep == "best":
-                        world.by_first(lambda: save_weights(network, weights))
+                        world.run_on_main(lambda: save_weights(network, weights))
             entry["seconds"] = time.monotonic() - started
             entry["questions_per_second"] = (epoch + 1) * len(questions) / entry["seconds"]
             log.record(entry)
@@ -316,13 +316,13 @@ def optimise(
             if stop and epoch + 1 < training.epochs:
                 raise Stopped(run, epoch + 1, interruption)
     if training.keep == "best":
-        world.by_first(lambda: load_weights(network, weights))
-        world.same_weights(network)
+        world.run_on_main(lambda: load_weights(network, weights))
+        world.broadcast_weights(network)
         print(f"  kept: epoch {best_epoch}, held-out {best:.2f}%")
     return time.monotonic() - started
 
 
-def accuracy(network: Network, material: Material, world: World = ALONE) -> float:
+def accuracy(network: VQAModel, material: PreparedData, world: World = SINGLE_PROCESS) -> float:
     """Percent of the held-out questions answered as labelled."""
     predicted = predictions(network, material.rows, material.validation, world)
     return 100 * float((predicted == material.validation.label.cpu()).float().mean())
@@ -386,7 +386,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--rows",
-        choices=PLACES,
+        choices=PLACEMENTS,
         help="where features are kept; by default where there is room: in the device's memory, "
         "there without the zeros, in the host's memory, on the disk",
     )
@@ -403,7 +403,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_device_option(parser)
     args = parser.parse_args(arguments)
     if args.deterministic:
-        be_deterministic()
+        use_deterministic_algorithms()
     changes = dict(change(text) for text in args.changes)
     for key, value in [
         ("data.name", args.data),
@@ -415,7 +415,7 @@ def main(arguments: list[str] | None = None) -> int:
             changes[key] = value
     recipe = load_recipe(args.recipe or "easy-vqa", changes)
     code = 0
-    with joined(args.device) as (world, device):
+    with init_distributed(args.device) as (world, device):
         try:
             run = train(
                 recipe,
@@ -429,16 +429,16 @@ def main(arguments: list[str] | None = None) -> int:
                 place=args.rows,
                 world=world,
             )
-            if world.first:
+            if world.is_main:
                 print(table(run))
         except Stopped as stopped:
             print(stopped)
             code = stopped.exit_code
         except SharedError:
-            if world.first:
+            if world.is_main:
                 raise
             code = EXIT_BAD_INPUT
-    if not world.first:
+    if not world.is_main:
         leave(code)
     return code
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vqa_repro.data.images import PictureReader, few, read_picture
+from vqa_repro.data.images import ImageReader, few, read_image
 from vqa_repro.utils.errors import UserError
 
 
@@ -22,27 +22,27 @@ def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (30, 20)) -> 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr"])
 def test_pictures_of_every_mode_become_rgb(tmp_path: Path, mode: str) -> None:
     name = "p.tif" if mode in ("CMYK", "YCbCr") else "p.png"
-    rgb = read_picture(picture(tmp_path / name, mode), 16)
+    rgb = read_image(picture(tmp_path / name, mode), 16)
     assert rgb.shape == (16, 16, 3) and rgb.dtype == np.uint8
-    grey = read_picture(picture(tmp_path / "grey.png", "1" if mode == "1" else "L"), 16)
+    grey = read_image(picture(tmp_path / "grey.png", "1" if mode == "1" else "L"), 16)
     np.testing.assert_allclose(rgb.astype(int), grey, atol=4)
 
 
 def test_of_16_bits_the_upper_8_count(tmp_path: Path) -> None:
     values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "p.png")
-    shown = read_picture(tmp_path / "p.png", 64)
+    shown = read_image(tmp_path / "p.png", 64)
     np.testing.assert_array_equal(shown[..., 1], values >> 8)
     Image.fromarray(values.astype(np.float32)).save(tmp_path / "f.tif")
     with pytest.raises(UserError, match=r"f\.tif.*no agreed brightness"):
-        read_picture(tmp_path / "f.tif", 8)
+        read_image(tmp_path / "f.tif", 8)
 
 
 def test_transparency_is_dropped_without_a_warning(tmp_path: Path) -> None:
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 250, 0, 0])
     image.save(tmp_path / "p.png", transparency=bytes([255, 100]))
-    assert (read_picture(tmp_path / "p.png", 8) == (250, 0, 0)).all()
+    assert (read_image(tmp_path / "p.png", 8) == (250, 0, 0)).all()
 
 
 @pytest.mark.parametrize("orientation", range(10))  # 0 and 9 mean nothing
@@ -54,7 +54,7 @@ def test_a_turned_photo_is_turned_upright(tmp_path: Path, orientation: int) -> N
     Image.fromarray(corners).save(tmp_path / "p.jpg", quality=95, exif=exif)
     with Image.open(tmp_path / "p.jpg") as image:
         upright = ImageOps.exif_transpose(image).resize((16, 16), Image.Resampling.BILINEAR)
-    difference = read_picture(tmp_path / "p.jpg", 16).astype(int) - np.array(upright)
+    difference = read_image(tmp_path / "p.jpg", 16).astype(int) - np.array(upright)
     assert np.abs(difference).max() <= 2
 
 
@@ -65,12 +65,12 @@ def test_a_turned_photo_is_turned_upright(tmp_path: Path, orientation: int) -> N
 )
 def test_broken_exif_data_are_no_damage(tmp_path: Path, exif: bytes) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "p.jpg", exif=b"Exif\0\0" + exif)
-    assert read_picture(tmp_path / "p.jpg", 4).shape == (4, 4, 3)
+    assert read_image(tmp_path / "p.jpg", 4).shape == (4, 4, 3)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (3000, 7), (2500, 2500)])
 def test_pictures_of_any_size(tmp_path: Path, size: tuple[int, int]) -> None:
-    assert read_picture(picture(tmp_path / "p.png", size=size), 16).shape == (16, 16, 3)
+    assert read_image(picture(tmp_path / "p.png", size=size), 16).shape == (16, 16, 3)
 
 
 def test_a_bad_picture_is_named(tmp_path: Path) -> None:
@@ -82,13 +82,13 @@ def test_a_bad_picture_is_named(tmp_path: Path) -> None:
     ]:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=f"{name}.*not a readable picture"):
-            read_picture(tmp_path / name, 8)
+            read_image(tmp_path / name, 8)
         with pytest.raises(UserError, match="the picture: not a readable picture"):
-            read_picture(data, 8)
+            read_image(data, 8)
     with pytest.raises(UserError, match="no such picture"):
-        read_picture(tmp_path / "absent.png", 8)
+        read_image(tmp_path / "absent.png", 8)
     with pytest.raises(UserError, match="folder"):
-        read_picture(tmp_path, 8)
+        read_image(tmp_path, 8)
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's remarks about the damage
@@ -101,7 +101,7 @@ def test_damaged_bytes_are_a_picture_or_one_clear_line(kind: str) -> None:
         data = bytearray(whole)
         data[choose.randrange(len(data))] = choose.randrange(256)
         try:
-            assert read_picture(bytes(data[: choose.randrange(len(data)) * 2]), 8).shape == (
+            assert read_image(bytes(data[: choose.randrange(len(data)) * 2]), 8).shape == (
                 8,
                 8,
                 3,
@@ -115,7 +115,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) ->
     Image.new("1", (20_000, 20_000)).save(bomb)
     assert bomb.stat().st_size < 100_000
     with pytest.raises(UserError, match=r"bomb\.png.*too many pixels"):
-        read_picture(bomb, 8)
+        read_image(bomb, 8)
 
 
 def test_of_many_the_damaged_and_the_converted_are_told(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_of_many_the_damaged_and_the_converted_are_told(tmp_path: Path) -> None:
     images["4"].write_text("<html>")
     picture(images["5"], "L")
     picture(images["6"], "RGBA")
-    reader, seen = PictureReader(images, 8), []
+    reader, seen = ImageReader(images, 8), []
     free: SimpleQueue[np.ndarray] = SimpleQueue()
     for _ in range(2):
         free.put(np.full((3, 8, 8, 3), 77, np.uint8))  # what the batch before left there
@@ -133,7 +133,7 @@ def test_of_many_the_damaged_and_the_converted_are_told(tmp_path: Path) -> None:
         for batch, (places, room) in zip(batches, reader.batches(batches, free, pool), strict=True):
             for place in range(3):
                 read = place in places
-                expected = read_picture(images[batch[place]], 8) if read else 0
+                expected = read_image(images[batch[place]], 8) if read else 0
                 np.testing.assert_array_equal(room[place], expected)
             seen.append([batch[place] for place in places])
             free.put(room)

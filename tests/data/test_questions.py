@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from vqa_repro.data.questions import Questions, batches, encode, hold_out
+from vqa_repro.data.questions import Questions, batches, encode, train_validation_split
 from vqa_repro.data.types import Example
 from vqa_repro.data.vocabulary import UNKNOWN, Vocabulary, build_vocabulary, tokenize
 
@@ -112,11 +112,11 @@ def test_equal_seeds_give_equal_batches(order: str) -> None:
 
 def test_held_out_pictures_are_whole_and_always_the_same() -> None:
     examples = [example(10 * i + k, f"p{i}") for i in range(50) for k in range(3)]
-    kept, held = hold_out(examples, 0.2)
+    kept, held = train_validation_split(examples, 0.2)
     assert len(held) == 30 and len(kept) == 120
     assert not {e.image for e in kept} & {e.image for e in held}
-    assert hold_out(list(reversed(examples)), 0.2)[1] == list(reversed(held))
-    assert hold_out(examples, 0) == (examples, [])
+    assert train_validation_split(list(reversed(examples)), 0.2)[1] == list(reversed(held))
+    assert train_validation_split(examples, 0) == (examples, [])
 
 
 def test_questions_end_after_26_words() -> None:
@@ -126,9 +126,11 @@ def test_questions_end_after_26_words() -> None:
 
 def test_held_out_pictures_are_neighbours_by_their_number() -> None:
     examples = [example(i, f"image{i}") for i in range(1, 321)]
-    kept, held = hold_out(examples, 0.25)
+    kept, held = train_validation_split(examples, 0.25)
     numbers = sorted(e.question_id for e in held)
     assert len(held) == 80 and len(kept) == 240
     runs = [n for n in numbers if n - 1 not in numbers]
     assert len(runs) <= 5  # of 16 pictures each
-    assert hold_out(examples[::-1], 0.25)[1][::-1] == held  # whatever the order of the questions
+    assert (
+        train_validation_split(examples[::-1], 0.25)[1][::-1] == held
+    )  # whatever the order of the questions

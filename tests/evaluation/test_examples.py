@@ -36,11 +36,11 @@ def test_the_lists_hold_what_they_are_called_after() -> None:
     asked = numbered(400)
     right = set(range(1, 201))
     confidence = {i: i / 400 for i in asked}
-    of_label = {i: 0.0 if i in (300, 250) else i / 1000 for i in asked}
-    lists = chosen(asked, right, confidence=confidence, of_label=of_label)
+    label_probability = {i: 0.0 if i in (300, 250) else i / 1000 for i in asked}
+    lists = chosen(asked, right, confidence=confidence, label_probability=label_probability)
     assert set(lists) == set(examples.LISTS)
-    assert lists["best"] == list(range(200, 200 - examples.LEAVES, -1))
-    assert lists["confident"] == list(range(400, 400 - examples.LEAVES, -1))
+    assert lists["best"] == list(range(200, 200 - examples.TOP_K, -1))
+    assert lists["confident"] == list(range(400, 400 - examples.TOP_K, -1))
     assert set(lists["worst"][:2]) == {300, 250} and lists["worst"][2] == 201
     assert len(lists["errors"]) == examples.ERRORS == len(set(lists["errors"]) - right)
     assert len(set(lists["sample"])) == examples.SAMPLE and set(lists["sample"]) & right
@@ -68,7 +68,7 @@ def test_partly_right_is_neither_best_nor_an_error() -> None:
     asked = numbered(3)
     flat = dict.fromkeys(asked, 0.5)
     scores = {1: 1.0, 2: 0.3, 3: 0.0}
-    lists = examples.choose(asked, scores, confidence=flat, of_label=flat)
+    lists = examples.choose(asked, scores, confidence=flat, label_probability=flat)
     assert lists["best"] == [1]
     assert lists["errors"] == lists["worst"] == lists["confident"] == [3]
 
@@ -76,7 +76,7 @@ def test_partly_right_is_neither_best_nor_an_error() -> None:
 def test_hidden_answers_leave_a_sample_alone() -> None:
     asked = numbered(50)
     flat = dict.fromkeys(asked, 0.5)
-    lists = examples.choose(asked, {}, confidence=flat, of_label={})
+    lists = examples.choose(asked, {}, confidence=flat, label_probability={})
     assert list(lists) == ["sample"] and len(lists["sample"]) == examples.SAMPLE
 
 
@@ -100,7 +100,7 @@ def test_a_run_keeps_what_predict_would_say(
         )
         assert asked.words == said.words
         assert [text for text, _ in asked.answers] == [text for text, _ in said.answers]
-        assert dict(asked.answers)[asked.label] == asked.of_label
+        assert dict(asked.answers)[asked.label] == asked.label_probability
         for (_, p), (_, q) in zip(asked.answers, said.answers, strict=True):
             assert p == pytest.approx(q, abs=1e-3)
         assert set(asked.attention) == set(said.attention)
@@ -165,7 +165,7 @@ def test_a_model_that_sees_no_picture_keeps_the_questions(
 
 def write(folder: Path, **changes: object) -> None:
     """A gallery of one question, with ``changes`` to that question."""
-    asked = examples.Asked(
+    asked = examples.ExampleRecord(
         1, "what?", ["what", "?"], ["cat"], "cat", 1.0, 0.9, [("cat", 0.9)],
         {"hop 1": [0.25] * 4, "word/question": [0.5, 0.5]}, "1.jpg",
     )  # fmt: skip

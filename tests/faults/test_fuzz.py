@@ -36,7 +36,7 @@ from wheel_index import lock_text, make_wheel
 
 import checkpoints_setup
 from vqa_repro.data import coco_qa, daquar, vqa
-from vqa_repro.data.images import read_picture
+from vqa_repro.data.images import read_image
 from vqa_repro.evaluation import examples, vqa_accuracy
 from vqa_repro.features.backbones import load_backbone
 from vqa_repro.features.store import StoreWriter, open_store
@@ -189,7 +189,7 @@ def pictures() -> dict[str, bytes]:
 
 def read_pictures(folder: Path) -> None:
     for path in folder.iterdir():
-        read_picture(path, 8)
+        read_image(path, 8)
 
 
 def one_file(

@@ -49,7 +49,7 @@ class Code:
 
 
 def load_weights(path: Path) -> None:
-    network.load_weights(network.Network(None, torch.nn.Linear(2, 2), 1.0), path)
+    network.load_weights(network.VQAModel(None, torch.nn.Linear(2, 2), 1.0), path)
 
 
 def load_checkpoint(path: Path) -> None:
@@ -61,7 +61,7 @@ RECIPE = load_recipe("easy-vqa", {})
 READERS: dict[str, Callable[[Path], object]] = {
     "checkpoint.pt": load_checkpoint,
     "weights.pth": lambda path: backbones.load_backbone("resnet50", path),
-    "picture": lambda path: images.read_picture(path, 64),
+    "picture": lambda path: images.read_image(path, 64),
     "store.safetensors": store.open_store,
     "model.safetensors": load_weights,
     "cocoqa-2015-05-17.zip": lambda path: coco_qa.load(path.parent, "train"),

@@ -13,7 +13,7 @@ from vqa_repro import train
 from vqa_repro.data.questions import Questions
 from vqa_repro.recipe import Training
 from vqa_repro.run import open_run
-from vqa_repro.training.suspects import NotFiniteError, Suspects
+from vqa_repro.training.suspects import NonFiniteLossError, NonFiniteLossTracker
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.shortage import explained
 
@@ -54,13 +54,13 @@ def test_the_first_bad_batch_is_named(bad: float) -> None:
     questions = Questions(100 + numbers, *[numbers] * 5)
     with (
         pytest.raises(UserError, match=rf"{bad} at step 3, .* 2 of epoch 5, .* 106, 107, 108;"),
-        Suspects(questions) as suspects,
+        NonFiniteLossTracker(questions) as suspects,
     ):
         loss = torch.zeros(())  # used again at every step, as a recorded step does
         for step, value in enumerate([1.0, 2.0, bad, 3.0, bad], start=1):
             loss.fill_(value)
             suspects.add(step, 5, step - 1, numbers[3 * step - 3 :][:3], loss)
-        raise NotFiniteError(5)
+        raise NonFiniteLossError(5)
 
 
 # ---------------------------------------------------------------- memory

@@ -12,8 +12,8 @@ from conftest import options
 from vqa_repro import train
 from vqa_repro.data.questions import Batch
 from vqa_repro.features import loader as rows_module
-from vqa_repro.features.compressed import pack, packed_bytes
-from vqa_repro.features.loader import PLACES, Place, Rows, choose_place
+from vqa_repro.features.compressed import compressed_bytes, pack
+from vqa_repro.features.loader import PLACEMENTS, FeatureLoader, Placement, choose_placement
 from vqa_repro.features.store import Store, StoreWriter, open_store
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.memory import free_on_host
@@ -59,18 +59,18 @@ def batches(count: int, seed: int = 0) -> list[Batch]:
     return [Batch(nothing, which, nothing, longest=1, total=0) for which in rows]
 
 
-@pytest.mark.parametrize("where", PLACES)
-def test_rows_are_the_stores_wherever_they_are(store: Store, where: Place) -> None:
-    rows = Rows(store, CPU, where)
+@pytest.mark.parametrize("where", PLACEMENTS)
+def test_rows_are_the_stores_wherever_they_are(store: Store, where: Placement) -> None:
+    rows = FeatureLoader(store, CPU, where)
     assert rows.where == where
     for batch in batches(20):
         assert bits(rows[batch.rows]) == bits(store.rows[batch.rows.numpy()])
-    assert "0.00 GB of features" in rows.in_words and "on the host" in rows.in_words
+    assert "0.00 GB of features" in rows.description and "on the host" in rows.description
 
 
-@pytest.mark.parametrize("where", PLACES)
-def test_rows_fetched_ahead_are_those_asked_for(store: Store, where: Place) -> None:
-    rows, asked = Rows(store, CPU, where), batches(50)
+@pytest.mark.parametrize("where", PLACEMENTS)
+def test_rows_fetched_ahead_are_those_asked_for(store: Store, where: Placement) -> None:
+    rows, asked = FeatureLoader(store, CPU, where), batches(50)
     draw = random.Random(1)
     seen = []
     for batch in rows.ahead(asked):
@@ -88,7 +88,7 @@ def test_rows_fetched_ahead_are_those_asked_for(store: Store, where: Place) -> N
 
 
 def test_the_next_rows_are_fetched_while_one_works(store: Store) -> None:
-    rows, asked = Rows(store, CPU, "disk"), batches(10)
+    rows, asked = FeatureLoader(store, CPU, "disk"), batches(10)
     fetched = []
     original = rows._fetch
     rows._fetch = lambda which: fetched.append(which) or original(which)  # type: ignore[method-assign]
@@ -101,8 +101,8 @@ def test_the_next_rows_are_fetched_while_one_works(store: Store) -> None:
 
 def test_a_process_may_have_a_share_of_the_rows(store: Store) -> None:
     share = Store(store.path, store.rows[1::3], store.row_of, store.made_by)
-    for where in PLACES:
-        rows = Rows(share, CPU, where)
+    for where in PLACEMENTS:
+        rows = FeatureLoader(share, CPU, where)
         assert bits(rows[torch.tensor([4, 0])]) == bits(store.rows[[13, 1]])
 
 
@@ -110,16 +110,16 @@ def test_pixels_and_rows_of_models_that_see_nothing(tmp_path: Path) -> None:
     pixels = np.arange(5 * 3 * 3 * 3, dtype=np.uint8).reshape(5, 3, 3, 3)
     store = write(tmp_path / "p", pixels)
     for where in ("device", "host", "disk"):
-        assert bits(Rows(store, CPU, where)[torch.tensor([4, 2])]) == bits(pixels[[4, 2]])
+        assert bits(FeatureLoader(store, CPU, where)[torch.tensor([4, 2])]) == bits(pixels[[4, 2]])
     with pytest.raises(UserError, match=r"--rows packed: .*cannot be packed"):
-        Rows(store, CPU, "packed")
+        FeatureLoader(store, CPU, "packed")
     nothing = Store(Path("none"), np.zeros((3, 1, 1), np.float16), {}, {})
-    assert Rows(nothing, CPU)[torch.tensor([2, 2])].shape == (2, 1, 1)
+    assert FeatureLoader(nothing, CPU)[torch.tensor([2, 2])].shape == (2, 1, 1)
 
 
 def test_packing_loses_nothing_and_takes_what_was_said() -> None:
     values = torch.from_numpy(sparse(500))
-    said = packed_bytes(values, 500)
+    said = compressed_bytes(values, 500)
     for room in (1, said):  # too little at first, and enough
         packed = pack(values.split(64), 500, room)
         which = torch.randperm(500)
@@ -150,19 +150,19 @@ def test_the_place_is_chosen_by_the_free_memory(
     device: str,
     free_device: float,
     free_host: float,
-    place: Place,
+    place: Placement,
 ) -> None:
     sizes = [None if n is None else int(n * GB) for n in (dense, packed)]
-    assert choose_place(*sizes, device, int(free_device * GB), int(free_host * GB)) == place
+    assert choose_placement(*sizes, device, int(free_device * GB), int(free_host * GB)) == place
 
 
 def test_rows_are_read_from_the_disk_where_memory_is_short(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows_module, "free_on_host", lambda: store.rows.nbytes)
-    assert Rows(store, CPU).where == "disk"
+    assert FeatureLoader(store, CPU).where == "disk"
     monkeypatch.setattr(rows_module, "free_on_host", lambda: 3 * store.rows.nbytes)
-    assert Rows(store, CPU).where == "device"
+    assert FeatureLoader(store, CPU).where == "device"
 
 
 def machine(root: Path, files: dict[str, str]) -> Path:

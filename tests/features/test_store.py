@@ -11,7 +11,7 @@ from conftest import environ
 from PIL import Image
 from safetensors.numpy import load_file
 
-from vqa_repro.data.images import read_picture
+from vqa_repro.data.images import read_image
 from vqa_repro.features.extraction import store_pixels
 from vqa_repro.features.store import StoreWriter, open_store
 from vqa_repro.utils.errors import UserError
@@ -136,7 +136,7 @@ def test_pixels_are_the_pictures_and_are_made_once(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "p.safetensors"
     made = store_pixels(images, path, 8)
     assert made.rows.shape == (2, 8, 8, 3)
-    np.testing.assert_array_equal(made.rows[1], read_picture(images["y"], 8))
+    np.testing.assert_array_equal(made.rows[1], read_image(images["y"], 8))
     images["x"].unlink()  # no longer needed
     again = store_pixels(images, path, 8)
     np.testing.assert_array_equal(again.rows, made.rows)
@@ -187,7 +187,7 @@ def test_damaged_pictures_are_counted_named_and_mended_one_by_one(
     picture(images["d"], size=(9, 9))
     store = store_pixels(images, path, 8)
     assert list(store.row_of) == list("abcde") and store.left_out == {}
-    np.testing.assert_array_equal(store.rows[3], read_picture(images["d"], 8))
+    np.testing.assert_array_equal(store.rows[3], read_image(images["d"], 8))
     assert sorted(tmp_path.glob("p.*")) == [path]
 
 
@@ -197,7 +197,7 @@ def test_damaged_pictures_are_left_out_if_told_so(tmp_path: Path) -> None:
     assert store.row_of == {"a": 0, "c": 1, "e": 2} and store.left_out.keys() == {"b", "d"}
     assert store.left_out["b"] == "missing" and "not a readable" in store.left_out["d"]
     for key, row in store.row_of.items():
-        np.testing.assert_array_equal(store.rows[row], read_picture(images[key], 8))
+        np.testing.assert_array_equal(store.rows[row], read_image(images[key], 8))
     np.testing.assert_array_equal(load_file(path)["rows"], store.rows)
     assert sorted(tmp_path.glob("p.*")) == [path]
     for name in "ace":
@@ -274,5 +274,5 @@ def test_two_processes_make_one_store(tmp_path: Path) -> None:
     assert any("waiting for another process" in err for _, err in said)
     store = open_store(tmp_path / "p.safetensors")
     for key, row in store.row_of.items():
-        np.testing.assert_array_equal(store.rows[row], read_picture(tmp_path / f"{key}.png", 16))
+        np.testing.assert_array_equal(store.rows[row], read_image(tmp_path / f"{key}.png", 16))
     assert sorted(tmp_path.glob("p.*")) == [store.path]

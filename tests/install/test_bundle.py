@@ -558,11 +558,11 @@ def test_parts_are_small_enough_and_are_joined(made: Project) -> None:
     by_hand = ["sh", "-c", join, "sh", str(big(made, 1).with_suffix(""))]
     assert subprocess.check_output(by_hand) == original
     made.open()
-    joined = made.into / "wheels/big-1.0-py3-none-any.whl"
-    assert joined.read_bytes() == original and not joined.is_symlink()
-    before = joined.stat().st_ino
+    init_distributed = made.into / "wheels/big-1.0-py3-none-any.whl"
+    assert init_distributed.read_bytes() == original and not init_distributed.is_symlink()
+    before = init_distributed.stat().st_ino
     made.open()
-    assert joined.stat().st_ino == before
+    assert init_distributed.stat().st_ino == before
     made.asked.clear()
     assert "nothing to do" in made.make("--split", "1M")
     made.make()  # whole again, without a download

@@ -10,24 +10,24 @@ import torch
 from conftest import PROJECT, environ
 from torch import Tensor
 
-from vqa_repro.models.common import ByPicture, by_picture
+from vqa_repro.models.common import QuestionGroups, group_by_image
 from vqa_repro.models.ops import attention
 
 COUNTS = [3, 1, 2]  # questions about each of three pictures
 N, PICTURES, R, T, D = 6, 3, 5, 4, 7
 IMAGE_OF = torch.arange(PICTURES).repeat_interleave(torch.tensor(COUNTS))
-ASKED = by_picture(IMAGE_OF, torch.empty(PICTURES))
+ASKED = group_by_image(IMAGE_OF, torch.empty(PICTURES))
 
 
 def numbers(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
-def scores_input(asked: ByPicture) -> list[Tensor]:
+def scores_input(asked: QuestionGroups) -> list[Tensor]:
     return [numbers(len(asked.starts) - 1, R, D), numbers(N, D), numbers(D)]
 
 
-def coattention_input(asked: ByPicture) -> list[Tensor]:
+def coattention_input(asked: QuestionGroups) -> list[Tensor]:
     pictures = len(asked.starts) - 1
     words = [numbers(N, T, D), numbers(N, T), numbers(N, T, D)]
     return [*words, numbers(pictures, R, D), numbers(pictures, R, D), numbers(D)]
@@ -37,12 +37,12 @@ def coattention_input(asked: ByPicture) -> list[Tensor]:
     "asked",
     [
         ASKED,
-        by_picture(IMAGE_OF[[5, 0, 3, 1, 4, 2]], torch.empty(PICTURES)),
-        by_picture(None, torch.empty(N)),
+        group_by_image(IMAGE_OF[[5, 0, 3, 1, 4, 2]], torch.empty(PICTURES)),
+        group_by_image(None, torch.empty(N)),
     ],
     ids=["grouped", "in any order", "one each"],
 )
-def test_values_and_gradients_are_those_of_the_plain_form(asked: ByPicture) -> None:
+def test_values_and_gradients_are_those_of_the_plain_form(asked: QuestionGroups) -> None:
     torch.manual_seed(0)
     pictures = len(asked.starts) - 1
     for kernel, plain, inputs in (
@@ -164,7 +164,7 @@ def test_triton_s_kernels_compile_for_gpus_and_keep_to_their_registers(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(JITFunction, "run", compile_only)
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
-    asked = by_picture(torch.tensor([0, 0, 1]), torch.empty(2))
+    asked = group_by_image(torch.tensor([0, 0, 1]), torch.empty(2))
     for dtype in (torch.bfloat16, torch.float32):
         image, question, v, w = (
             torch.zeros(shape, dtype=dtype, requires_grad=True)

@@ -14,15 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vqa_repro.data.questions import Batch, batches
-from vqa_repro.features.loader import Rows
+from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.models.hiecoatt import HieCoAtt
 from vqa_repro.models.network import MODELS as ALL_MODELS
-from vqa_repro.models.network import Network
+from vqa_repro.models.network import VQAModel
 from vqa_repro.models.san import SAN
 from vqa_repro.recipe import Training
 from vqa_repro.training.optim import before_step, learning_rate, make_optimizer, resume
 from vqa_repro.training.step import Recorded, Room, Step, rounded_up
-from vqa_repro.utils.distributed import ALONE, World, flattened
+from vqa_repro.utils.distributed import SINGLE_PROCESS, World, flattened
 
 CPU = torch.device("cpu")
 SIZES = (steps.WORDS, steps.ANSWERS, steps.CHANNELS)
@@ -53,10 +53,10 @@ def test_questions_that_share_a_picture_have_the_gradients_of_single_ones(name: 
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14, msg=parameter)
 
 
-def a_step(case: str, training: Training | None = None, world: World = ALONE) -> Step:
+def a_step(case: str, training: Training | None = None, world: World = SINGLE_PROCESS) -> Step:
     store, questions = steps.made_up(pictures=False)
     network = steps.network(case).train()
-    return Step(training or steps.CASES[case], network, Rows(store, CPU), questions, world)
+    return Step(training or steps.CASES[case], network, FeatureLoader(store, CPU), questions, world)
 
 
 @pytest.mark.parametrize("case", ["san", "hiecoatt"])
@@ -105,7 +105,7 @@ def test_a_step_neither_reads_from_the_device_nor_writes_to_it(
     meta = torch.device("meta")
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no such device
     with meta:
-        network = Network(None, ON_META[name](), regions=0.5).train()
+        network = VQAModel(None, ON_META[name](), regions=0.5).train()
     _, questions = steps.made_up(pictures=False)
     (batch,) = batches(questions, 1000, "grouped")
     batch = Batch(*(part.to(meta) if isinstance(part, Tensor) else part for part in batch))
@@ -141,11 +141,11 @@ class Again:
 class Alike(World):
     """Two processes that always have the same: to add up is to double."""
 
-    def add_up(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         return values.mul_(2)
 
 
-@pytest.mark.parametrize("world", [ALONE, Alike(0, 2)], ids=["one process", "two"])
+@pytest.mark.parametrize("world", [SINGLE_PROCESS, Alike(0, 2)], ids=["one process", "two"])
 def test_replays_train_as_steps_one_by_one_do(
     monkeypatch: pytest.MonkeyPatch, world: World
 ) -> None:
@@ -221,7 +221,7 @@ def test_training_sees_some_regions_of_each_picture_and_answering_all() -> None:
             seen.append(grid)
 
     rows = torch.arange(3 * 8.0).view(3, 8, 1).expand(3, 8, 2).half()
-    network = Network(None, Looks(), 0.5, regions=0.25)
+    network = VQAModel(None, Looks(), 0.5, regions=0.25)
     torch.manual_seed(0)
     for _ in range(2):
         network(rows, rows, rows)

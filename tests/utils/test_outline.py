@@ -9,18 +9,18 @@ from conftest import PROJECT, environ
 
 from vqa_repro.models.hiecoatt import HieCoAtt
 from vqa_repro.models.network import MODELS
-from vqa_repro.utils.outline import outlined
+from vqa_repro.utils.outline import empty_weights
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_outline_has_the_shapes_and_takes_the_weights(name: str) -> None:
     model = MODELS[name](30, 7, 6)
-    with outlined():
+    with empty_weights():
         outline = MODELS[name](30, 7, 6)
     assert all(parameter.is_meta for parameter in outline.parameters())
     outline.load_state_dict(model.state_dict(), assign=True)
     assert not any(parameter.is_meta for parameter in outline.parameters())
-    with outlined():
+    with empty_weights():
         pass
     assert HieCoAtt(9, 2, 4, hidden=4).W_h.weight.device == torch.device("cpu")
 

@@ -13,7 +13,7 @@ import torchvision
 from vqa_repro import doctor
 from vqa_repro.diagnostics import kernel_check
 from vqa_repro.install import driver, lockfile
-from vqa_repro.utils.subprocesses import Outcome, run_limited
+from vqa_repro.utils.subprocesses import ProcessResult, run_limited
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -193,13 +193,13 @@ def test_nvidia_smi_that_fails_is_reported(
     # With the driver loaded in the kernel there is a card, and training would miss it silently.
     loaded = facts | {"kernel_driver": True, "device_files": True, "cuda_visible_devices": None}
     problems, _ = driver.diagnose(loaded, no_gpu)
-    assert said in problems[0].what and "reboot" in problems[0].mend
+    assert said in problems[0].what and "reboot" in problems[0].fix
 
 
 def test_a_program_that_starts_others_is_ended_with_them(tmp_path: Path) -> None:
     program = write_program(tmp_path, "parent", f"(sleep 2; touch {tmp_path}/alive) & sleep 600")
     outcome = run_limited([str(program)], 0.5, dict(os.environ))
-    assert outcome == Outcome("", "no answer within 0.5 s")
+    assert outcome == ProcessResult("", "no answer within 0.5 s")
     subprocess.run(["sleep", "2.5"], check=True)
     assert not (tmp_path / "alive").exists()
 
@@ -230,11 +230,11 @@ DRIVER = {
     ],
 )
 def test_why_torch_sees_no_card(
-    facts: dict[str, object], torch_facts: dict[str, object], what: str, mend: str
+    facts: dict[str, object], torch_facts: dict[str, object], what: str, fix: str
 ) -> None:
     problems, notes = driver.diagnose(DRIVER | facts, TORCH | torch_facts)
     assert notes == [] and len(problems) == 1
-    assert what in problems[0].what and mend in problems[0].mend
+    assert what in problems[0].what and fix in problems[0].fix
 
 
 def test_cards_hidden_on_purpose_are_no_illness() -> None:
@@ -273,9 +273,9 @@ def test_a_build_for_the_cpu_is_no_illness_where_it_was_asked_for(
     ],
 )
 def test_which_build_suits(version: str | None, capabilities: list[float], said: str) -> None:
-    mend = driver.right_build(version, capabilities)
-    assert said in mend
-    assert ("cu126" in mend) == ("cu126" in said or "12.6" in said)
+    fix = driver.right_build(version, capabilities)
+    assert said in fix
+    assert ("cu126" in fix) == ("cu126" in said or "12.6" in said)
 
 
 # --- torch and the kernels -------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_the_card_at_which_the_process_died_is_blamed(monkeypatch: pytest.Monkey
     child = "\n".join(f"print({json.dumps(json.dumps(answer))}, flush=True)" for answer in answers)
     child += "\nimport os, signal; os.kill(os.getpid(), signal.SIGABRT)"
 
-    def ask(question: list[str], seconds: float, environ: dict[str, str]) -> Outcome:
+    def ask(question: list[str], seconds: float, environ: dict[str, str]) -> ProcessResult:
         return run_limited([sys.executable, "-c", child], seconds, environ)
 
     monkeypatch.setattr(doctor, "run_limited", ask)
@@ -377,7 +377,7 @@ def test_what_may_lie_where_the_checkpoint_belongs(resnet50: Path) -> None:
         make()
         facts, problems, notes = doctor.examine_checkpoint("resnet50", False, 60)
         assert facts["state"] == "bad" and notes == []
-        assert problems[0].mend == "python checkpoints_setup.py resnet50"
+        assert problems[0].fix == "python checkpoints_setup.py resnet50"
         remove()
     facts, problems, notes = doctor.examine_checkpoint("resnet50", False, 60)
     assert facts["state"] == "absent" and problems == [] and len(notes) == 1

@@ -18,8 +18,8 @@ from conftest import environ
 from safetensors.torch import load_file, save_file
 
 from vqa_repro import extract, predict, train
-from vqa_repro.data.images import read_picture
-from vqa_repro.features.backbones import FrozenNetwork, preprocess
+from vqa_repro.data.images import read_image
+from vqa_repro.features.backbones import FrozenBackbone, preprocess
 from vqa_repro.features.store import open_store
 from vqa_repro.utils.errors import UserError
 
@@ -92,7 +92,7 @@ def test_rows_are_the_last_pooling_layer_region_by_region(
     state = {k: v.float() for k, v in torch.load(weights, weights_only=True).items()}
     network.load_state_dict(state, strict=False)
     key = next(key for key in opened.row_of if "42" in key)
-    picture = read_picture(few / "images" / "42.png", 448)
+    picture = read_image(few / "images" / "42.png", 448)
     x = torch.from_numpy(picture[:, :, ::-1].astype(np.float32))
     x = x - torch.tensor([103.939, 116.779, 123.68])
     with torch.inference_mode():
@@ -212,8 +212,8 @@ def test_low_precision_is_near_and_says_what_it_is(
     assert "precision" not in exact.made_by, "as in features of before"
     difference = np.linalg.norm(low.rows.astype(float) - exact.rows)
     assert 0 < difference < 0.02 * np.linalg.norm(exact.rows.astype(float))
-    network = FrozenNetwork.like(low.made_by, weights, torch.device("cpu"))
-    picture = torch.from_numpy(read_picture(few / "images" / "1.png", 448))[None]
+    network = FrozenBackbone.like(low.made_by, weights, torch.device("cpu"))
+    picture = torch.from_numpy(read_image(few / "images" / "1.png", 448))[None]
     with torch.inference_mode():
         row = network(picture)[0].half().numpy()
     assert np.abs(row - low.rows[low.row_of["1"]].astype(float)).max() < 0.1
@@ -305,5 +305,5 @@ def test_wrong_weights_are_one_clear_line(weights: Path, tmp_path: Path, kind: s
     elif kind == "resnet":
         torch.save(torchvision.models.resnet18().state_dict(), path)
     with pytest.raises(UserError) as error:
-        FrozenNetwork("vgg16", path, "caffe", torch.device("cpu"))
+        FrozenBackbone("vgg16", path, "caffe", torch.device("cpu"))
     assert str(path) in str(error.value) and "\n" not in str(error.value)

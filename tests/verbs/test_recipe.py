@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vqa_repro.data.registry import DATA_SETS
+from vqa_repro.data.registry import DATASETS
 from vqa_repro.data.vocabulary import Vocabulary
 from vqa_repro.models.network import build
 from vqa_repro.recipe import load_recipe, recipe_names
@@ -18,7 +18,7 @@ WORDS = Vocabulary(("<pad>", "<unk>", "what"), ("yes", "no", "red"))
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_builds_its_model_and_names_its_source(name: str) -> None:
     recipe = load_recipe(name, {})
-    assert recipe.name == name and recipe.data.name in DATA_SETS
+    assert recipe.name == name and recipe.data.name in DATASETS
     assert recipe.data.name.removesuffix("-reduced") in name
     if recipe.published:
         assert 20 < recipe.published.accuracy < 100 and len(recipe.published.source) > 20

@@ -116,7 +116,7 @@ def add_gallery(folder: Path, wrong: int = 3, question: str = "what is it?") -> 
     maps = {"hop 1": [0.1, 0.2, 0.3, 0.4], "phrase/image": [0.25] * 4, "phrase/question": [0.3] * 4}
     asked = [
         asdict(
-            examples.Asked(
+            examples.ExampleRecord(
                 n, f"{question} {n}", ["what", "is", "it", "?"], ["cat"], "cat", float(n == 0),
                 0.25, [("cat" if n == 0 else "dog", 0.5)], maps, "1.jpg",
             )

@@ -16,7 +16,7 @@ from conftest import PROJECT, environ, options, run_verb
 from PIL import Image
 
 from vqa_repro import evaluate, predict, train
-from vqa_repro.models.network import load_network
+from vqa_repro.models.network import load_model
 from vqa_repro.reporting import summary
 from vqa_repro.run import open_run, record_resumed
 from vqa_repro.training.prepare import prepare
@@ -400,7 +400,7 @@ def test_the_best_epoch_is_kept_and_waiting_for_a_better_one_has_an_end(
     # The weights are those of that epoch: they answer the held-out questions as well as then.
     run = open_run(out)
     _, material = prepare(run.recipe, out, run, Path("resources"), torch.device("cpu"))
-    network = load_network(run, torch.device("cpu"))
+    network = load_model(run, torch.device("cpu"))
     assert train.accuracy(network, material) == pytest.approx(max(held_out))
 
 

@@ -43,7 +43,7 @@ class DamagedPictureError(UserError):
         self.reason = reason
 
 
-def read_picture(source: Picture, size: int) -> npt.NDArray[np.uint8]:
+def read_image(source: Picture, size: int) -> npt.NDArray[np.uint8]:
     """Decode a picture to (size, size, 3) uint8 RGB, squashed: the aspect ratio is not kept.
 
     Squashing (rather than cropping) is what SAN section 4.2 and HieCoAtt section 4.2 do: every
@@ -57,7 +57,7 @@ def read_picture(source: Picture, size: int) -> npt.NDArray[np.uint8]:
     return _read(source, size)[0]
 
 
-class PictureReader:
+class ImageReader:
     """Reads many pictures and keeps an account of those that are damaged or not RGB."""
 
     def __init__(self, images: Mapping[str, Path], size: int) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from vqa_repro.data.types import Example
 from vqa_repro.data.vocabulary import PADDING, Vocabulary
-from vqa_repro.utils.distributed import ALONE, World
+from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 
-HELD_RUN = 16  # pictures
+BLOCK = 16  # pictures
 
 Target = Literal["label", "sampled", "soft"]
 
@@ -77,7 +77,9 @@ def encode(
     )
 
 
-def hold_out(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
+def train_validation_split(
+    examples: Sequence[Example], share: float
+) -> tuple[list[Example], list[Example]]:
     """(kept, held out): all questions of a fixed ``share`` of the pictures are held out.
 
     Pictures are held out in runs of up to HELD_RUN by their number. DAQUAR's photos of one room
@@ -87,7 +89,7 @@ def hold_out(examples: Sequence[Example], share: float) -> tuple[list[Example], 
     """
     images = sorted({example.image for example in examples}, key=_by_number)
     wanted = round(share * len(images))
-    runs = [images[i : i + HELD_RUN] for i in range(0, len(images), HELD_RUN)]
+    runs = [images[i : i + BLOCK] for i in range(0, len(images), BLOCK)]
     held: set[str] = set()
     for i in np.random.default_rng(0).permutation(len(runs)):
         held.update(runs[i][: wanted - len(held)])
@@ -107,7 +109,7 @@ def batches(
     size: int,
     order: Literal["grouped", "iid", "stored"],
     seed: int = 0,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> list[Batch]:
     """All questions once, about ``size`` at a time, on the device the questions are on.
 
@@ -124,8 +126,8 @@ def batches(
         which, batch_of = which[own], batch_of[own]
     # Within a batch by picture: the questions about one are next to each other.
     height = int(row.max()) + 1 if len(row) else 1
-    key, by_picture = (batch_of * height + row[which]).sort(stable=True)
-    which, batch_of = which[by_picture], batch_of[by_picture]
+    key, group_by_image = (batch_of * height + row[which]).sort(stable=True)
+    which, batch_of = which[group_by_image], batch_of[group_by_image]
     picture_key, picture = torch.unique_consecutive(key, return_inverse=True)
     sizes = torch.bincount(batch_of, minlength=len(totals))
     pictures = torch.bincount(picture_key // height, minlength=len(totals))

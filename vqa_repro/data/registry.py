@@ -26,7 +26,7 @@ def _vqa(version: str) -> DataSet:
     return DataSet(load, ("train", "val", "test2015"), "coco")
 
 
-DATA_SETS = {
+DATASETS = {
     "easy-vqa": DataSet(easy_vqa.load, easy_vqa.SPLITS, "easy-vqa"),
     "vqa-v1": _vqa("v1"),
     "vqa-v2": _vqa("v2"),
@@ -38,8 +38,8 @@ DATA_SETS = {
 
 def find_data_set(data: str) -> DataSet:
     """The data set called ``data``, or the folder of VQA-format JSON and pictures of that path."""
-    if data in DATA_SETS:
-        return DATA_SETS[data]
+    if data in DATASETS:
+        return DATASETS[data]
     folder = Path(data)
     if folder.is_dir():
         # Folders of one's own may share a name, and their pictures too: the path tells them apart.
@@ -49,7 +49,7 @@ def find_data_set(data: str) -> DataSet:
             ("train", "val", "test"),
             f"{folder.resolve().name}-{where}",
         )
-    raise UserError(f"--data {data}: no such folder or data set; there are {', '.join(DATA_SETS)}")
+    raise UserError(f"--data {data}: no such folder or data set; there are {', '.join(DATASETS)}")
 
 
 def _load_folder(folder: Path, root: Path, split: str) -> Split:

@@ -165,13 +165,13 @@ def check_checkpoint(name: str, file: Path) -> dict[str, Any]:
     import torchvision  # only here: the other checks are about torch alone
 
     from vqa_repro.features.backbones import load_backbone
-    from vqa_repro.utils.outline import outlined
+    from vqa_repro.utils.outline import empty_weights
 
     if name.endswith("-caffe"):
         model = load_backbone(name.removesuffix("-caffe"), file)
     else:
         state = torch.load(file, map_location="cpu", weights_only=True)
-        with outlined():
+        with empty_weights():
             model = getattr(torchvision.models, name)()
         model.load_state_dict(state, assign=True)  # strict: every key, every shape
     side = torch.linspace(-2, 2, 224)

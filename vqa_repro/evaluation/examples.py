@@ -21,24 +21,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vqa_repro.data.images import read_picture
+from vqa_repro.data.images import read_image
 from vqa_repro.data.questions import Questions
 from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vocabulary import tokenize
 from vqa_repro.evaluation import vqa_accuracy
 from vqa_repro.evaluation.inference import ask_all
-from vqa_repro.features.loader import Rows
-from vqa_repro.models.common import Answer
-from vqa_repro.models.network import Network, load_network
+from vqa_repro.features.loader import FeatureLoader
+from vqa_repro.models.common import ModelOutput
+from vqa_repro.models.network import VQAModel, load_model
 from vqa_repro.run import Run, open_run, read_bounded
-from vqa_repro.training.prepare import Material, prepare
+from vqa_repro.training.prepare import PreparedData, prepare
 from vqa_repro.utils.device import add_device_option, choose_device
-from vqa_repro.utils.distributed import ALONE, World
+from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 from vqa_repro.utils.errors import UserError, first_line, main_guard
 from vqa_repro.utils.files import write_atomic
 
 SAMPLE = 24  # questions drawn from all
-LEAVES = 12  # best, worst, most confident errors
+TOP_K = 12  # best, worst, most confident errors
 ERRORS = 100  # drawn from the wrong answers: as many as SAN's authors analysed (section 4.6)
 LISTS = ("sample", "best", "worst", "confident", "errors")
 TOP = 5  # answers kept of a question
@@ -55,16 +55,16 @@ MAX_MAPS = 16
 _PICTURE = re.compile(r"[0-9]{1,4}\.jpg")
 
 
-class Answered(NamedTuple):
+class Predictions(NamedTuple):
     """The model's answers to N questions, on the CPU."""
 
     answer: Tensor  # (N,) int64: the likeliest class
     confidence: Tensor  # (N,) its probability
-    of_label: Tensor  # (N,) the probability of the label; 0 where the model cannot give it
+    label_probability: Tensor  # (N,) the probability of the label; 0 where the model cannot give it
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExampleRecord:
     """A question, what people answered and what the model did.
 
     Attention is as in ``predict.Prediction``.
@@ -76,7 +76,7 @@ class Asked:
     human: list[str]  # the data set's answers; none where it hides them
     label: str | None
     accuracy: float | None  # 0 to 1; None where the answers are hidden
-    of_label: float | None  # the probability of the label; None where it has no class
+    label_probability: float | None  # the probability of the label; None where it has no class
     answers: list[tuple[str, float]]  # the likeliest, probability falling
     attention: dict[str, list[float]]
     picture: str | None  # name of a file in gallery/
@@ -85,15 +85,15 @@ class Asked:
 @dataclass(frozen=True)
 class Gallery:
     lists: dict[str, list[int]]  # name, of LISTS -> positions in ``asked``
-    asked: list[Asked]
+    asked: list[ExampleRecord]
     wrong: int | None  # how many wrong answers the errors were drawn from; None: hidden
     pictures: dict[str, bytes]  # file name -> JPEG
     fingerprint: str  # of gallery.json
 
 
 def answer_all(
-    network: Network, rows: Rows, questions: Questions, world: World = ALONE
-) -> Answered:
+    network: VQAModel, rows: FeatureLoader, questions: Questions, world: World = SINGLE_PROCESS
+) -> Predictions:
     """Ask everything once. ``network`` is put into evaluation meanwhile; maps are not kept.
 
     Over several processes each question is asked by one, and all get the answers.
@@ -101,7 +101,7 @@ def answer_all(
     numbers = torch.zeros(2, len(questions), device=questions.label.device)
     answers = torch.zeros_like(questions.label)
 
-    def look(answer: Answer, which: Tensor) -> None:
+    def look(answer: ModelOutput, which: Tensor) -> None:
         likeliest = answers[which] = answer.logits.argmax(1)
         label = questions.label[which]
         probability = answer.logits.float().softmax(1)
@@ -109,12 +109,16 @@ def answer_all(
         numbers[1, which] = probability.gather(1, label.clamp(min=0)[:, None])[:, 0] * (label >= 0)
 
     ask_all(network, rows, questions, look, world)
-    confidence, of_label = world.add_up(numbers.cpu())
-    return Answered(world.add_up(answers.cpu()), confidence, of_label)
+    confidence, label_probability = world.all_reduce(numbers.cpu())
+    return Predictions(world.all_reduce(answers.cpu()), confidence, label_probability)
 
 
 def make(
-    run: Run, network: Network, material: Material, answered: Answered, results: Mapping[int, str]
+    run: Run,
+    network: VQAModel,
+    material: PreparedData,
+    answered: Predictions,
+    results: Mapping[int, str],
 ) -> Gallery:
     """Choose, and write gallery.json and the pictures into the run's folder.
 
@@ -129,7 +133,7 @@ def make(
         examples,
         scores,
         confidence=dict(zip(ids, answered.confidence.tolist(), strict=True)),
-        of_label=dict(zip(ids, answered.of_label.tolist(), strict=True)),
+        label_probability=dict(zip(ids, answered.label_probability.tolist(), strict=True)),
     )
     wanted = {question_id for listed in chosen.values() for question_id in listed}
     positions = [position for position, i in enumerate(ids) if i in wanted]
@@ -139,21 +143,21 @@ def make(
         needed=run.recipe.data.features != "none",
     )
     asked = []
-    of_label = answered.of_label.tolist()
+    label_probability = answered.label_probability.tolist()
     for position, (answers, attention) in zip(
         positions, _closer(network, material.rows, questions, positions), strict=True
     ):
         example = examples[ids[position]]
         length = int(questions.lengths[position])
         asked.append(
-            Asked(
+            ExampleRecord(
                 question_id=example.question_id,
                 question=example.question,
                 words=tokenize(example.question)[:length] or [example.question.strip()],
                 human=list(example.answers),
                 label=example.answer,
                 accuracy=scores.get(example.question_id),
-                of_label=round(of_label[position], DIGITS)
+                label_probability=round(label_probability[position], DIGITS)
                 if int(questions.label[position]) >= 0
                 else None,
                 answers=[(run.vocabulary.answers[c], p) for c, p in answers],
@@ -175,7 +179,7 @@ def choose(
     scores: Mapping[int, float],
     *,
     confidence: Mapping[int, float],
-    of_label: Mapping[int, float],
+    label_probability: Mapping[int, float],
 ) -> dict[str, list[int]]:
     """Question ids by list; all arguments are by question id. Without ``scores``, a sample alone.
 
@@ -185,34 +189,34 @@ def choose(
     order = [int(i) for i in np.random.default_rng(0).permutation(sorted(examples))]
 
     def first(ids: Iterable[int], count: int) -> list[int]:
-        by_picture: dict[str, int] = {}
+        group_by_image: dict[str, int] = {}
         for question_id in ids:
-            by_picture.setdefault(examples[question_id].image, question_id)
-            if len(by_picture) == count:
+            group_by_image.setdefault(examples[question_id].image, question_id)
+            if len(group_by_image) == count:
                 break
-        return list(by_picture.values())
+        return list(group_by_image.values())
 
     lists = {"sample": first(order, SAMPLE)}
     if scores:
         right = [i for i in order if scores[i] == 1]
         wrong = [i for i in order if scores[i] == 0]
         lists |= {
-            "best": first(sorted(right, key=lambda i: -confidence[i]), LEAVES),
-            "worst": first(sorted(wrong, key=lambda i: of_label[i]), LEAVES),
-            "confident": first(sorted(wrong, key=lambda i: -confidence[i]), LEAVES),
+            "best": first(sorted(right, key=lambda i: -confidence[i]), TOP_K),
+            "worst": first(sorted(wrong, key=lambda i: label_probability[i]), TOP_K),
+            "confident": first(sorted(wrong, key=lambda i: -confidence[i]), TOP_K),
             "errors": wrong[:ERRORS],
         }
     return lists
 
 
 def _closer(
-    network: Network, rows: Rows, questions: Questions, positions: Sequence[int]
+    network: VQAModel, rows: FeatureLoader, questions: Questions, positions: Sequence[int]
 ) -> list[tuple[list[tuple[int, float]], dict[str, list[float]]]]:
     """The likeliest (class, probability) and the attention maps of a few questions."""
     few = Questions(*(getattr(questions, f)[positions] for f in questions.__dataclass_fields__))
     found = []
 
-    def look(answer: Answer, _: Tensor) -> None:
+    def look(answer: ModelOutput, _: Tensor) -> None:
         logits, attention = answer
         values, classes = logits.float().softmax(1).topk(min(TOP, logits.shape[1]))
         for n in range(len(logits)):
@@ -244,7 +248,7 @@ def _small_pictures(
 
 def _small(path: Path) -> bytes:
     """The picture as JPEG in its own proportions, the longer side SIDE pixels."""
-    square = Image.fromarray(read_picture(path, SIDE))
+    square = Image.fromarray(read_image(path, SIDE))
     width, height = _shape(path)
     scale = SIDE / max(width, height)
     small = square.resize((max(1, round(scale * width)), max(1, round(scale * height))))
@@ -332,9 +336,9 @@ def _read_picture(path: Path) -> bytes:
     return data
 
 
-def _asked(record: Any, where: str) -> Asked:
+def _asked(record: Any, where: str) -> ExampleRecord:
     """A checked Asked from plain values. Raises ValueError, KeyError or TypeError."""
-    asked = Asked(**{**record, "answers": [(text, p) for text, p in record["answers"]]})
+    asked = ExampleRecord(**{**record, "answers": [(text, p) for text, p in record["answers"]]})
     for text in (asked.question, asked.label, asked.picture, *(text for text, _ in asked.answers)):
         _check(text is None or _is_text(text), f"{where}: no text")
     for texts in (asked.words, asked.human):
@@ -342,7 +346,7 @@ def _asked(record: Any, where: str) -> Asked:
         _check(good, f"{where}: no list of texts")
     _check(type(asked.question_id) is int, f"{where}: question_id: no whole number")
     _check(len(asked.answers) <= TOP, f"{where}: too many answers")
-    for share in (asked.accuracy, asked.of_label, *(p for _, p in asked.answers)):
+    for share in (asked.accuracy, asked.label_probability, *(p for _, p in asked.answers)):
         _check(share is None or _is_share(share), f"{where}: no share of 0 to 1")
     good = isinstance(asked.attention, dict) and len(asked.attention) <= MAX_MAPS
     _check(good, f"{where}: attention: not maps by name")
@@ -388,14 +392,14 @@ def main(arguments: list[str] | None = None) -> int:
     if not run.finished:
         raise UserError(f"{run.folder}: not finished; train it with --resume")
     _, material = prepare(run.recipe, run.folder, run, args.root, device)
-    network = load_network(run, device)
+    network = load_model(run, device)
     answered = answer_all(network, material.rows, material.test)
     made = make(run, network, material, answered, results_of(run, material.test, answered))
     print(f"{len(made.asked)} questions: {run.folder / 'gallery.json'}")
     return 0
 
 
-def results_of(run: Run, questions: Questions, answered: Answered) -> dict[int, str]:
+def results_of(run: Run, questions: Questions, answered: Predictions) -> dict[int, str]:
     """Question id -> the model's answer."""
     answers = run.vocabulary.answers
     ids = questions.question_id.tolist()

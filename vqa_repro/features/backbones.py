@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import checkpoints_setup
 from vqa_repro.utils.errors import UserError, first_line
-from vqa_repro.utils.outline import outlined
+from vqa_repro.utils.outline import empty_weights
 from vqa_repro.utils.tar_checkpoint import load_tar
 from vqa_repro.utils.torch_file import load_torch
 
@@ -47,7 +47,7 @@ Preprocess = Literal["torchvision", "caffe"]
 Precision = Literal["float32", "bfloat16"]
 
 
-class FrozenNetwork:
+class FrozenBackbone:
     """A backbone with its weights, on a device; ``made_by`` is what its features record.
 
     precision: of the convolutions. bfloat16 is several times as fast where the processor has
@@ -86,7 +86,7 @@ class FrozenNetwork:
     @classmethod
     def like(
         cls, made_by: dict[str, Any], weights: Path | None, device: torch.device
-    ) -> "FrozenNetwork":
+    ) -> "FrozenBackbone":
         """The network that made features with the record ``made_by``.
 
         weights: its file; by default the seeded checkpoint of that name. Raises UserError if it
@@ -152,7 +152,7 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
         ) from None
     if not isinstance(state, dict):
         raise UserError(f"{weights}: holds no state dict; is it another model's file?")
-    with outlined():
+    with empty_weights():
         model: nn.Module = getattr(torchvision.models, name)()
     # Batch counters are used in training only, and older checkpoints lack them.
     unused = ("classifier.", "fc.", "num_batches_tracked")

@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 
-def can_pack(like: Tensor) -> bool:
+def can_compress(like: Tensor) -> bool:
     """Whether rows like this one, (...), can be packed."""
     return like.dtype == torch.float16 and like.numel() % 8 == 0
 
 
-def packed_bytes(some: Tensor, rows: int) -> int:
+def compressed_bytes(some: Tensor, rows: int) -> int:
     """About how much ``rows`` rows would take, judged by ``some`` of them, (n, ...)."""
     not_zero = int((some != 0).sum()) / len(some)
     return round(rows * (some[0].numel() / 8 + 2 * not_zero + 8))
 
 
-class Packed:
+class CompressedFeatures:
     """N rows of ``shape``, float16."""
 
     def __init__(self, shape: torch.Size, bits: Tensor, values: Tensor, first: Tensor) -> None:
@@ -57,7 +57,7 @@ class Packed:
         return unpacked.view(len(rows), *self._shape)
 
 
-def pack(parts: Iterable[Tensor], rows: int, room: int) -> Packed:
+def pack(parts: Iterable[Tensor], rows: int, room: int) -> CompressedFeatures:
     """Pack all the rows that ``parts`` (n, ...) hold one after the other, where they are.
 
     room: bytes claimed at first, as ``packed_bytes`` has it; more if they do not suffice.
@@ -85,4 +85,4 @@ def pack(parts: Iterable[Tensor], rows: int, room: int) -> Packed:
         values[used : used + len(found)] = found
         done, used = done + len(part), used + len(found)
     values[used] = 0  # looked at, though not used, for zeros behind the last number
-    return Packed(shape, bits, values[: used + 1], first)
+    return CompressedFeatures(shape, bits, values[: used + 1], first)

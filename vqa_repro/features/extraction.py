@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from vqa_repro.data.images import PictureReader, few
+from vqa_repro.data.images import ImageReader, few
 from vqa_repro.features.store import Store, StoreWriter, open_store
-from vqa_repro.utils.distributed import ALONE, World
+from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import reason
 
@@ -48,7 +48,7 @@ class Compute(Protocol):
         """
 
 
-class DamagedPicturesError(UserError):
+class DamagedImagesError(UserError):
     """Counts the pictures that could not be read and names the first. The others' rows are kept."""
 
 
@@ -61,7 +61,7 @@ def fill(
     made_by: dict[str, Any],
     *,
     leave_out_damaged: bool = False,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> Store:
     """Give the store at ``path`` a row for each of ``images`` and return it open.
 
@@ -91,28 +91,28 @@ def fill(
                 return None  # another process made it meanwhile
             return _begin(path, images, row_shape, dtype, made_by, leave_out_damaged)
 
-        begun = world.by_first(begin)
+        begun = world.run_on_main(begin)
         if begun is None:
-            return world.together(lambda: open_store(path))
+            return world.run_together(lambda: open_store(path))
         keys, left_out = begun
         writer = StoreWriter(path, keys, row_shape, dtype, made_by)
-        missing = world.from_first(writer.missing().tolist())
+        missing = world.broadcast(writer.missing().tolist())
         reader = _make(writer, keys, missing, images, compute, world)
-        damaged = {k: why for part in world.from_all(reader.damaged) for k, why in part.items()}
-        not_rgb = {k: kind for part in world.from_all(reader.not_rgb) for k, kind in part.items()}
-        if not_rgb and world.first:
+        damaged = {k: why for part in world.all_gather(reader.damaged) for k, why in part.items()}
+        not_rgb = {k: kind for part in world.all_gather(reader.not_rgb) for k, kind in part.items()}
+        if not_rgb and world.is_main:
             print(
                 f"note: {len(not_rgb):,} of {len(missing):,} pictures read were not RGB and "
                 f"were converted: {few(not_rgb, images)}",
                 file=sys.stderr,
             )
         if damaged and (not leave_out_damaged or len(damaged) == len(keys)):
-            raise DamagedPicturesError(
+            raise DamagedImagesError(
                 f"{len(damaged):,} of {len(images):,} pictures are damaged: "
                 f"{few(damaged, images)}; mend them and give the same command again"
             )
 
-        world.by_first(lambda: writer.finish({**left_out, **damaged}))
+        world.run_on_main(lambda: writer.finish({**left_out, **damaged}))
         return open_store(path)
 
 
@@ -132,7 +132,7 @@ def _begin(
         left_out = {key: reason for key, reason in left_out.items() if key not in images}
     new = [key for key in images if key not in there and key not in left_out]
     if new and not any(images[key].exists() for key in new):  # before any room is claimed
-        raise DamagedPicturesError(
+        raise DamagedImagesError(
             f"all {len(new):,} pictures are missing, e.g. {images[new[0]]}; put them there"
         )
     keys = [*there, *new]
@@ -151,7 +151,7 @@ def _make(
     images: Mapping[str, Path],
     compute: Compute,
     world: World,
-) -> PictureReader:
+) -> ImageReader:
     """Write this process's share of the ``missing`` rows; the account of what was read."""
     rooms = [compute.room() for _ in range(ROOMS)]
     batch, size = rooms[0].shape[:2]
@@ -162,7 +162,7 @@ def _make(
     for row in missing:
         batches.setdefault(row // batch, {})[row % batch] = keys[row]
     own = dict(sorted(batches.items())[world.rank :: world.size])
-    reader = PictureReader(images, size)
+    reader = ImageReader(images, size)
     written: deque[Future[None]] = deque()
     saved: Future[None] | None = None
     due = time.monotonic() + SAVE_EVERY
@@ -181,7 +181,7 @@ def _make(
             free.put(room)  # also after an error, which the main thread has yet to meet
 
     with (
-        Progress(len(keys), len(keys) - len(missing), drawn=world.first) as progress,
+        Progress(len(keys), len(keys) - len(missing), drawn=world.is_main) as progress,
         ThreadPoolExecutor(threads()) as decoding,
         ThreadPoolExecutor(1) as writing,
         ThreadPoolExecutor(1) as saving,
@@ -326,7 +326,7 @@ def store_pixels(
     size: int,
     *,
     leave_out_damaged: bool = False,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> Store:
     """Store the pictures themselves, squashed to (size, size, 3) uint8; return the open store.
 

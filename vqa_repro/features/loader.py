@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from vqa_repro.data.questions import Batch
-from vqa_repro.features.compressed import Packed, can_pack, pack, packed_bytes
+from vqa_repro.features.compressed import CompressedFeatures, can_compress, compressed_bytes, pack
 from vqa_repro.features.store import Store
 from vqa_repro.utils.errors import UserError, first_line
 from vqa_repro.utils.memory import free_on_device, free_on_host
 
-Place = Literal["device", "packed", "host", "disk"]
-PLACES: tuple[Place, ...] = get_args(Place)
+Placement = Literal["device", "packed", "host", "disk"]
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 
 # What features may take of the memory that is free; the rest is for the training.
 OF_GPU, OF_HOST_BESIDE_GPU, OF_HOST = 0.8, 0.6, 0.5
@@ -27,9 +27,9 @@ READERS = 8  # threads: a disk is at its best when asked for several rows at a t
 PART = 256 * 2**20  # bytes read in one go, and pinned in one piece
 
 
-def choose_place(
+def choose_placement(
     dense: int, packed: int | None, device: str, free_device: int, free_host: int
-) -> Place:
+) -> Placement:
     """Where features of so many bytes should be, by the bytes that are free.
 
     On the device if they fit; else on a GPU without the zeros, if that halves them and they fit;
@@ -50,7 +50,7 @@ class Fetched(NamedTuple):
     there: torch.cuda.Event | None
 
 
-class Rows:
+class FeatureLoader:
     """Rows of ``store`` by their number, on ``device``.
 
     where: "device": all of them are in its memory; "packed": there too, without the zeros;
@@ -60,18 +60,18 @@ class Rows:
     Several processes may use one store. Raises UserError if the memory was not there after all.
     """
 
-    def __init__(self, store: Store, device: torch.device, where: Place | None = None) -> None:
+    def __init__(self, store: Store, device: torch.device, where: Placement | None = None) -> None:
         self.device = device
         self._rows = store.rows
         on_gpu = device.type == "cuda"
         first = torch.from_numpy(np.array(store.rows[:1]))
         self._dtype, self._shape = first.dtype, first.shape[1:]
         dense, packed = store.rows.nbytes, None
-        if (on_gpu or where == "packed") and len(store.rows) and can_pack(first[0]):
+        if (on_gpu or where == "packed") and len(store.rows) and can_compress(first[0]):
             some = np.array(store.rows[:: max(1, len(store.rows) // 64)])
-            packed = packed_bytes(torch.from_numpy(some), len(store.rows))
+            packed = compressed_bytes(torch.from_numpy(some), len(store.rows))
         free = free_on_device(device), free_on_host()
-        self.where: Place = where or choose_place(dense, packed, device.type, *free)
+        self.where: Placement = where or choose_placement(dense, packed, device.type, *free)
         if self.where == "packed" and packed is None:
             raise UserError(f"--rows packed: {store.path}: its numbers cannot be packed")
 
@@ -82,7 +82,7 @@ class Rows:
         self._copied: deque[torch.cuda.Event | None] = deque([None, None])
         self._coming: deque[tuple[Tensor, Future[Fetched]]] = deque()
 
-        self._resident: Tensor | Packed | None = None
+        self._resident: Tensor | CompressedFeatures | None = None
         self._parts: list[Tensor] = []  # of PART bytes at most: pinning rounds up to a power of two
         self._per_part = max(1, PART // max(1, first.nbytes))
         try:
@@ -94,10 +94,10 @@ class Rows:
             ) from None
         memory = f"in the memory of the {'GPU' if on_gpu else 'host'}"
         place = {"host": "in the memory of the host", "disk": "on the disk"}.get(self.where, memory)
-        if isinstance(self._resident, Packed):
+        if isinstance(self._resident, CompressedFeatures):
             place = f"packed to {self._resident.nbytes / 1e9:.2f} GB {place}"
         gpu = f"{free[0] / 1e9:.1f} GB on the GPU, " if on_gpu else ""
-        self.in_words = (
+        self.description = (
             f"{dense / 1e9:.2f} GB of features {place} "
             f"(free: {gpu}{free[1] / 1e9:.1f} GB on the host)"
         )

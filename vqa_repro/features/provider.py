@@ -10,7 +10,7 @@ import torch
 
 from vqa_repro.data.types import Split
 from vqa_repro.extract import extract, seeded, store_path
-from vqa_repro.features.backbones import BACKBONES, FrozenNetwork, Preprocess
+from vqa_repro.features.backbones import BACKBONES, FrozenBackbone, Preprocess
 from vqa_repro.features.extraction import store_pixels
 from vqa_repro.features.store import Store, open_store
 from vqa_repro.recipe import Data
@@ -46,16 +46,16 @@ def open_features(
                 return store
         return store_pixels(images, path, data.picture_size, leave_out_damaged=leave_out_damaged)
     path = Path(data.features)
-    mend = "were they made from another data set?"
+    fix = "were they made from another data set?"
     backbone, preprocess = frozen(data.features)
     if backbone in BACKBONES:
         path = store_path(root, data.name, backbone, preprocess)
-        mend = (
+        fix = (
             f"`python -m vqa_repro.extract --data {data.name} --backbone {backbone} "
             f"--preprocess {preprocess}` adds them"
         )
         if not path.exists():
-            network = FrozenNetwork(backbone, weights or seeded(data.features), preprocess, device)
+            network = FrozenBackbone(backbone, weights or seeded(data.features), preprocess, device)
             print(
                 f"  no features yet; {len(images):,} pictures through {data.features} "
                 f"({network.made_by['weights']}) on {describe(device)} -> {path}"
@@ -66,7 +66,7 @@ def open_features(
     if absent:
         raise UserError(
             f"{path}: has no features for {len(absent)} of {len(images)} pictures, e.g. "
-            f"{absent[0]}; {mend}"
+            f"{absent[0]}; {fix}"
         )
     return store
 

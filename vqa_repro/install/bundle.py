@@ -29,9 +29,9 @@ from pathlib import Path
 from vqa_repro.install.bundle_build import make
 from vqa_repro.install.bundle_format import (
     AGAIN,
+    DISK_FULL,
+    INVALID_BUNDLE,
     NO_PERMISSION,
-    NO_ROOM,
-    UNUSABLE,
     BundleError,
     say,
 )
@@ -40,8 +40,8 @@ from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError
 
 FAT32_LIMIT = (4 << 30) - 1  # bytes; no file on such a stick is larger
 CODES = {
-    errno.ENOSPC: NO_ROOM,
-    errno.EDQUOT: NO_ROOM,
+    errno.ENOSPC: DISK_FULL,
+    errno.EDQUOT: DISK_FULL,
     errno.EACCES: NO_PERMISSION,
     errno.EPERM: NO_PERMISSION,
     errno.EROFS: NO_PERMISSION,
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         where, what = error.filename or args.folder, error.strerror or str(error)
         print(f"error: {where}: {what}; mend that; {AGAIN}", file=sys.stderr)
-        return CODES.get(error.errno or 0, UNUSABLE)
+        return CODES.get(error.errno or 0, INVALID_BUNDLE)
     return 0
 
 

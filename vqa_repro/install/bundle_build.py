@@ -14,10 +14,10 @@ from typing import Any
 import checkpoints_setup
 from vqa_repro.install.bundle_format import (
     AGAIN,
+    CHECKSUM_MISMATCH,
     DESCRIPTION,
     FORMAT,
     MANIFEST,
-    WRONG_BYTES,
     BundleError,
     Piece,
     Whole,
@@ -218,13 +218,15 @@ def copy_checkpoints(folder: Path) -> None:
             continue
         path.unlink(missing_ok=True)
         if not seeded(checkpoint.name):
-            mend = f"python checkpoints_setup.py {checkpoint.name}, then the same command again"
-            say(f"without {checkpoint.filename}, which is not here; first: {mend}")
+            fix = f"python checkpoints_setup.py {checkpoint.name}, then the same command again"
+            say(f"without {checkpoint.filename}, which is not here; first: {fix}")
             continue
         say(f"copying {checkpoint.filename}")
         if not checkpoint.matches(join([checkpoints_setup.checkpoint_dir() / path.name], path)):
             path.unlink()
-            raise BundleError(WRONG_BYTES, f"{path.name} changed while it was copied; {AGAIN}")
+            raise BundleError(
+                CHECKSUM_MISMATCH, f"{path.name} changed while it was copied; {AGAIN}"
+            )
     for path in folder.iterdir():
         if path.name not in {checkpoint.filename for checkpoint in wanted}:
             path.unlink()

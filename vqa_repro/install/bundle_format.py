@@ -18,7 +18,14 @@ AGAIN = "the same command continues, with what has arrived"
 MAKE_ANEW = "copy it again, or make it anew"
 
 # The exit codes are those of bootstrap.sh; 2, bad input, is UserError's.
-NO_ROOM, NO_PERMISSION, NOT_HAD, WRONG_BYTES, UNUSABLE, NO_BUILD = 12, 13, 14, 15, 19, 20
+DISK_FULL, NO_PERMISSION, DOWNLOAD_FAILED, CHECKSUM_MISMATCH, INVALID_BUNDLE, NO_BUILD = (
+    12,
+    13,
+    14,
+    15,
+    19,
+    20,
+)
 
 
 class BundleError(UserError):
@@ -30,7 +37,7 @@ class BundleError(UserError):
 
 
 def refuse(text: str) -> NoReturn:
-    raise BundleError(UNUSABLE, text)
+    raise BundleError(INVALID_BUNDLE, text)
 
 
 def say(text: str) -> None:

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from vqa_repro.install.bundle_format import (
     DESCRIPTION,
+    DISK_FULL,
     FORMAT,
     MAKE_ANEW,
     MANIFEST,
     NO_PERMISSION,
-    NO_ROOM,
     BundleError,
     Piece,
     Whole,
@@ -196,7 +196,7 @@ def open_bundle(folder: Path, into: Path, python: str, torch: str) -> None:
     free, needed = shutil.disk_usage(into).free, sum(whole.size for whole in to_join.values())
     if free < needed:
         raise BundleError(
-            NO_ROOM,
+            DISK_FULL,
             f"{into} has {megabytes(free)} free, and joining the bundle's parts needs "
             f"{megabytes(needed)}; make room, or make the bundle without --split",
         )
@@ -238,14 +238,14 @@ def check_fit(
     folder: Path, bundle: Bundle, python: str, torch: str, locks: dict[str, bytes]
 ) -> None:
     """Raises BundleError with the reason and the mend if the bundle is not for this machine."""
-    for key, ours, mend in (
+    for key, ours, fix in (
         ("platform", platform_tag(), "make the bundle on a machine of this kind"),
         ("python", python, f"on the other machine: ./bootstrap.sh bundle OUT --python {python}"),
         ("torch", torch, f"on the other machine: ./bootstrap.sh bundle OUT --torch {torch}"),
     ):
         theirs = bundle.about.get(key)
         if theirs != ours:
-            refuse(f"{folder} is for {key} {theirs!r}, and here is {ours!r}; {mend}")
+            refuse(f"{folder} is for {key} {theirs!r}, and here is {ours!r}; {fix}")
     digests = bundle.about.get("locks")
     for name, text in locks.items():
         if not isinstance(digests, dict) or digests.get(name) != hashlib.sha256(text).hexdigest():

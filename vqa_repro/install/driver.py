@@ -18,7 +18,7 @@ class Finding(NamedTuple):
     """A problem, or something worth a note: what there is, and what to do about it."""
 
     what: str
-    mend: str
+    fix: str
 
 
 def driver_facts(seconds: float) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def diagnose(
 
     names = f" ({', '.join(gpu['name'] for gpu in gpus)})" if gpus else ""
     capabilities = [gpu["compute_capability"] for gpu in gpus if gpu["compute_capability"]]
-    mend = right_build(driver["version"], capabilities)
+    fix = right_build(driver["version"], capabilities)
     needed = (580,) if (torch["cuda"] or "").startswith("13") else (525, 60, 13)
     if gpus and torch["cuda"] is None:
         why = f"torch {torch['version']} is a build without CUDA"
@@ -202,17 +202,17 @@ def diagnose(
         why = f"driver {driver['version']} is too old for CUDA {torch['cuda']}"
     elif not driver["device_files"]:
         why = "a driver is there, but no /dev/nvidia* is visible from here"
-        mend = f"start the container with its GPUs (docker run --gpus all); {CPU_IS_WANTED}"
+        fix = f"start the container with its GPUs (docker run --gpus all); {CPU_IS_WANTED}"
     elif not gpus:
-        why, mend = f"a driver is loaded, but nvidia-smi {smi}", f"{REBOOT}; {CPU_IS_WANTED}"
+        why, fix = f"a driver is loaded, but nvidia-smi {smi}", f"{REBOOT}; {CPU_IS_WANTED}"
     elif visible is not None:
-        why, mend = f"CUDA_VISIBLE_DEVICES={visible} names none", "unset CUDA_VISIBLE_DEVICES"
+        why, fix = f"CUDA_VISIBLE_DEVICES={visible} names none", "unset CUDA_VISIBLE_DEVICES"
     elif all(gpu["mig"] for gpu in gpus):
         why = "MIG is on, and no MIG instance is there for us"
-        mend = "make instances (sudo nvidia-smi mig -cgi ... -C), or sudo nvidia-smi -mig 0"
+        fix = "make instances (sudo nvidia-smi mig -cgi ... -C), or sudo nvidia-smi -mig 0"
     else:
-        why, mend = torch["warning"] or "it gives no reason", REBOOT
-    return [Finding(f"torch cannot use the GPU{names}: {why}", mend)], []
+        why, fix = torch["warning"] or "it gives no reason", REBOOT
+    return [Finding(f"torch cannot use the GPU{names}: {why}", fix)], []
 
 
 def kernel_mend(failure: str, driver: dict[str, Any], capabilities: list[float]) -> str:

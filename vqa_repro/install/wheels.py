@@ -28,10 +28,10 @@ from pathlib import Path
 import checkpoints_setup
 from vqa_repro.install.bundle_format import (
     AGAIN,
+    CHECKSUM_MISMATCH,
+    DISK_FULL,
+    DOWNLOAD_FAILED,
     NO_BUILD,
-    NO_ROOM,
-    NOT_HAD,
-    WRONG_BYTES,
     BundleError,
     is_plain,
     megabytes,
@@ -134,7 +134,7 @@ def fetch(
     else:
         wheel = fetch_by_pip(entry, arriving / f"pip-{entry.name}", python, sources, pip)
     if sha256_of(wheel) not in entry.hashes:
-        raise BundleError(WRONG_BYTES, f"{wheel.name} is not the one that the lock names")
+        raise BundleError(CHECKSUM_MISMATCH, f"{wheel.name} is not the one that the lock names")
     os.replace(wheel, folder / wheel.name)
     return folder / wheel.name
 
@@ -302,7 +302,7 @@ def fetch_by_pip(
     requirement = f"{entry.name}=={entry.version}"
     if not pip:
         why = f"no index has it, and {sys.executable} has no pip to look elsewhere"
-        raise BundleError(NOT_HAD, f"{requirement}: {why}; take another Python")
+        raise BundleError(DOWNLOAD_FAILED, f"{requirement}: {why}; take another Python")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     (scratch / "wanted.txt").write_text(lock_text([entry]), encoding="ascii")
@@ -330,7 +330,7 @@ def fetch_by_pip(
 
 
 def no_room(requirement: str) -> BundleError:
-    return BundleError(NO_ROOM, f"{requirement}: no room on the disk; make room, then {AGAIN}")
+    return BundleError(DISK_FULL, f"{requirement}: no room on the disk; make room, then {AGAIN}")
 
 
 def failed_download(requirement: str, said: str) -> BundleError:
@@ -341,7 +341,7 @@ def failed_download(requirement: str, said: str) -> BundleError:
         return no_room(requirement)
     if "DO NOT MATCH THE HASHES" in said:
         what = "what arrived is not what the lock names; try another index"
-        return BundleError(WRONG_BYTES, f"{requirement}: {what}")
+        return BundleError(CHECKSUM_MISMATCH, f"{requirement}: {what}")
     return BundleError(
-        NOT_HAD, f"{requirement} could not be downloaded: {errors[-1][:300]}; {AGAIN}"
+        DOWNLOAD_FAILED, f"{requirement} could not be downloaded: {errors[-1][:300]}; {AGAIN}"
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqa_repro.models.common import Answer, by_picture, per_question, word_mask
+from vqa_repro.models.common import ModelOutput, group_by_image, per_question, word_mask
 from vqa_repro.models.ops.attention import Dropout, pooled
 from vqa_repro.models.ops.lstm import in_time, states_in_time
 
@@ -50,8 +50,8 @@ class QuestionOnly(nn.Module):
 
     def forward(
         self, grid: Tensor, tokens: Tensor, lengths: Tensor, image_of: Tensor | None = None
-    ) -> Answer:
-        return Answer(self.classifier(torch.cat(self.question(tokens, lengths), dim=1)), {})
+    ) -> ModelOutput:
+        return ModelOutput(self.classifier(torch.cat(self.question(tokens, lengths), dim=1)), {})
 
 
 class DeeperLSTMNormI(nn.Module):
@@ -84,12 +84,12 @@ class DeeperLSTMNormI(nn.Module):
 
     def forward(
         self, grid: Tensor, tokens: Tensor, lengths: Tensor, image_of: Tensor | None = None
-    ) -> Answer:
+    ) -> ModelOutput:
         v = F.normalize(grid.mean(dim=1), dim=1)  # (I, image_dim)
         image = per_question(torch.tanh(self.W_I(self.dropout(v))), image_of)  # (N, common)
         q = torch.cat(self.question(tokens, lengths), dim=1)  # (N, 4 * hidden)
         question = torch.tanh(self.W_Q(self.dropout(q)))
-        return Answer(self.classifier(self.dropout(question * image)), {})
+        return ModelOutput(self.classifier(self.dropout(question * image)), {})
 
 
 class BagOfWords(nn.Module):
@@ -108,10 +108,10 @@ class BagOfWords(nn.Module):
 
     def forward(
         self, grid: Tensor, tokens: Tensor, lengths: Tensor, image_of: Tensor | None = None
-    ) -> Answer:
+    ) -> ModelOutput:
         words = self.embedding(tokens) * word_mask(tokens, lengths)[:, :, None]  # (N, T, embedding)
         image = per_question(self.image(grid.mean(dim=1)), image_of)  # (N, num_answers)
-        return Answer(self.question(words.sum(dim=1)) + image, {})
+        return ModelOutput(self.question(words.sum(dim=1)) + image, {})
 
 
 class ShowAskAttendAnswer(nn.Module):
@@ -153,11 +153,11 @@ class ShowAskAttendAnswer(nn.Module):
 
     def forward(
         self, grid: Tensor, tokens: Tensor, lengths: Tensor, image_of: Tensor | None = None
-    ) -> Answer:
+    ) -> ModelOutput:
         """Attention "glimpse 1", "glimpse 2": (N, R)."""
         V = F.normalize(grid, dim=2)  # (I, R, image_dim)
         _, q = self.question(tokens, lengths)  # (N, hidden)
-        asked = by_picture(image_of, V)
+        asked = group_by_image(image_of, V)
         image = per_question(self.W_V(self.dropout(V)), image_of)  # (N, R, attention)
         H = torch.relu(image + self.W_Q(self.dropout(q))[:, None, :])
         scores = self.glimpses(self.dropout(H)).transpose(1, 2)  # (N, glimpses, R)
@@ -165,7 +165,7 @@ class ShowAskAttendAnswer(nn.Module):
         v = [pooled(a_g, V, asked) for a_g in a.unbind(dim=1)]  # (N, image_dim) each
         x = torch.relu(self.hidden(self.dropout(torch.cat([*v, q], dim=1))))
         maps = {f"glimpse {g}": a_g for g, a_g in enumerate(a.unbind(dim=1), start=1)}
-        return Answer(self.classifier(self.dropout(x)), maps)
+        return ModelOutput(self.classifier(self.dropout(x)), maps)
 
 
 class QuestionLSTM(nn.Module):

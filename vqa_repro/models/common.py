@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Answer(NamedTuple):
+class ModelOutput(NamedTuple):
     """What every model returns for N questions."""
 
     logits: Tensor  # (N, num_answers)
@@ -18,7 +18,7 @@ def word_mask(tokens: Tensor, lengths: Tensor) -> Tensor:
     return torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
 
 
-class ByPicture(NamedTuple):
+class QuestionGroups(NamedTuple):
     """N questions about I pictures by their picture: found once, for all attentions of a model."""
 
     image_of: Tensor | None  # (N,) int64 rows of the pictures; None: one question each, in order
@@ -27,16 +27,16 @@ class ByPicture(NamedTuple):
     starts: Tensor  # (I + 1,) int64: where those about each picture begin in that order
 
 
-def by_picture(image_of: Tensor | None, grid: Tensor) -> ByPicture:
+def group_by_image(image_of: Tensor | None, grid: Tensor) -> QuestionGroups:
     """``image_of``: (N,) int64 rows of ``grid`` (I, ...), in any order; None if I == N."""
     starts = torch.arange(len(grid) + 1, device=grid.device)
     if image_of is None:
-        return ByPicture(None, starts[:-1], True, starts)
+        return QuestionGroups(None, starts[:-1], True, starts)
     ascending, order = image_of.sort(stable=True)
     starts = torch.searchsorted(ascending, starts)
     # On a GPU to ask would be to wait for it.
     in_order = grid.device.type == "cpu" and torch.equal(image_of, ascending)
-    return ByPicture(image_of, order, in_order, starts)
+    return QuestionGroups(image_of, order, in_order, starts)
 
 
 def per_question(image_side: Tensor, image_of: Tensor | None) -> Tensor:

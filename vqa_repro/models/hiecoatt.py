@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqa_repro.models.common import Answer, ByPicture, by_picture, word_mask
+from vqa_repro.models.common import ModelOutput, QuestionGroups, group_by_image, word_mask
 from vqa_repro.models.ops.attention import Dropout, additive_scores, coattention, pooled
 from vqa_repro.models.ops.lstm import LSTM
 
@@ -90,7 +90,7 @@ class HieCoAtt(nn.Module):
 
     def forward(
         self, grid: Tensor, tokens: Tensor, lengths: Tensor, image_of: Tensor | None = None
-    ) -> Answer:
+    ) -> ModelOutput:
         """Answer N questions about I pictures.
 
         grid: (I, R, image_dim) region vectors. tokens: (N, T) int64, 0 at the right of a question.
@@ -99,7 +99,7 @@ class HieCoAtt(nn.Module):
         (N, T).
         """
         words = word_mask(tokens, lengths)  # (N, T)
-        asked = by_picture(image_of, grid)
+        asked = group_by_image(image_of, grid)
         V, W_V_V = self.image_levels(grid)
         Q_w, Q_p, Q_s = self.question_levels(tokens, words, lengths)
 
@@ -112,7 +112,7 @@ class HieCoAtt(nn.Module):
         h_w = torch.tanh(self.W_w(self.dropout(q_w + v_w)))  # (N, d)
         h_p = torch.tanh(self.W_p(self.dropout(torch.cat([q_p + v_p, h_w], dim=1))))  # (N, d)
         h_s = torch.tanh(self.W_s(self.dropout(torch.cat([q_s + v_s, h_p], dim=1))))
-        return Answer(
+        return ModelOutput(
             self.W_h(self.dropout(h_s)),
             {
                 "word/image": a_vw,
@@ -165,7 +165,7 @@ class ParallelCoAttention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, Q: Tensor, V: Tensor, W_v_V: Tensor, words: Tensor, asked: ByPicture
+        self, Q: Tensor, V: Tensor, W_v_V: Tensor, words: Tensor, asked: QuestionGroups
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Attended question and picture (N, d) each, weights of words (N, T) and regions (N, R).
 
@@ -201,7 +201,7 @@ class AlternatingCoAttention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, Q: Tensor, V: Tensor, W_x_V: Tensor, words: Tensor, asked: ByPicture
+        self, Q: Tensor, V: Tensor, W_x_V: Tensor, words: Tensor, asked: QuestionGroups
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As ``ParallelCoAttention.forward``; the weights of words are those of the last step."""
         H = torch.tanh(self.W_x1(Q))  # (N, T, d): the first step has no guidance, g = 0

@@ -17,7 +17,7 @@ from vqa_repro.models.baselines import (
     ShowAskAttendAnswer,
 )
 from vqa_repro.models.cnn import SmallCNN
-from vqa_repro.models.common import Answer
+from vqa_repro.models.common import ModelOutput
 from vqa_repro.models.hiecoatt import HieCoAtt
 from vqa_repro.models.san import SAN
 from vqa_repro.run import WIDEST, Run
@@ -25,7 +25,7 @@ from vqa_repro.utils.device import has_bfloat16
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import write_atomic
 from vqa_repro.utils.memory import free_on_host
-from vqa_repro.utils.outline import outlined
+from vqa_repro.utils.outline import empty_weights
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "san": SAN,
@@ -39,7 +39,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 COPIES = {"adamw": 4, "sgd": 3, "rmsprop": 3}
 
 
-class Network(nn.Module):
+class VQAModel(nn.Module):
     """Rows of a feature store and questions -> Answer.
 
     ``cnn`` turns pictures (I, S, S, 3) uint8 into a grid (I, R, C); None where the rows are such a
@@ -64,26 +64,26 @@ class Network(nn.Module):
 
     def forward(
         self, rows: Tensor, tokens: Tensor, lengths: Tensor, image_of: Tensor | None = None
-    ) -> Answer:
+    ) -> ModelOutput:
         low = self.training and self._precision is not torch.float32 and has_bfloat16(rows.device)
         with torch.autocast(rows.device.type, self._precision, enabled=low):
             grid = rows if self.cnn is None else self.cnn(rows)
             if self.training and self._regions < 1:
-                grid = some_regions(grid, self._regions)
+                grid = sample_regions(grid, self._regions)
             if self.cnn is None:
                 grid = self._scale * grid.float()
-            answer: Answer = self.answerer(grid, tokens, lengths, image_of)
+            answer: ModelOutput = self.answerer(grid, tokens, lengths, image_of)
         return answer
 
 
-def some_regions(grid: Tensor, share: float) -> Tensor:
+def sample_regions(grid: Tensor, share: float) -> Tensor:
     """A random ``share`` of each picture's regions, at least one: of R in (I, R, C)."""
     pictures, R = grid.shape[:2]
     kept = torch.rand(pictures, R, device=grid.device).argsort(dim=1)[:, : max(1, round(share * R))]
     return grid[torch.arange(pictures, device=grid.device)[:, None], kept]
 
 
-def build(run: Run) -> Network:
+def build(run: Run) -> VQAModel:
     """The untrained network of ``run``.
 
     Raises UserError for a model or option that does not exist, or a size that makes no sense.
@@ -112,7 +112,7 @@ def build(run: Run) -> Network:
         answerer = MODELS[name](
             len(vocabulary.words), len(vocabulary.answers), image_dim, **options
         )
-        return Network(cnn, answerer, run.features["scale"], precision, recipe.training.regions)
+        return VQAModel(cnn, answerer, run.features["scale"], precision, recipe.training.regions)
     except (ValueError, TypeError) as error:
         raise UserError(f"[model] {name}: {error}") from None
 
@@ -131,13 +131,13 @@ def _fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def check_room(run: Run, device: torch.device) -> None:
+def check_memory(run: Run, device: torch.device) -> None:
     """Raises UserError where the host's memory cannot hold the network of ``run`` in training.
 
     It is built there, and trained there without a GPU. Linux promises more memory than there is,
     and kills who asks for it; a GPU says itself that it is full.
     """
-    with outlined():
+    with empty_weights():
         parameters = sum(parameter.numel() for parameter in build(run).parameters())
     copies = COPIES[run.recipe.training.optimizer] if device.type == "cpu" else 1
     needed, free = 4 * copies * parameters, free_on_host()
@@ -149,24 +149,24 @@ def check_room(run: Run, device: torch.device) -> None:
         )
 
 
-def save_weights(network: Network, path: Path) -> None:
+def save_weights(network: VQAModel, path: Path) -> None:
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     data = save(weights)
     write_atomic(path, lambda file: file.write(data))
 
 
-def load_network(run: Run, device: torch.device) -> Network:
+def load_model(run: Run, device: torch.device) -> VQAModel:
     """The trained network of ``run``, ready to answer. Raises UserError if it is damaged."""
     path = run.folder / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{path}: missing; the run has not got that far: go on with --resume")
-    with outlined():
+    with empty_weights():
         network = build(run)
     load_weights(network, path)
     return network.to(device).eval()
 
 
-def load_weights(network: Network, path: Path) -> None:
+def load_weights(network: VQAModel, path: Path) -> None:
     """Put the weights in ``path`` into ``network``. Raises UserError if they are damaged."""
     try:
         weights = load_file(path)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqa_repro.models.common import Answer, by_picture, per_question
+from vqa_repro.models.common import ModelOutput, group_by_image, per_question
 from vqa_repro.models.encoders import CNNEncoder, LSTMEncoder, ReleasedLSTMEncoder, init_released
 from vqa_repro.models.ops.attention import Dropout, additive_scores, pooled
 
@@ -86,7 +86,7 @@ class SAN(nn.Module):
 
     def forward(
         self, grid: Tensor, tokens: Tensor, lengths: Tensor, image_of: Tensor | None = None
-    ) -> Answer:
+    ) -> ModelOutput:
         """Answer N questions about I pictures.
 
         grid: (I, R, image_dim) region vectors. tokens: (N, T) int64, 0 at the right of a question.
@@ -99,13 +99,15 @@ class SAN(nn.Module):
         # All hops' projections of the image are one matrix product.
         if self.fidelity == "released":
             image = torch.tanh(
-                F.linear(v_I, joined(self.W_IA, "weight"), joined(self.W_IA, "bias"))
+                F.linear(
+                    v_I, init_distributed(self.W_IA, "weight"), init_distributed(self.W_IA, "bias")
+                )
             )
         else:
-            image = F.linear(v_I, joined(self.W_IA, "weight"))  # (I, R, K*k)
+            image = F.linear(v_I, init_distributed(self.W_IA, "weight"))  # (I, R, K*k)
         hops = image.chunk(len(self.W_P), dim=2)  # K times (I, R, k)
 
-        asked = by_picture(image_of, grid)
+        asked = group_by_image(image_of, grid)
         u = self.question(tokens, lengths)  # (N, d): u^0 = v_Q
         maps: dict[str, Tensor] = {}
         for k, (image_k, W_QA, W_P) in enumerate(zip(hops, self.W_QA, self.W_P, strict=True), 1):
@@ -123,10 +125,10 @@ class SAN(nn.Module):
             p = torch.softmax(logits, dim=1, dtype=at_least_float32)  # (N, R)
             u = pooled(p, v_I, asked) + u  # equations 17, 18
             maps[f"hop {k}"] = p
-        return Answer(self.W_u(self.dropout(u)), maps)  # equation 19
+        return ModelOutput(self.W_u(self.dropout(u)), maps)  # equation 19
 
 
-def joined(layers: nn.ModuleList, name: str) -> Tensor:
+def init_distributed(layers: nn.ModuleList, name: str) -> Tensor:
     """The layers' parameters called ``name``, one below the other."""
     return torch.cat([getattr(layer, name) for layer in layers])
 

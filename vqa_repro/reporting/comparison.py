@@ -105,7 +105,7 @@ def tables(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     return by_data
 
 
-def names_of(rows: Sequence[Row], section: str = "") -> list[str]:
+def metric_names(rows: Sequence[Row], section: str = "") -> list[str]:
     """The figures there are: "overall" and WUPS, or those of a ``section`` of metrics.json."""
     names: dict[str, None] = {} if section else {"overall": None}
     for row in rows:

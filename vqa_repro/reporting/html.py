@@ -16,14 +16,14 @@ from markupsafe import Markup
 from PIL import Image
 
 from vqa_repro.evaluation import examples
-from vqa_repro.evaluation.examples import Asked, Gallery
+from vqa_repro.evaluation.examples import ExampleRecord, Gallery
 from vqa_repro.reporting import figures
 from vqa_repro.reporting.chart import Line, chart
 from vqa_repro.reporting.comparison import (
     Figure,
     Row,
     made_by,
-    names_of,
+    metric_names,
     read_environment,
     read_log,
     repeat,
@@ -117,7 +117,7 @@ def _data_name(data: tuple[str, str]) -> str:
 
 
 def _table(data: tuple[str, str], of_data: Sequence[Row]) -> dict[str, Any]:
-    names = names_of(of_data)
+    names = metric_names(of_data)
     finished = [row for row in of_data if row.metrics]
     return {
         "data": _data_name(data),
@@ -205,7 +205,7 @@ def _curve(log: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]
 
 
 def _types(of_data: Sequence[Row], section: str) -> dict[str, Any] | None:
-    names = names_of(of_data, section)
+    names = metric_names(of_data, section)
     shown = [row for row in of_data if row.metrics]
     if not names:
         return None
@@ -249,7 +249,7 @@ def _picture(data: bytes) -> dict[str, Any]:
     return {"id": f"p{digest}", "width": width, "height": height, "url": _url("jpeg", data)}
 
 
-def _leaf(kept: Gallery, asked: Asked) -> dict[str, Any]:
+def _leaf(kept: Gallery, asked: ExampleRecord) -> dict[str, Any]:
     """A question as the page shows it, its maps by hop or level: image and words."""
     size = (1, 1)
     if asked.picture is not None:
@@ -266,7 +266,7 @@ def _leaf(kept: Gallery, asked: Asked) -> dict[str, Any]:
         "asked": asked,
         "levels": levels,
         "human": Counter(asked.human).most_common(),
-        "known": asked.of_label is not None,
+        "known": asked.label_probability is not None,
     }
 
 

@@ -9,34 +9,40 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vqa_repro.data.registry import DATA_SETS
+from vqa_repro.data.registry import DATASETS
 from vqa_repro.data.types import Split
 from vqa_repro.evaluation import examples, vqa_accuracy, wups
-from vqa_repro.evaluation.examples import Answered, Asked, Gallery
-from vqa_repro.features.loader import Rows
-from vqa_repro.models.network import Network
+from vqa_repro.evaluation.examples import ExampleRecord, Gallery, Predictions
+from vqa_repro.features.loader import FeatureLoader
+from vqa_repro.models.network import VQAModel
 from vqa_repro.reporting import figures
 from vqa_repro.reporting.messages import say
 from vqa_repro.run import Run, read_json, write_json
-from vqa_repro.training.prepare import Material
-from vqa_repro.utils.distributed import ALONE, World
+from vqa_repro.training.prepare import PreparedData
+from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 from vqa_repro.utils.errors import UserError
 
 PICTURES = 8  # attention pictures drawn at the end
 
 
 def finish(
-    run: Run, network: Network, material: Material, seconds: float, world: World = ALONE
+    run: Run,
+    network: VQAModel,
+    material: PreparedData,
+    seconds: float,
+    world: World = SINGLE_PROCESS,
 ) -> None:
     """Test, draw, and mark the run as finished. All processes test, the first does the rest."""
     answered = examples.answer_all(network, material.rows, material.test, world)
     if world.size > 1:  # what is looked at closer may be another process's
-        material = replace(material, rows=Rows(material.store, material.rows.device, "disk"))
-    world.by_first(lambda: write(run, network, material, answered, seconds))
+        material = replace(
+            material, rows=FeatureLoader(material.store, material.rows.device, "disk")
+        )
+    world.run_on_main(lambda: write(run, network, material, answered, seconds))
 
 
 def write(
-    run: Run, network: Network, material: Material, answered: Answered, seconds: float
+    run: Run, network: VQAModel, material: PreparedData, answered: Predictions, seconds: float
 ) -> None:
     """Write and draw what came of the training, metrics.json last."""
     recipe = run.recipe
@@ -78,7 +84,7 @@ def scores(run: Run, results: dict[int, str], split: Split) -> dict[str, Any]:
         print("  the answers are hidden: the evaluation server scores results.json")
         return {"overall": None, "per_answer_type": {}, "per_question_type": {}}
     scored: dict[str, Any] = {**vqa_accuracy.score(results, split.examples)}
-    if run.recipe.data.name in DATA_SETS and DATA_SETS[run.recipe.data.name].wups:
+    if run.recipe.data.name in DATASETS and DATASETS[run.recipe.data.name].wups:
         try:
             scored |= wups.score(results, split.examples, wups.WordNet())
         except UserError as error:
@@ -98,7 +104,7 @@ def draw_some(run: Run, made: Gallery) -> None:
         draw(asked, made.pictures[asked.picture], folder / f"{number}.png")
 
 
-def draw(asked: Asked, picture: bytes, path: Path, language: str = "en") -> None:
+def draw(asked: ExampleRecord, picture: bytes, path: Path, language: str = "en") -> None:
     """Write the ``picture`` (a JPEG) with the attention over it as PNG."""
     note = asked.answers[0][0]
     if asked.accuracy is not None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from vqa_repro.run import Run
 from vqa_repro.training.events import Events
-from vqa_repro.training.suspects import NotFiniteError
+from vqa_repro.training.suspects import NonFiniteLossError
 from vqa_repro.utils.distributed import World
 
 
@@ -30,7 +30,7 @@ class Log:
 
     def __init__(self, run: Run, step: int, world: World, *, tensorboard: bool) -> None:
         self._waiting: _Waiting | None = None
-        self._first = world.first
+        self._first = world.is_main
         if self._first:
             run.keep_log_until(step)
             self._stack = ExitStack()
@@ -97,5 +97,5 @@ def means(sums: Tensor, step: int) -> dict[str, float]:
     """
     loss, right, count = sums.tolist()
     if not loss < float("inf"):
-        raise NotFiniteError(step)
+        raise NonFiniteLossError(step)
     return {"loss": loss / count, "accuracy": 100 * right / count}

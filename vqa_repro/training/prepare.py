@@ -7,24 +7,24 @@ from pathlib import Path
 import torch
 
 from vqa_repro.data import registry
-from vqa_repro.data.questions import Questions, encode, hold_out
+from vqa_repro.data.questions import Questions, encode, train_validation_split
 from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vocabulary import build_vocabulary
-from vqa_repro.features.loader import Place, Rows
+from vqa_repro.features.loader import FeatureLoader, Placement
 from vqa_repro.features.provider import open_features, root_mean_square
 from vqa_repro.features.store import Store
 from vqa_repro.recipe import Recipe
 from vqa_repro.run import Run
-from vqa_repro.utils.distributed import ALONE, World
+from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 from vqa_repro.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Material:
+class PreparedData:
     train: Questions
     validation: Questions
     test: Questions
-    rows: Rows  # of this process's pictures: every world.size-th of the store, from world.rank
+    rows: FeatureLoader  # of this process's pictures: every world.size-th of the store, from world.rank
     store: Store
     test_split: Split
     left_out: list[str]  # what was done without, one phrase each
@@ -39,9 +39,9 @@ def prepare(
     weights: Path | None = None,
     *,
     leave_out_damaged: bool = False,
-    place: Place | None = None,
-    world: World = ALONE,
-) -> tuple[Run, Material]:
+    place: Placement | None = None,
+    world: World = SINGLE_PROCESS,
+) -> tuple[Run, PreparedData]:
     """Read the data set, open the features, number words and answers.
 
     place: where features are kept; by default where there is room for them.
@@ -66,7 +66,7 @@ def prepare(
         "fingerprint": store.fingerprint(),
         "scale": _scale(recipe, store),
     }
-    kept, held = hold_out(train_split.examples, data.validation)
+    kept, held = train_validation_split(train_split.examples, data.validation)
     if run is None:
         vocabulary = build_vocabulary(train_split.examples, data.num_answers)
         if not vocabulary.answers:
@@ -81,11 +81,13 @@ def prepare(
     trainable = arrays(kept).trainable(training.answers)
     if not len(trainable):
         raise UserError(f"{data.name}, {data.train}: no question has an answer to train on")
-    return run, Material(
+    return run, PreparedData(
         train=trainable,
         validation=arrays(held),
         test=arrays(test_split.examples),
-        rows=Rows(replace(store, rows=store.rows[world.rank :: world.size]), device, place),
+        rows=FeatureLoader(
+            replace(store, rows=store.rows[world.rank :: world.size]), device, place
+        ),
         store=store,
         test_split=test_split,
         left_out=left_out,

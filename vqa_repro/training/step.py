@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vqa_repro.data.questions import Batch, Questions
-from vqa_repro.features.loader import Rows
-from vqa_repro.models.network import Network
+from vqa_repro.features.loader import FeatureLoader
+from vqa_repro.models.network import VQAModel
 from vqa_repro.recipe import Training
 from vqa_repro.training.loss import cross_entropy
 from vqa_repro.training.optim import before_step, make_optimizer, set_rate
-from vqa_repro.utils.distributed import ALONE, World, flattened
+from vqa_repro.utils.distributed import SINGLE_PROCESS, World, flattened
 from vqa_repro.utils.errors import first_line
 
 # Sizes of batches are rounded up to multiples of at least these.
@@ -45,7 +45,9 @@ class Recorded(NamedTuple):
 class Room:
     """Inputs of one fixed size; smaller batches leave in the rest what was there, weighing 0."""
 
-    def __init__(self, questions: int, pictures: int, words: int, rows: Rows, like: Tensor) -> None:
+    def __init__(
+        self, questions: int, pictures: int, words: int, rows: FeatureLoader, like: Tensor
+    ) -> None:
         numbers = like.new_zeros(2, questions)
         first = rows[like.new_zeros(1)]
         features = first.expand(pictures, *first.shape[1:]).clone()
@@ -53,7 +55,7 @@ class Room:
         self.inputs = Inputs(features, numbers[0], numbers[1], weight, words)
         self.recorded: Recorded | None = None
 
-    def take(self, batch: Batch, rows: Rows) -> Inputs:
+    def take(self, batch: Batch, rows: FeatureLoader) -> Inputs:
         """Put ``batch`` in."""
         count, into = len(batch.questions), self.inputs
         if count:
@@ -74,10 +76,10 @@ class Step:
     def __init__(
         self,
         training: Training,
-        network: Network,
-        rows: Rows,
+        network: VQAModel,
+        rows: FeatureLoader,
         questions: Questions,
-        world: World = ALONE,
+        world: World = SINGLE_PROCESS,
     ) -> None:
         self._training, self._network, self._world = training, network, world
         self._rows, self._questions = rows, questions
@@ -105,7 +107,7 @@ class Step:
 
     def _step(self, inputs: Inputs) -> Tensor:
         tally = self._gradients(inputs)
-        tally = self._world.add_up_gradients(self._parameters, tally)
+        tally = self._world.all_reduce_gradients(self._parameters, tally)
         self._move()
         return tally
 
@@ -164,7 +166,7 @@ class Step:
         room.recorded.graph.replay()
         if self._flat is None:
             return room.recorded.tally
-        tally = self._world.add_up_flat(self._parameters, self._flat)
+        tally = self._world.all_reduce_flat(self._parameters, self._flat)
         self._move()
         return tally
 
@@ -210,7 +212,7 @@ def rounded_up(count: int, least: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def reason_for_eager(network: Network, device: torch.device) -> str | None:
+def reason_for_eager(network: VQAModel, device: torch.device) -> str | None:
     """Why a step cannot be recorded; None if it can."""
     if device.type != "cuda":
         return "CUDA graphs are for GPUs"

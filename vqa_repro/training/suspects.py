@@ -13,7 +13,7 @@ KEPT = 100  # steps; the loss is looked at far more often
 NAMED = 5  # questions named in the message
 
 
-class NotFiniteError(SharedError):
+class NonFiniteLossError(SharedError):
     """The loss of a step not long ago is infinite or not a number."""
 
     def __init__(self, step: int) -> None:
@@ -23,7 +23,7 @@ class NotFiniteError(SharedError):
         )
 
 
-class Suspects:
+class NonFiniteLossTracker:
     """The last batches and their losses, left on the device.
 
     A context manager: a NotFiniteError inside becomes one that says at which step, in which batch
@@ -42,7 +42,7 @@ class Suspects:
         """
         self._last.append((step, epoch, batch, questions, loss.detach().clone()))
 
-    def __enter__(self) -> "Suspects":
+    def __enter__(self) -> "NonFiniteLossTracker":
         return self
 
     def __exit__(
@@ -51,7 +51,7 @@ class Suspects:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not isinstance(error, NotFiniteError) or not self._last:
+        if not isinstance(error, NonFiniteLossError) or not self._last:
             return
         losses = torch.stack([loss for *_, loss in self._last]).tolist()
         at = next((n for n, loss in enumerate(losses) if not loss < float("inf")), None)

@@ -60,7 +60,7 @@ def has_bfloat16(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) ->
         return False
 
 
-def be_deterministic() -> None:
+def use_deterministic_algorithms() -> None:
     """Compute the same numbers bit for bit each time, on this machine and of this torch.
 
     To be called before anything is computed. An operation that cannot be had that way raises

@@ -39,14 +39,14 @@ class World(NamedTuple):
     size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def owns(self, rows: Tensor) -> Tensor:
         """Which of these rows of a feature store are this process's: bool, as many."""
         return rows % self.size == self.rank
 
-    def add_up(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """``values``, added up over all processes in place."""
         if self.size > 1:
             with _others_may_end():
@@ -57,17 +57,17 @@ class World(NamedTuple):
         """Of each wish, whether any process has it."""
         if self.size == 1:
             return list(wishes)
-        return [bool(n) for n in self.add_up(torch.tensor(wishes, dtype=torch.int32)).tolist()]
+        return [bool(n) for n in self.all_reduce(torch.tensor(wishes, dtype=torch.int32)).tolist()]
 
-    def from_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first process's ``value``."""
-        held = [value if self.first else None]
+        held = [value if self.is_main else None]
         if self.size > 1:
             with _others_may_end():
                 dist.broadcast_object_list(held, src=0)
         return held[0]  # type: ignore[return-value]
 
-    def from_all(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Every process's ``value``, in their order."""
         held: list[Any] = [value] * self.size
         if self.size > 1:
@@ -75,7 +75,7 @@ class World(NamedTuple):
                 dist.all_gather_object(held, value)
         return held
 
-    def together(self, work: Callable[[], T]) -> T:
+    def run_together(self, work: Callable[[], T]) -> T:
         """What ``work`` returns; bad input that any process meets in it ends all of them."""
         error: UserError | None = None
         try:
@@ -85,35 +85,35 @@ class World(NamedTuple):
                 raise
             error = met
         own = None if error is None else str(error)
-        said = [text for text in self.from_all(own) if text is not None]
+        said = [text for text in self.all_gather(own) if text is not None]
         if said:
             raise SharedError(said[0])
         return result
 
-    def by_first(self, work: Callable[[], T]) -> T:
+    def run_on_main(self, work: Callable[[], T]) -> T:
         """What ``work`` returns to the first process, which alone does it; the others wait."""
-        return cast(T, self.from_first(self.together(lambda: work() if self.first else None)))
+        return cast(T, self.broadcast(self.run_together(lambda: work() if self.is_main else None)))
 
-    def same_weights(self, network: nn.Module) -> None:
+    def broadcast_weights(self, network: nn.Module) -> None:
         """Give every process the first one's weights and running means."""
         if self.size > 1:
             for value in network.state_dict().values():
                 with _others_may_end():
                     dist.broadcast(value, src=0)
 
-    def add_up_gradients(self, parameters: Sequence[nn.Parameter], tally: Tensor) -> Tensor:
+    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter], tally: Tensor) -> Tensor:
         """Add up the gradients, and ``tally`` (n,) float32, over all processes; return the tally.
 
         All in one message. Parameters without a gradient here count as zeros.
         """
         if self.size == 1:
             return tally
-        return self.add_up_flat(parameters, flattened(parameters, tally))
+        return self.all_reduce_flat(parameters, flattened(parameters, tally))
 
-    def add_up_flat(self, parameters: Sequence[nn.Parameter], flat: Tensor) -> Tensor:
+    def all_reduce_flat(self, parameters: Sequence[nn.Parameter], flat: Tensor) -> Tensor:
         """The same, of what ``flattened`` made, in place: the gradients become parts of it."""
         counts = [parameter.numel() for parameter in parameters]
-        tally, *gradients = torch.split(self.add_up(flat), [len(flat) - sum(counts), *counts])
+        tally, *gradients = torch.split(self.all_reduce(flat), [len(flat) - sum(counts), *counts])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient.view_as(parameter)
         return tally
@@ -127,11 +127,11 @@ def flattened(
     return torch.cat([part.flatten() for part in parts], out=out)
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 @contextmanager
-def joined(device_name: str) -> Iterator[tuple[World, str]]:
+def init_distributed(device_name: str) -> Iterator[tuple[World, str]]:
     """The processes that torchrun started with this one, and the device for this one.
 
     Without torchrun, and with one process, nothing is started. ``device_name`` is what was asked
@@ -140,7 +140,7 @@ def joined(device_name: str) -> Iterator[tuple[World, str]]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield ALONE, device_name
+        yield SINGLE_PROCESS, device_name
         return
     world = World(int(os.environ["RANK"]), size)
     local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -159,7 +159,7 @@ def joined(device_name: str) -> Iterator[tuple[World, str]]:
         dist.init_process_group(backend, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"torchrun's processes do not find each other: {error}") from None
-    if not world.first:
+    if not world.is_main:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         yield world, device_name
@@ -226,10 +226,10 @@ class _AddedUp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        summed: Tensor = World(size=dist.get_world_size()).add_up(values.clone())
+        summed: Tensor = World(size=dist.get_world_size()).all_reduce(values.clone())
         return summed
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        summed: Tensor = World(size=dist.get_world_size()).add_up(gradient.clone())
+        summed: Tensor = World(size=dist.get_world_size()).all_reduce(gradient.clone())
         return summed

@@ -25,7 +25,7 @@ class _WithoutRandomNumbers(TorchFunctionMode):
 
 
 @contextmanager
-def outlined() -> Iterator[None]:
+def empty_weights() -> Iterator[None]:
     """What is built in here is on the meta device, with no initial values."""
     with torch.device("meta"), _WithoutRandomNumbers():
         yield

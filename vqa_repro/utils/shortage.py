@@ -15,12 +15,12 @@ from vqa_repro.utils.errors import UserError
 
 # The allocator of the CPU has no exception of its own, and neither have CUDA's libraries.
 FULL = re.compile("DefaultCPUAllocator: |out of memory|_ALLOC_FAILED")
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ELSEWHERE = "`nvidia-smi` shows who else uses a GPU, and --device cuda:N or cpu is another one"
 
 
 @contextmanager
-def memory_explained(mend: str = ELSEWHERE, where: str = "") -> Iterator[None]:
+def explain_out_of_memory_in(fix: str = ELSEWHERE, where: str = "") -> Iterator[None]:
     """Turn what torch and numpy raise for want of memory into a UserError that ends in ``mend``."""
     try:
         yield
@@ -29,7 +29,7 @@ def memory_explained(mend: str = ELSEWHERE, where: str = "") -> Iterator[None]:
             raise
         asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
         more = f" (another {asked[1]} asked for)" if asked else ""
-        raise UserError(f"out of memory{more}{where}: {mend}") from None
+        raise UserError(f"out of memory{more}{where}: {fix}") from None
 
 
 @contextmanager
@@ -38,15 +38,15 @@ def explained(training: Training, folder: Path, device: torch.device) -> Iterato
     smaller = f"--set training.batch_size={max(1, training.batch_size // 2)}"
     if training.precision == "float32" and has_bfloat16(device):
         smaller += " or --set training.precision=bfloat16"
-    mend = (
+    fix = (
         f"{smaller} takes less; on a GPU, --rows host leaves its memory to the training, "
         "`nvidia-smi` shows who else uses it, and --device cuda:N is another one"
     )
     try:
-        with memory_explained(mend, f" at batch_size {training.batch_size}"):
+        with explain_out_of_memory_in(fix, f" at batch_size {training.batch_size}"):
             yield
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in DISK_FULL:
             raise
         raise UserError(
             f"{error.filename or folder}: cannot be written: {error.strerror}; make room, then the "

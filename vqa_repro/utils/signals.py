@@ -8,7 +8,7 @@ _SIGNALS = [
 ]
 
 
-class Interruption:
+class SignalHandler:
     """While entered, ``signal`` is the signal that asked to stop, or None.
 
     A second Ctrl-C stops at once, as if this were not here.
@@ -17,7 +17,7 @@ class Interruption:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "SignalHandler":
         self._before = {number: signal.signal(number, self._notice) for number in _SIGNALS}
         return self
 

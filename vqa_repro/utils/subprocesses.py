@@ -9,14 +9,14 @@ import sys
 from typing import NamedTuple
 
 
-class Outcome(NamedTuple):
+class ProcessResult(NamedTuple):
     """What a program printed; ``failure`` is "" or one line saying why it did not end well."""
 
     stdout: str
     failure: str
 
 
-def run_limited(command: list[str], seconds: float, environ: dict[str, str]) -> Outcome:
+def run_limited(command: list[str], seconds: float, environ: dict[str, str]) -> ProcessResult:
     """Run ``command`` for at most ``seconds``. Returns in time even if it cannot be killed."""
     try:
         process = subprocess.Popen(
@@ -30,20 +30,20 @@ def run_limited(command: list[str], seconds: float, environ: dict[str, str]) -> 
             start_new_session=True,  # a group of its own: its children can be killed with it
         )
     except OSError as error:
-        return Outcome("", f"cannot be run: {error.strerror}")
+        return ProcessResult("", f"cannot be run: {error.strerror}")
     try:
         stdout, stderr = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        return Outcome(_kill(process), f"no answer within {seconds:g} s")
+        return ProcessResult(_kill(process), f"no answer within {seconds:g} s")
     except KeyboardInterrupt:
         _kill(process)
         raise
     if process.returncode < 0:
         number = -process.returncode
-        return Outcome(stdout, f"killed by signal {number} ({signal.strsignal(number)})")
+        return ProcessResult(stdout, f"killed by signal {number} ({signal.strsignal(number)})")
     if process.returncode > 0:
-        return Outcome(stdout, _last_error(stderr) or f"exit code {process.returncode}")
-    return Outcome(stdout, "")
+        return ProcessResult(stdout, _last_error(stderr) or f"exit code {process.returncode}")
+    return ProcessResult(stdout, "")
 
 
 def _kill(process: subprocess.Popen[str]) -> str:

@@ -20,11 +20,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from vqa_repro.models.common import ByPicture, per_question
+from vqa_repro.models.common import QuestionGroups, per_question
 
 
 def additive_scores(
-    image: Tensor, question: Tensor, w: Tensor, asked: ByPicture, dropout: float = 0.0
+    image: Tensor, question: Tensor, w: Tensor, asked: QuestionGroups, dropout: float = 0.0
 ) -> Tensor:
     """(N, R): w . dropout(tanh(image + question)) of every region of every question's picture.
 
@@ -34,13 +34,17 @@ def additive_scores(
     if image.device.type != "cpu":
         return _scores_on_gpu(image)(image, question, w, asked, dropout)
     scores: Tensor = _AdditiveScores.apply(
-        widened(image), ordered(widened(question), asked), widened(w), counts(asked), dropout
+        at_least_float32(image),
+        ordered(at_least_float32(question), asked),
+        at_least_float32(w),
+        counts(asked),
+        dropout,
     )
     return restored(scores, asked)
 
 
 def additive_scores_reference(
-    image: Tensor, question: Tensor, w: Tensor, asked: ByPicture, dropout: float = 0.0
+    image: Tensor, question: Tensor, w: Tensor, asked: QuestionGroups, dropout: float = 0.0
 ) -> Tensor:
     """question: (N, k), or (N, R, k) to add something else to each region."""
     if question.ndim == 2:
@@ -61,7 +65,7 @@ def coattention(
     V: Tensor,
     W_v_V: Tensor,
     w_hv: Tensor,
-    asked: ByPicture,
+    asked: QuestionGroups,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The part of parallel co-attention that joins words and regions (HieCoAtt, equations 3 to 5).
@@ -75,8 +79,8 @@ def coattention(
         scores_of = _scores_on_gpu(V)
         return coattention_reference(Q_b, b, W_q_Q, V, W_v_V, w_hv, asked, dropout, scores_of)
     scores, seen = _CoAttention.apply(
-        *(ordered(widened(words), asked) for words in (Q_b, b, W_q_Q)),
-        *map(widened, (V, W_v_V, w_hv)),
+        *(ordered(at_least_float32(words), asked) for words in (Q_b, b, W_q_Q)),
+        *map(at_least_float32, (V, W_v_V, w_hv)),
         counts(asked),
         dropout,
     )
@@ -90,7 +94,7 @@ def coattention_reference(
     V: Tensor,
     W_v_V: Tensor,
     w_hv: Tensor,
-    asked: ByPicture,
+    asked: QuestionGroups,
     dropout: float = 0.0,
     scores_of: Callable[..., Tensor] = additive_scores_reference,
 ) -> tuple[Tensor, Tensor]:
@@ -100,18 +104,20 @@ def coattention_reference(
     return scores, torch.bmm(C, per_question(W_v_V, asked.image_of))
 
 
-def pooled(p: Tensor, v: Tensor, asked: ByPicture) -> Tensor:
+def pooled(p: Tensor, v: Tensor, asked: QuestionGroups) -> Tensor:
     """(N, d): the mean of a picture's regions v (I, R, d), weighted by p (N, R) per question."""
     if v.device.type != "cpu":
         if (triton := fused(v)) is not None:
             by_triton: Tensor = triton.pooled(p, v, asked)
             return by_triton
         return pooled_reference(p, v, asked)
-    means: Tensor = _Pooled.apply(ordered(widened(p), asked), widened(v), counts(asked))
+    means: Tensor = _Pooled.apply(
+        ordered(at_least_float32(p), asked), at_least_float32(v), counts(asked)
+    )
     return restored(means, asked)
 
 
-def pooled_reference(p: Tensor, v: Tensor, asked: ByPicture) -> Tensor:
+def pooled_reference(p: Tensor, v: Tensor, asked: QuestionGroups) -> Tensor:
     return torch.bmm(p[:, None, :].to(v.dtype), per_question(v, asked.image_of)).squeeze(1)
 
 
@@ -135,28 +141,28 @@ def _fused(device: torch.device) -> Any:
     return None
 
 
-def widened(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """``x`` in float32 or wider: on the CPU, arithmetic on bfloat16 is the slower one."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def counts(asked: ByPicture) -> list[int]:
+def counts(asked: QuestionGroups) -> list[int]:
     """How many questions each picture has."""
     numbers: list[int] = asked.starts.diff().tolist()
     return numbers
 
 
-def ordered(values: Tensor, asked: ByPicture) -> Tensor:
+def ordered(values: Tensor, asked: QuestionGroups) -> Tensor:
     """``values`` of the questions, by picture."""
     return values if asked.in_order else values[asked.order]
 
 
-def restored(values: Tensor, asked: ByPicture) -> Tensor:
+def restored(values: Tensor, asked: QuestionGroups) -> Tensor:
     """``values``, which are by picture, in the questions' own order."""
     return values if asked.in_order else values[asked.order.argsort()]
 
 
-class Kept:
+class DropoutMask:
     """Which numbers of an array of ``shape`` dropout leaves, by a random byte for each.
 
     bernoulli_ takes twenty times as long, longer than the rest of the attention. The probability is
@@ -185,7 +191,7 @@ class Dropout(nn.Dropout):
             return F.dropout(x, self.p, self.training)
         if not self.p:
             return x
-        keep = Kept(tuple(x.shape), self.p)
+        keep = DropoutMask(tuple(x.shape), self.p)
         return x * keep.of(slice(None), torch.empty_like(x)).mul_(keep.scale)
 
 
@@ -197,7 +203,7 @@ class _AdditiveScores(torch.autograd.Function):
         ctx: Any, image: Tensor, question: Tensor, w: Tensor, counts: list[int], dropout: float
     ) -> Tensor:
         _, R, k = image.shape
-        keep = Kept((len(question), R, k), dropout) if dropout else None
+        keep = DropoutMask((len(question), R, k), dropout) if dropout else None
         scores = image.new_empty(len(question), R)
         question_2 = 2 * question
         if keep:
@@ -220,7 +226,7 @@ class _AdditiveScores(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_scores: Tensor) -> tuple[Tensor | None, ...]:
         image, question, w = ctx.saved_tensors
-        keep: Kept | None = ctx.keep
+        keep: DropoutMask | None = ctx.keep
         _, R, k = image.shape
         d_image, d_question = torch.empty_like(image), torch.empty_like(question)
         d_w = torch.zeros_like(w)
@@ -261,7 +267,7 @@ class _CoAttention(torch.autograd.Function):
         dropout: float,
     ) -> tuple[Tensor, Tensor]:
         (N, T, d), R = Q_b.shape, V.shape[1]
-        keep = Kept((N, R, d), dropout) if dropout else None
+        keep = DropoutMask((N, R, d), dropout) if dropout else None
         if keep:
             w_hv = keep.scale * w_hv
         scores, seen = V.new_empty(N, R), torch.empty_like(Q_b)
@@ -286,7 +292,7 @@ class _CoAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_scores: Tensor, d_seen: Tensor) -> tuple[Tensor | None, ...]:
         Q_b, b, W_q_Q, V, W_v_V, w_hv = ctx.saved_tensors
-        keep: Kept | None = ctx.keep
+        keep: DropoutMask | None = ctx.keep
         (_, T, d), R, most = Q_b.shape, V.shape[1], max(ctx.counts)
         d_Q_b, d_b, d_W_q_Q = map(torch.empty_like, (Q_b, b, W_q_Q))
         d_V, d_W_v_V, d_w = torch.empty_like(V), torch.empty_like(W_v_V), torch.zeros_like(w_hv)

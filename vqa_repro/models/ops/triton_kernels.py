@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vqa_repro.models.common import ByPicture, by_picture
+from vqa_repro.models.common import QuestionGroups, group_by_image
 from vqa_repro.models.ops import attention
 from vqa_repro.utils.errors import first_line
 
@@ -161,14 +161,14 @@ def _pooled_backward_p(
 
 
 def additive_scores(
-    image: Tensor, question: Tensor, w: Tensor, asked: ByPicture, dropout: float = 0.0
+    image: Tensor, question: Tensor, w: Tensor, asked: QuestionGroups, dropout: float = 0.0
 ) -> Tensor:
     """As ``kernels.additive_scores``; the scores are float32."""
     scores: Tensor = _AdditiveScores.apply(image, question, w, asked.order, asked.starts, dropout)
     return scores
 
 
-def pooled(p: Tensor, v: Tensor, asked: ByPicture) -> Tensor:
+def pooled(p: Tensor, v: Tensor, asked: QuestionGroups) -> Tensor:
     """As ``kernels.pooled``; the means have the dtype of ``v``."""
     means: Tensor = _Pooled.apply(p, v, asked.order, asked.starts)
     return means
@@ -289,7 +289,7 @@ def fails_on(device: torch.device) -> str | None:
                 torch.randn(shape, generator=generator).to(device).requires_grad_()
                 for shape in ((2, 196, 512), (3, 512), (3, 196, 512), (512,), (2, 196, 640))
             )
-            asked = by_picture(torch.tensor([1, 0, 1], device=device), image)
+            asked = group_by_image(torch.tensor([1, 0, 1], device=device), image)
             ours: list[Tensor] = []
             theirs: list[Tensor] = []
             for words in (question, of_regions):
