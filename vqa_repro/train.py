@@ -130,7 +130,8 @@ def train(
         world.run_on_main(lambda: create_run(run, {**doctor.environment(), **facts}))
     processes = f", {world.size} processes" if world.size > 1 else ""
     print(
-        f"  on {describe(device)}{processes}, torch {torch.__version__}; {material.rows.description}"
+        f"  on {describe(device)}{processes}, torch {torch.__version__}; "
+        f"{material.rows.description}"
     )
     parameters = sum(p.numel() for p in network.parameters())
     print(

@@ -24,7 +24,7 @@ class PreparedData:
     train: Questions
     validation: Questions
     test: Questions
-    rows: FeatureLoader  # of this process's pictures: every world.size-th of the store, from world.rank
+    rows: FeatureLoader  # of this process's images: every world.size-th row from world.rank
     store: Store
     test_split: Split
     left_out: list[str]  # what was done without, one phrase each
