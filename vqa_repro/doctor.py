@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints_setup
-from vqa_repro.install.driver import REINSTALL, Finding, diagnose, driver_facts, kernel_mend
+from vqa_repro.diagnostics.gpu import REINSTALL, Finding, diagnose, kernel_fix
+from vqa_repro.install.driver import driver_facts
 from vqa_repro.install.lockfile import (
     build_here,
     differences,
@@ -172,7 +173,7 @@ def examine_torch(
         return None, [], set(), [Finding(what, import_mend(outcome.failure))]
     if not answers:
         what = f"torch imports, but fails when it looks for GPUs: {outcome.failure}"
-        return {}, [], set(), [Finding(what, kernel_mend(outcome.failure, driver, []))]
+        return {}, [], set(), [Finding(what, kernel_fix(outcome.failure, driver, []))]
     torch, *others = answers
     devices = [answer for answer in others if "device" in answer]
     modules = {answer["imports"] for answer in others if "imports" in answer}
@@ -186,7 +187,7 @@ def examine_torch(
         if device["failure"]:
             capability = [float(device.get("compute_capability", 7.5))]
             what = f"{device['device']} does not compute: {device['failure']}"
-            fix = kernel_mend(device["failure"], driver, capability)
+            fix = kernel_fix(device["failure"], driver, capability)
             problems.append(Finding(what, fix))
     return torch, devices, modules, problems
 
