@@ -273,8 +273,8 @@ def examine_disk() -> tuple[Facts, list[Finding]]:
 def examine(checkpoint: str, seconds: float) -> Facts:
     """The whole report, ready for JSON; every step that may hang is given ``seconds``."""
     python, problems, notes = python_facts(), [], []
-    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
-        what = f"Python {python['version']} is none of 3.10 to 3.13"
+    if not (3, 10) <= sys.version_info[:2] <= (3, 14):
+        what = f"Python {python['version']} is none of 3.10 to 3.14"
         problems.append(Finding(what, REINSTALL))
     if not LOCK.exists():
         notes.append(Finding(f"no {LOCK}: versions were not compared", f"git checkout {LOCK.name}"))

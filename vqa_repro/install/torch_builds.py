@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import re
+import sys
 from typing import Any, NamedTuple
 
 USE_CPU = "to run on the CPU, export CUDA_VISIBLE_DEVICES=''"
@@ -151,7 +152,8 @@ def check_lines(driver: dict[str, Any], requested: str) -> list[str]:
         build = BUILDS[name]
         lines.append(f"note|build {name} ({build.torch}, CUDA {build.cuda}) suits driver and cards")
     name = explicit or name
-    return [*lines, f"build|{name}" if name else f"none|{reason}"]
+    reason = reason if not name else python_problem(name, sys.version_info[:2])
+    return [*lines, f"none|{reason}" if reason else f"build|{name}"]
 
 
 def without_cards(smi: str) -> str:
