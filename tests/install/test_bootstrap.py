@@ -29,10 +29,7 @@ UV = Path(uv.find_uv_bin())
 UV_VERSION = subprocess.check_output([UV, "--version"], text=True).split()[1]
 STAGES = ("check", "env", "checkpoint", "doctor", "train")
 Files = dict[str, tuple[int, int, int]]
-MODULES = (  # what bootstrap.sh needs of the package before there is an environment
-    *("errors", "limited", "driver", "pip_conf", "lock", "wheels", "big_wheels"),
-    *("bundle", "bundle_make", "bundle_open", "bundle_pieces"),
-)
+PARTS = ("install", "utils", "web")  # what is needed of the package without an environment
 KILLS = int(os.environ.get("VQA_KILLS", "6"))
 
 TRAIN = """
@@ -127,8 +124,9 @@ def make_copy(root: Path, home: Path, wheelhouse: Path) -> Copy:
     home.mkdir()
     for name in ("bootstrap.sh", "checkpoints_setup.py", "pyproject.toml", ".gitignore"):
         shutil.copy(ROOT / name, root)
-    for name in MODULES:
-        shutil.copy(ROOT / f"vqa_repro/{name}.py", package)
+    for name in PARTS:
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "vqa_repro" / name, package / name, ignore=ignore)
     (package / "__init__.py").touch()
     (package / "train.py").write_text(TRAIN)
     (package / "doctor.py").write_text("print('healthy')\n")
