@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import socket
 import subprocess
 import sys
@@ -28,16 +27,17 @@ HOME = STATE / "jupyter"
 FOLDER = HOME / HOST  # a home may be shared: each machine has a server of its own
 START_S, STOP_S = 300, 30  # a slow disk takes minutes over the first imports
 
-# The project's settings as Python's, so that nothing else is read. Arguments after -- win.
+# Of the folders that Jupyter reads settings from, only those of its own environment stay; that of
+# the user is named by a variable.
 LAUNCH = """
-import os, sys
-from jupyter_core import paths
-for name in ("SYSTEM_CONFIG_PATH", "ENV_CONFIG_PATH"):
-    folders = getattr(paths, name, [])
-    folders[:] = [each for each in folders if each.startswith(sys.prefix)]
-from jupyterlab.labapp import main
-sys.argv[0] = "jupyter-lab"
-sys.exit(main())
+import runpy, sys
+try:
+    from jupyter_core import paths
+    paths.SYSTEM_CONFIG_PATH.clear()
+    paths.ENV_CONFIG_PATH[:] = [sys.prefix + "/etc/jupyter"]
+except (ImportError, AttributeError):
+    pass
+runpy.run_module("jupyterlab", run_name="__main__", alter_sys=True)
 """
 
 
@@ -62,9 +62,8 @@ def find() -> Server | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         # Written by Jupyter when it listens.
         facts = json.loads((FOLDER / f"runtime/jpserver-{pid}.json").read_text())
-        if facts["token"]:
-            path = f"{facts['base_url']}?token={facts['token']}"
-            return server._replace(port=int(facts["port"]), path=path)
+        query = f"?token={facts['token']}" if facts["token"] else ""
+        return server._replace(port=int(facts["port"]), path=facts["base_url"] + query)
     return server
 
 
@@ -83,7 +82,10 @@ def configure(prefix: Path, kernel_python: Path) -> None:
     )
     server: dict[str, Any] = {"ip": "127.0.0.1", "port": 8888, "base_url": "/"}
     server |= {"open_browser": False, "root_dir": str(PROJECT), "allow_root": os.geteuid() == 0}
-    lab = {"default_url": "/lab/tree/notebooks/tour.ipynb", "extension_manager": "readonly"}
+    lab: dict[str, Any] = {
+        "default_url": "/lab/tree/notebooks/tour.ipynb",
+        "extension_manager": "readonly",
+    }
     lab |= {"check_for_updates_class": "jupyterlab.NeverCheckForUpdate", "news_url": None}
     kernels = {"allowed_kernelspecs": ["vqa_repro"], "ensure_native_kernel": False}
     settings = {"ServerApp": server, "LabApp": lab, "KernelSpecManager": kernels}
@@ -119,7 +121,6 @@ def start(session: Session, venv: Path, jupyter: Path) -> Server:
         "IPYTHONDIR": str(HOME / "ipython"),
         "VIRTUAL_ENV": str(venv),  # for JupyterLab's terminals
         "PATH": f"{venv / 'bin'}:{os.environ.get('PATH', os.defpath)}",
-        "JUPYTER_TOKEN": secrets.token_hex(24),  # wins over any file
     }
     with log:
         process = subprocess.Popen(
@@ -135,7 +136,15 @@ def start(session: Session, venv: Path, jupyter: Path) -> Server:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         began = locks.start_time(process.pid)
         (FOLDER / "server").write_text(f"{process.pid} {began} {since}\n")
-        return wait(session, process)
+        server = wait(session, process)
+        if "?token=" in server.path:
+            return server
+        raise InstallError(
+            ExitCode.JUPYTER,
+            "JupyterLab is not started",
+            "its arguments leave it without a token, open to everybody on this machine",
+            f"leave out what changes the token: {session.options.command('jupyter')}",
+        )
     except BaseException:
         processes.end_group(process.pid, process.poll)
         raise
