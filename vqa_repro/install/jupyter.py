@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -130,7 +131,8 @@ def start(session: Session, venv: Path, jupyter: Path) -> Server:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # a dropped connection does not reach it
+            start_new_session=True,
+            preexec_fn=ignore_hangup,
         )
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -148,6 +150,11 @@ def start(session: Session, venv: Path, jupyter: Path) -> Server:
     except BaseException:
         processes.end_group(process.pid, process.poll)
         raise
+
+
+def ignore_hangup() -> None:
+    """Outlive a dropped connection."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def wait(session: Session, process: subprocess.Popen[bytes] | None) -> Server:
