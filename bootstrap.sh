@@ -1,7 +1,7 @@
 #!/bin/sh
 # From a bare machine to a verified environment and a trained model: ./bootstrap.sh --help
 #
-# Finds a Python 3.10 to 3.13 and hands over to vqa_repro/install. Any POSIX shell runs this; it
+# Finds a Python 3.10 to 3.14 and hands over to vqa_repro/install. Any POSIX shell runs this; it
 # compiles nothing and changes nothing.
 line_end='
 ' # two characters where Git has converted the line endings for Windows; hence the # below
@@ -77,8 +77,8 @@ def answer(*words):
     print("|".join(words))
     sys.exit(0)
 version = "%d.%d.%d" % sys.version_info[:3]
-if not (3, 10) <= sys.version_info[:2] <= (3, 13):
-    answer("no", version + ", and 3.10 to 3.13 is needed")
+if not (3, 10) <= sys.version_info[:2] <= (3, 14):
+    answer("no", version + ", and 3.10 to 3.14 is needed")
 import importlib.util, platform, sysconfig
 if sys.implementation.name != "cpython":
     answer("no", "not CPython but " + sys.implementation.name)
@@ -171,7 +171,7 @@ is_new() { # FILE
   done
 }
 consider_all() {
-  for minor in 3.13 3.12 3.11 3.10 3 ''; do
+  for minor in 3.13 3.14 3.12 3.11 3.10 3 ''; do
     ! consider_version "$minor" || return 0
   done
   return 1
@@ -204,15 +204,23 @@ choose_python() {
 }
 
 no_python() {
+  case "$(uname -s) $(uname -m)" in
+    "Linux x86_64" | "Linux aarch64" | "Darwin arm64" | MINGW* | MSYS* | CYGWIN*) code=11 ;;
+    *)
+      code=10
+      echo "  system    problem  $(uname -s) $(uname -m): PyTorch is made for Linux x86_64/aarch64" \
+        "and macOS arm64"
+      ;;
+  esac
   {
-    echo "error: no usable Python; Python 3.10 to 3.13 is needed"
+    echo "error: no usable Python; Python 3.10 to 3.14 is needed"
     echo "  system: $(uname -s -m), $(getconf GNU_LIBC_VERSION 2>/dev/null || echo 'no glibc')"
     printf '%s\n' "${rejected:-none was found}" | sed 's/^/  /'
     echo "  next: name one with --python PATH; or on a cluster: module load python; or without root:"
     echo "        python3 -m venv ~/uv && ~/uv/bin/pip install uv && ~/uv/bin/uv python install 3.13"
     echo "        or: conda create --name vqa python=3.13 && conda activate vqa"
   } >&2
-  exit 11
+  exit "$code"
 }
 
 # ---------------------------------------------------------------- main
@@ -242,7 +250,7 @@ main() {
     case $python in 3.[0-9] | 3.[0-9][0-9]) python='' ;; esac # the one that the bundle is for
   elif [ -z "$python" ] && [ -f "$bundle/bundle.json" ]; then # not verified yet
     python=$(head -c 9999 "$bundle/bundle.json" \
-      | sed -n 's/^ "python": "\(3\.1[0-3]\)",$/\1/p' | head -n 1)
+      | sed -n 's/^ "python": "\(3\.1[0-4]\)",$/\1/p' | head -n 1)
   fi
   choose_python || true
   # With none that may be used, another one reports that, with all else that is wrong here.

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from vqa_repro.install import settings
 from vqa_repro.install.console import also, row
-from vqa_repro.install.driver import bootstrap_lines, driver_facts
+from vqa_repro.install.driver import driver_facts
 from vqa_repro.install.environment import Environment, State
 from vqa_repro.install.errors import ExitCode
 from vqa_repro.install.options import STATE, named_by_bundle
 from vqa_repro.install.redact import shown
 from vqa_repro.install.session import Session
+from vqa_repro.install.torch_builds import check_lines
 from vqa_repro.utils.subprocesses import run_limited
 
 # Measured: 6 GB of packages in the cache; linked into the environment where both are on one disk,
@@ -88,7 +89,7 @@ class Checks:
             self.problem(ExitCode.BUNDLE, "python", f"{text} (here is {here})")
             also("on the other machine: ./bootstrap.sh bundle OUT --python 3.X")
         else:
-            text = "none that is fit; install Python 3.10 to 3.13, or name one: --python PATH"
+            text = "none that is fit; install Python 3.10 to 3.14, or name one: --python PATH"
             self.problem(ExitCode.NO_PYTHON, "python", text)
         for why in session.rejected:
             also(why)
@@ -156,7 +157,7 @@ class Checks:
         session = self.session
         wanted = session.build or "auto"
         build = none = ""
-        for line in bootstrap_lines(driver_facts(4), wanted):
+        for line in check_lines(driver_facts(4), wanted):
             kind, _, text = line.partition("|")
             if kind in ("ok", "note"):
                 row("gpu", kind, text)
@@ -171,7 +172,7 @@ class Checks:
         text = f"the build {session.build} is wanted, and {session.lock.name} is not here"
         self.problem(ExitCode.NO_TORCH_BUILD, "torch", text)
         make = f"python .ci/make_lock.py --torch {session.build}"
-        also(f"where PyTorch's download site is reached: {make};")
+        also(f"where its packages can be reached: {make};")
         also("then copy that file here. Until then, on the CPU: export CUDA_VISIBLE_DEVICES=''")
 
     # ------------------------------------------------------------ network

@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 STATE = PROJECT / ".bootstrap"  # the installer, the logs and the lock
 STAGES = ("check", "env", "checkpoint", "doctor", "train")
 VERBS = (*STAGES, "test", "jupyter", "bundle")
-BUILDS = ("cu130", "cu126", "cpu")
+BUILDS = ("cu130", "cu128", "cu126", "cpu")
 VERSION = re.compile(r"3\.[0-9]{1,2}")
 # Options with a value, and the variable that stands for each; the first five are repeated in the
 # commands that are printed.
@@ -191,7 +191,7 @@ def named_by_bundle(bundle: Path | None, key: str) -> str:
             text = file.read(9999).decode("utf-8", "replace")
     except OSError:
         return ""
-    found = re.search(rf'(?m)^ "{key}": "(3\.1[0-3]|cu130|cu126|cpu)",$', text)
+    found = re.search(rf'(?m)^ "{key}": "(3\.1[0-4]|cu130|cu128|cu126|cpu)",$', text)
     return found[1] if found else ""
 
 

@@ -63,7 +63,7 @@ class Session:
     def package_environment(self, venv: Path) -> dict[str, str]:
         options = self.options
         pages: tuple[str, ...] = ()
-        if self.build in ("cu126", "cpu") and not options.offline:
+        if self.build == "cpu" and not options.offline:
             index = options.torch_index or f"{TORCH_PAGES}/{self.build}"
             pages = (f"{index}/torch/", f"{index}/torchvision/")
         result = settings.package_environment(
