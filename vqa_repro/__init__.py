@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vqa_repro.predict import Predictor
+    from vqa_repro.evaluation.inference import Predictor
 
 __version__ = "0.1.0"
 __all__ = ["load"]
@@ -26,7 +26,7 @@ def load(
     one, which has to be the one that the features were made with.
     Raises UserError for a folder that holds no trained run, or a damaged one.
     """
-    from vqa_repro.predict import Predictor
+    from vqa_repro.evaluation.inference import Predictor
     from vqa_repro.run import open_run
     from vqa_repro.utils.device import choose_device  # torch takes a second to import
 
