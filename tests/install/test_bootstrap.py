@@ -801,7 +801,8 @@ def test_any_shell_runs_it(copy: Copy, shell: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["bash -c '. ./bootstrap.sh check'", "sh -c '. ./bootstrap.sh'", "bash <bootstrap.sh"]
+    "command",
+    ["bash -c '. ./bootstrap.sh check'", "sh -c '. ./bootstrap.sh'", "bash <bootstrap.sh"],
 )
 def test_sourced_it_refuses_in_one_line(copy: Copy, command: str) -> None:
     done = subprocess.run(
