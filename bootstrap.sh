@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a bare machine to a verified environment and a trained model. ./bootstrap.sh --help
 #
-# Needs bash 4 and a Python 3.10 to 3.13, compiles nothing. In this order below: help, talking,
+# Needs bash 4 and a Python 3.10 to 3.14, compiles nothing. In this order below: help, talking,
 # running commands, settings, Python, machine facts, the lock, bundles, installers, the environment,
 # JupyterLab, the stages, arguments.
 { # bash reads a script while running it: the braces make it read all of it first
@@ -53,19 +53,22 @@ Options                    or variable
   --installer uv|pip|auto  VQA_INSTALLER    auto takes uv where it can be had, and pip otherwise
   --offline                VQA_OFFLINE=1    try no network
   --lock-wait SECONDS      VQA_LOCK_WAIT    wait so long for another bootstrap (default 1800)
-  --torch BUILD            VQA_TORCH        cu130, cu126, cpu, or auto: as driver and cards want
-  --torch-index URL        VQA_TORCH_INDEX  where the builds cu126 and cpu are, if not at PyTorch's
+  --torch BUILD            VQA_TORCH        cu130, cu128, cu126, cpu, or auto: by driver and cards
+  --torch-index URL        VQA_TORCH_INDEX  where the build cpu is, if not at PyTorch's site
   --bundle DIR             VQA_BUNDLE       take everything from this bundle, verified first
   --split SIZE                              bundle: in files of at most SIZE, as 100M or 2G
   --help
 The index, proxies and certificates set for pip or uv (variables, pip.conf, uv.toml) are used, also
 by the other of the two. PYTHONPATH and whatever else would change the result is set aside.
 
-torch: a driver from 580 on and cards of compute capability 7.5 and newer take cu130, the build for
-CUDA 13 that requirements.lock names, and so does a machine without a card; a driver from 525.60.13
-on and cards from 5.0 to 9.0 take cu126. Where neither serves all cards nothing is installed, until
---torch says what is wanted. An environment keeps its build until --torch says otherwise. cu126 and
-cpu have locks of their own, made by python .ci/make_lock.py --torch BUILD.
+torch: three builds, each with a lock of its own, all from the ordinary package index:
+  cu130  CUDA 13, newest torch     driver 580 or newer        compute capability 7.5 and newer
+  cu128  CUDA 12.8, torch 2.10.0   driver 525.60.13 or newer  7.0 and newer (10.0 and newer: 570)
+  cu126  CUDA 12.6, torch 2.7.1    driver 525.60.13 or newer  5.0 to 9.0; Python up to 3.13
+The first that runs all cards is installed, and cu130 on a machine without a card; where none does,
+nothing is, until --torch names one. cu128 and cu126 are for Linux x86_64. An environment keeps its
+build until --torch says otherwise. The build cpu exists at PyTorch's download site alone: its lock
+is made by python .ci/make_lock.py --torch cpu.
 
 Exit codes
   0    done
@@ -296,7 +299,7 @@ package_settings() { # for a subshell: variables say all, and uv is told what pi
 }
 torch_pages() { # of the builds that other indexes lack; all else is to come from the usual one
   local index=${TORCH_INDEX:-https://download.pytorch.org/whl/$BUILD}
-  ((OFFLINE)) || [[ ! $BUILD =~ ^(cu126|cpu)$ ]] || echo "$index/torch/ $index/torchvision/"
+  ((OFFLINE)) || [[ $BUILD != cpu ]] || echo "$index/torch/ $index/torchvision/"
 }
 offer() { # NAME VALUE: set it unless it is set, or there is nothing to set
   if [[ -z ${!1:-} && -n $2 ]]; then export "$1=$2"; fi
@@ -314,8 +317,8 @@ def answer(*words):
     print("|".join(words))
     sys.exit(0)
 version = "%d.%d.%d" % sys.version_info[:3]
-if not (3, 10) <= sys.version_info[:2] <= (3, 13):
-    answer("no", version + ", and 3.10 to 3.13 is needed")
+if not (3, 10) <= sys.version_info[:2] <= (3, 14):
+    answer("no", version + ", and 3.10 to 3.14 is needed")
 import importlib.util, platform, sysconfig
 if sys.implementation.name != "cpython":
     answer("no", "not CPython but " + sys.implementation.name)
@@ -356,7 +359,7 @@ candidates() { # VERSION: files that may be that Python, most likely first
   done
 }
 choose_python() { # sets BASE, or leaves it empty
-  local version stamped tries=(3.13 3.12 3.11 3.10 3 '')
+  local version stamped tries=(3.13 3.14 3.12 3.11 3.10 3 '')
   if [[ $PYTHON =~ ^3\.[0-9]+$ ]]; then
     tries=("$PYTHON")
   elif [[ -n $PYTHON ]]; then
@@ -460,7 +463,7 @@ check_python() {
     problem 19 python "the bundle is for Python $PYTHON, and none that is fit is here"
     also "on the other machine, for one that is: $SELF bundle OUT --python 3.X"
   else
-    problem 11 python "none that is fit; install Python 3.10 to 3.13, or name one: --python PATH"
+    problem 11 python "none that is fit; install Python 3.10 to 3.14, or name one: --python PATH"
   fi
   for why in ${REJECTED[@]+"${REJECTED[@]}"}; do also "$why"; done
 }
@@ -500,8 +503,9 @@ check_room() { # GB PATH WHAT
 readonly ASK_DRIVER='
 import sys
 sys.path.insert(0, sys.argv[1])
-from vqa_repro.install.driver import bootstrap_lines, driver_facts
-print(*bootstrap_lines(driver_facts(4), sys.argv[2]), sep="\n")
+from vqa_repro.install.driver import driver_facts
+from vqa_repro.install.torch_builds import check_lines
+print(*check_lines(driver_facts(4), sys.argv[2]), sep="\n")
 '
 ask_driver() {
   local asked
@@ -548,7 +552,7 @@ use_build() { # [NAME]: install what its lock names; false where that is not her
 }
 lacking_lock() {
   problem 20 torch "the build $BUILD is wanted, and requirements-$BUILD.lock is not here"
-  also "where PyTorch's download site is reached: python .ci/make_lock.py --torch $BUILD;"
+  also "where its packages can be reached: python .ci/make_lock.py --torch $BUILD;"
   also "then copy that file here. To train on the CPU until then: export CUDA_VISIBLE_DEVICES=''"
 }
 readonly CONNECT='
@@ -638,7 +642,7 @@ told_by_bundle() { # KEY: what bundle.json says, before it is verified; nothing 
   local found
   [[ -n $BUNDLE && -f $BUNDLE/bundle.json ]] || return 0
   found=$(head -c 9999 "$BUNDLE/bundle.json" \
-    | sed -n "s/^ \"$1\": \"\(3\.1[0-3]\|cu130\|cu126\|cpu\)\",\$/\1/p")
+    | sed -n "s/^ \"$1\": \"\(3\.1[0-4]\|cu130\|cu128\|cu126\|cpu\)\",\$/\1/p")
   echo "${found%%$'\n'*}"
 }
 # shellcheck disable=SC2329 # called through attached
@@ -1217,7 +1221,7 @@ read_arguments() {
   [[ $DRY_RUN$OFFLINE =~ ^[01][01]$ ]] || bad_usage "VQA_DRY_RUN and VQA_OFFLINE are 0 or 1"
   [[ $INSTALLER =~ ^(auto|uv|pip)$ ]] || bad_usage "no installer '$INSTALLER'; uv, pip or auto"
   [[ $LOCK_WAIT =~ ^[0-9]{1,9}$ ]] || bad_usage "--lock-wait is in seconds, not '$LOCK_WAIT'"
-  [[ $TORCH =~ ^(auto|cu130|cu126|cpu)$ ]] || bad_usage "no torch '$TORCH'; auto, cu130, cu126, cpu"
+  [[ $TORCH =~ ^(auto|cu130|cu128|cu126|cpu)$ ]] || bad_usage "no torch '$TORCH'; auto, cu130, cu128, cu126, cpu"
   [[ -z $SPLIT || $VERB == bundle ]] || bad_usage "--split goes with bundle OUT"
   if [[ $VERB == bundle ]]; then
     [[ $OUT == /* ]] || OUT=$PWD/$OUT

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints_setup
-from vqa_repro.install.driver import REINSTALL, Finding, diagnose, driver_facts, kernel_mend
+from vqa_repro.diagnostics.gpu import REINSTALL, Finding, diagnose, kernel_fix
+from vqa_repro.install.driver import driver_facts
 from vqa_repro.install.lockfile import (
     build_here,
     differences,
@@ -172,7 +173,7 @@ def examine_torch(
         return None, [], set(), [Finding(what, import_mend(outcome.failure))]
     if not answers:
         what = f"torch imports, but fails when it looks for GPUs: {outcome.failure}"
-        return {}, [], set(), [Finding(what, kernel_mend(outcome.failure, driver, []))]
+        return {}, [], set(), [Finding(what, kernel_fix(outcome.failure, driver, []))]
     torch, *others = answers
     devices = [answer for answer in others if "device" in answer]
     modules = {answer["imports"] for answer in others if "imports" in answer}
@@ -186,7 +187,7 @@ def examine_torch(
         if device["failure"]:
             capability = [float(device.get("compute_capability", 7.5))]
             what = f"{device['device']} does not compute: {device['failure']}"
-            fix = kernel_mend(device["failure"], driver, capability)
+            fix = kernel_fix(device["failure"], driver, capability)
             problems.append(Finding(what, fix))
     return torch, devices, modules, problems
 
@@ -272,8 +273,8 @@ def examine_disk() -> tuple[Facts, list[Finding]]:
 def examine(checkpoint: str, seconds: float) -> Facts:
     """The whole report, ready for JSON; every step that may hang is given ``seconds``."""
     python, problems, notes = python_facts(), [], []
-    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
-        what = f"Python {python['version']} is none of 3.10 to 3.13"
+    if not (3, 10) <= sys.version_info[:2] <= (3, 14):
+        what = f"Python {python['version']} is none of 3.10 to 3.14"
         problems.append(Finding(what, REINSTALL))
     if not LOCK.exists():
         notes.append(Finding(f"no {LOCK}: versions were not compared", f"git checkout {LOCK.name}"))

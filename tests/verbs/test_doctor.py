@@ -257,27 +257,6 @@ def test_a_build_for_the_cpu_is_no_illness_where_it_was_asked_for(
     assert lockfile.lock_of(lockfile.build_here()) == "requirements-cpu.lock"
 
 
-@pytest.mark.parametrize(
-    ("version", "capabilities", "said"),
-    [
-        ("580.65.06", [9.0], "./bootstrap.sh env"),
-        ("580.65.06", [7.0], "cu126"),
-        ("580.65.06", [5.0, 7.2], "cu126"),
-        ("580.65.06", [7.0, 12.0], "CUDA_VISIBLE_DEVICES"),
-        ("580.65.06", [3.7], "no build of torch"),
-        ("525.60.13", [8.0], "580 or newer, or install torch 2.14 in its CUDA 12.6 build"),
-        ("535.183.01", [7.0], "cu126"),
-        ("570.86.10", [10.0], "the driver is 570.86.10; update it to 580 or newer"),
-        ("525.60.11", [8.0], "until then, if the CPU is wanted, say so"),
-        (None, [], "until then, if the CPU is wanted, say so"),
-    ],
-)
-def test_which_build_suits(version: str | None, capabilities: list[float], said: str) -> None:
-    fix = driver.right_build(version, capabilities)
-    assert said in fix
-    assert ("cu126" in fix) == ("cu126" in said or "12.6" in said)
-
-
 # --- torch and the kernels -------------------------------------------------------------------
 
 
