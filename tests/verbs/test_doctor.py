@@ -373,7 +373,7 @@ def test_what_may_lie_where_the_checkpoint_belongs(resnet50: Path) -> None:
 @pytest.mark.slow
 def test_a_checkpoint_is_run(resnet50: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # No file but the published one has its hash; here every hash is right.
-    monkeypatch.setattr(checks.checkpoints_setup, "is_verified", lambda name: True)
+    monkeypatch.setattr(checks.checkpoints, "is_verified", lambda name: True)
     torch.save(torchvision.models.resnet50().state_dict(), resnet50)
     facts, problems, _ = checks.examine_checkpoint("resnet50", True, 200)
     assert problems == [] and facts["state"] == "hash verified, loads and computes"

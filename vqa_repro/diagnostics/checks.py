@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 
-import checkpoints_setup
 from vqa_repro.diagnostics.facts import (
     NVIDIA_SMI_SECONDS,
     PACKAGES,
@@ -20,6 +19,7 @@ from vqa_repro.diagnostics.facts import (
     python_facts,
 )
 from vqa_repro.diagnostics.gpu import REINSTALL, Finding, diagnose, kernel_fix
+from vqa_repro.install import checkpoints
 from vqa_repro.install.driver import driver_facts
 from vqa_repro.install.lockfile import (
     build_here,
@@ -179,15 +179,15 @@ def examine_checkpoint(
     name: str, torch_works: bool, seconds: float
 ) -> tuple[Facts, list[Finding], list[Finding]]:
     """The file (hash, keys, shapes) and what it computes, as (facts, problems, notes)."""
-    checkpoint = checkpoints_setup.lookup(name)
-    path = checkpoints_setup.checkpoint_dir() / checkpoint.filename
+    checkpoint = checkpoints.lookup(name)
+    path = checkpoints.checkpoint_dir() / checkpoint.filename
     fetch = f"python checkpoints_setup.py {checkpoint.name}"
     facts: Facts = {"name": checkpoint.name, "path": str(path), "state": "absent"}
     if not os.path.lexists(path):
         note = Finding(f"the checkpoint {checkpoint.name} is not there yet ({path})", fetch)
         return facts, [], [note]
     try:
-        failure = "" if checkpoints_setup.is_verified(name) else "not the published file"
+        failure = "" if checkpoints.is_verified(name) else "not the published file"
     except OSError as error:
         failure = f"cannot be read: {error.strerror}"
     if failure:
@@ -208,7 +208,7 @@ def examine_disk() -> tuple[Facts, list[Finding]]:
     """GiB free where the project and the checkpoints lie."""
     disk: Facts = {}
     problems = []
-    for folder in (ROOT, checkpoints_setup.checkpoint_dir().absolute()):
+    for folder in (ROOT, checkpoints.checkpoint_dir().absolute()):
         there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
         free = shutil.disk_usage(there).free / 2**30
         disk[str(folder)] = round(free, 1)

@@ -21,7 +21,6 @@ project that installs, not against those of the bundle.
 """
 
 import argparse
-import errno
 import re
 import sys
 from pathlib import Path
@@ -29,24 +28,14 @@ from pathlib import Path
 from vqa_repro.install.bundle_build import make
 from vqa_repro.install.bundle_format import (
     AGAIN,
-    DISK_FULL,
-    INVALID_BUNDLE,
-    NO_PERMISSION,
-    BundleError,
     say,
 )
 from vqa_repro.install.bundle_open import open_bundle, read_bundle, verify
+from vqa_repro.install.errors import ERRNO_CODES, ExitCode, InstallError
 from vqa_repro.install.torch_builds import CHOICES
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError
 
 FAT32_LIMIT = (4 << 30) - 1  # bytes; no file on such a stick is larger
-CODES = {
-    errno.ENOSPC: DISK_FULL,
-    errno.EDQUOT: DISK_FULL,
-    errno.EACCES: NO_PERMISSION,
-    errno.EPERM: NO_PERMISSION,
-    errno.EROFS: NO_PERMISSION,
-}
 
 
 def bytes_of(text: str) -> int:
@@ -91,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
             bundle = read_bundle(args.folder)
             verify(args.folder, bundle)
             say(f"{args.folder}: {len(bundle.files)} files, all as they should be")
-    except BundleError as error:
+    except InstallError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
     except UserError as error:
@@ -100,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         where, what = error.filename or args.folder, error.strerror or str(error)
         print(f"error: {where}: {what}; mend that; {AGAIN}", file=sys.stderr)
-        return CODES.get(error.errno or 0, INVALID_BUNDLE)
+        return ERRNO_CODES.get(error.errno or 0, ExitCode.BUNDLE)
     return 0
 
 

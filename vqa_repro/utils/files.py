@@ -47,6 +47,12 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise WriteError(f"{path}: cannot be written: {why}", error) from None
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as JSON, atomically; see ``write_atomic``."""
+    text = json.dumps(content).encode()
+    write_atomic(path, lambda file: file.write(text))
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
