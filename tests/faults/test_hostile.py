@@ -304,7 +304,7 @@ SIZES: list[tuple[str, Any, str]] = [
     ("model.layers", 0, "from 1 to 65,536"),
     ("model.filters", [10**9] * 3, "3 whole numbers from 1 to 65,536"),
     ("model.filters", [1] * 10**6, "3 whole numbers from 1 to 65,536"),
-    ("training.batch_size", 0, "batch_size = 0: expected at least 1 and"),
+    ("training.batch_size", 0, "batch_size: Expected `int` >= 1"),
     ("training.epochs", 2**62, "at most 1,000,000"),
     ("training.decade", 0, "at least 1"),
     ("training.learning_rate", -1.0, "at least 0"),

@@ -83,9 +83,12 @@ def test_bases_that_are_not_there_or_go_round_are_said(
     ("key", "value", "said"),
     [
         ("training.answers", "all", "'label' or 'sampled' or 'soft'"),
-        ("data.single_answers", 1, "true or false"),
-        ("published.others", {"yes/no": "many"}, "a table of numbers"),
-        ("training.clip", "0.1", "a number"),
+        ("data.single_answers", 1, r"data\.single_answers: Expected `bool`"),
+        ("published.others", {"yes/no": "many"}, r"published\.others.*: Expected `float`"),
+        ("training.clip", "0.1", r"training\.clip: Expected `float`"),
+        ("training.clip", float("nan"), r"training\.clip: Expected `float` >= 0"),
+        ("training.epochs", 0, r"training\.epochs: Expected `int` >= 1"),
+        ("data.validation", 1.5, r"data\.validation: Expected `float` <= 1"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_said(key: str, value: object, said: str) -> None:
