@@ -728,7 +728,7 @@ def test_using_an_environment_whose_python_is_not_here_deletes_nothing(
     stamp.write_text(re.sub("(?m)^base .*", "base /opt/module/python3", stamp.read_text()))
     before = files_below(copy.venv)
     del copy.environ["VQA_PYTHON"]
-    err = copy.run(stage, "--python", sys.executable, exits=2).stderr
+    err = copy.run("--python", sys.executable, stage, exits=2).stderr
     assert "/opt/module/python3" in err and f"env --python={sys.executable}" in err
     assert "/opt/module/python3" in copy.run(stage, exits=2).stderr
     assert files_below(copy.venv) == before
