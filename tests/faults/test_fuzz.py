@@ -288,7 +288,6 @@ def of_checkpoints(scratch: Path) -> dict[str, Reader]:
     save_tar({key: value for key, value in state.items() if value.ndim}, scratch / "tar.pth")
     notes = {
         ".toy-00000000.pth.verified.json": {"size": 4, "mtime_ns": 1, "inode": 1, "sha256": "00"},
-        ".toy-00000000.pth.owner": {"pid": 2**30, "host": "h", "since": "now"},
         "toy-00000000.pth.part.json": {"url": "http://h/", "validator": "v", "length": 4},
     }
     beside = {name: json.dumps(note).encode() for name, note in notes.items()}
