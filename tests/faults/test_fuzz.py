@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import shutil
+import socket
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -163,8 +164,8 @@ def read_notes(folder: Path) -> None:
     target = folder / checkpoint.filename
     checkpoints.verified_sha256(checkpoint.file, target)
     checkpoints.state_of(checkpoint, folder)
-    with locks.hold(folder / f".{target.name}.in-use", 60, print):
-        pass
+    owner = locks.current_owner(folder / f".{target.name}.in-use")
+    assert owner is None or isinstance(owner.is_gone(), bool)
 
 
 def pictures() -> dict[str, bytes]:
@@ -288,7 +289,7 @@ def of_checkpoints(scratch: Path) -> dict[str, Reader]:
     save_tar({key: value for key, value in state.items() if value.ndim}, scratch / "tar.pth")
     notes = {
         ".toy-00000000.pth.verified.json": {"size": 4, "mtime_ns": 1, "inode": 1, "sha256": "00"},
-        ".toy-00000000.pth.owner": {"pid": 2**30, "host": "h", "since": "now"},
+        ".toy-00000000.pth.in-use": f"{2**30} 1 {socket.gethostname()} 2020-01-01 00:00:00",
         "toy-00000000.pth.part.json": {"url": "http://h/", "validator": "v", "length": 4},
     }
     beside = {name: json.dumps(note).encode() for name, note in notes.items()}
