@@ -30,6 +30,8 @@ class Data:
     # "cnn": trained along; "none": no picture is seen; "vgg19", "vgg19-caffe", ...: of a frozen
     # backbone; else the path of a feature store.
     features: str = "cnn"
+    # Scale of region vectors: "unit" mean square, "none" (raw), or "auto": raw for a released form.
+    feature_scale: Literal["auto", "unit", "none"] = "auto"
     picture_size: int = 64  # pixels a side, where the network is trained along
     num_answers: int = 1000
     single_answers: bool = False  # leave out questions with several answers ("table, chair")
@@ -191,6 +193,21 @@ def from_json(raw: Any, where: str) -> Recipe:
     if not isinstance(model, dict) or not isinstance(model.get("name"), str):
         raise UserError(f"{where}: [model] needs a name")
     return typing.cast(Recipe, _checked(Recipe, {**raw, **sections, "model": model}, where))
+
+
+def upgrade(raw: Any) -> Any:
+    """Return the stored recipe ``raw`` with what its model was before the option existed.
+
+    Recipes stored before ``data.feature_scale`` have HieCoAtt in the paper's form without biases.
+    """
+    if not (isinstance(raw, dict) and isinstance(raw.get("data"), dict)):
+        return raw
+    model = raw.get("model")
+    if "feature_scale" in raw["data"] or not isinstance(model, dict):
+        return raw
+    if model.get("name") == "hiecoatt" and model.get("fidelity", "paper") == "paper":
+        return {**raw, "model": {"bias": False, **model}}
+    return raw
 
 
 def _checked(cls: type[Any], values: Any, where: str) -> Any:
