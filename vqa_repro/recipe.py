@@ -38,6 +38,8 @@ class Data:
     # "cnn": a CNN trained with the model; "none": no image; "vgg19", "vgg19-caffe", ...: a frozen
     # backbone; otherwise the path of a feature store.
     features: str = "cnn"
+    # Scale of region vectors: "unit" mean square, "none" (raw), or "auto": raw for a released form.
+    feature_scale: Literal["auto", "unit", "none"] = "auto"
     picture_size: Annotated[int, msgspec.Meta(ge=8, le=1024)] = 64  # pixels a side, for "cnn"
     num_answers: Count = 1000
     single_answers: bool = False  # leave out questions with several answers ("table, chair")
@@ -205,6 +207,8 @@ def from_json(raw: Any, where: str) -> Recipe:
         ) from None
 
 
+    # Scale of region vectors: "unit" mean square, "none" (raw), or "auto": raw for a released form.
+    feature_scale: Literal["auto", "unit", "none"] = "auto"
 def _refuse_unknown(cls: type[Any], values: dict[str, Any], where: str) -> None:
     names = [each.name for each in dataclasses.fields(cls)]
     for key in values:

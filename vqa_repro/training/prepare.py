@@ -97,12 +97,15 @@ def prepare(
 
 
 def _scale(recipe: Recipe, store: Store) -> float:
-    """What region vectors are multiplied by, so that their numbers are 1 in the mean square.
+    """Return the factor of region vectors that makes their mean square 1; 1.0 for raw features.
 
-    The papers' first layer could absorb it, so their equations hold; but initial values that suit
-    numbers around 1 meet such numbers. The authors' code takes features as they are.
+    The papers' first layer could absorb it, so their equations hold; but our initial values are
+    made for inputs around 1. The authors' code uses raw features.
     """
-    if store.rows.ndim != 3 or recipe.model.get("fidelity") == "released":  # pictures, or as there
+    scale = recipe.data.feature_scale
+    if scale == "auto":
+        scale = "none" if recipe.model.get("fidelity") == "released" else "unit"
+    if store.rows.ndim != 3 or scale == "none":  # images, or raw
         return 1.0
     return 1 / (root_mean_square(store.rows) or 1.0)
 
