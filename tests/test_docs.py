@@ -32,9 +32,9 @@ import pytest
 import torch
 from conftest import OPTIONS, PROJECT, environ
 
-import checkpoints_setup
 from vqa_repro.data.registry import find_data_set, load_split
 from vqa_repro.data.vocabulary import Vocabulary
+from vqa_repro.install import checkpoints
 from vqa_repro.models.network import build
 from vqa_repro.recipe import load_recipe
 from vqa_repro.run import Run
@@ -232,7 +232,7 @@ def test_checkpoints_setup_has_what_is_shown(document: Path) -> None:
     for words in ours(document, "python checkpoints_setup.py"):
         assert lacking(words, usage) == set(), f"{document}: {shlex.join(words)}"
         if words and not words[0].startswith("-"):
-            checkpoints_setup.lookup(words[0])
+            checkpoints.lookup(words[0])
 
 
 # ---------------------------------------------------------------- commands and Python: run

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import checkpoints_setup
+from vqa_repro.install import checkpoints
+from vqa_repro.install.errors import InstallError
 from vqa_repro.utils.errors import UserError, main_guard
 
 EXIT_BROKEN = 1
@@ -107,8 +108,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     if not 0 < args.timeout < float("inf"):
         raise UserError(f"--timeout {args.timeout:g}: give a number of seconds above 0")
     try:
-        checkpoints_setup.lookup(args.checkpoint)
-    except checkpoints_setup.CheckpointError as error:
+        checkpoints.lookup(args.checkpoint)
+    except InstallError as error:
         raise UserError(f"--checkpoint: {error}") from None
     return args
 

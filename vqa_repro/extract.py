@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import checkpoints_setup
 from vqa_repro.data.registry import find_data_set, load_all
 from vqa_repro.features.backbones import BACKBONES, FrozenBackbone
 from vqa_repro.features.extraction import DamagedImagesError, fill
 from vqa_repro.features.store import Store
+from vqa_repro.install import checkpoints
+from vqa_repro.install.errors import InstallError
 from vqa_repro.utils.device import add_device_option, choose_device, describe, has_bfloat16
 from vqa_repro.utils.distributed import SINGLE_PROCESS, SharedError, World, init_distributed, leave
 from vqa_repro.utils.errors import UserError, main_guard
@@ -114,10 +115,10 @@ def extract(
 def seeded(backbone: str) -> Path:
     """The checkpoint called ``backbone``. Raises UserError, with the mend, if it is absent."""
     try:
-        filename = checkpoints_setup.lookup(backbone).filename
-    except checkpoints_setup.CheckpointError as error:
+        filename = checkpoints.lookup(backbone).filename
+    except InstallError as error:
         raise UserError(f"{error}; name its file with --weights") from None
-    path: Path = checkpoints_setup.checkpoint_dir() / filename
+    path: Path = checkpoints.checkpoint_dir() / filename
     if not path.is_file():
         raise UserError(
             f"{path}: missing; `python checkpoints_setup.py {backbone}` puts it there, or name the "

@@ -34,14 +34,13 @@ from PIL import Image
 from test_tar_checkpoint import save_tar
 from wheel_index import lock_text, make_wheel
 
-import checkpoints_setup
 from vqa_repro.data import coco_qa, daquar, vqa
 from vqa_repro.data.images import read_image
 from vqa_repro.evaluation import examples, vqa_accuracy
 from vqa_repro.evaluation.inference import Predictor
 from vqa_repro.features.backbones import load_backbone
 from vqa_repro.features.store import StoreWriter, open_store
-from vqa_repro.install import bundle_build, bundle_open
+from vqa_repro.install import bundle_build, bundle_open, checkpoints, locks
 from vqa_repro.install.bundle_format import DESCRIPTION, FORMAT, MANIFEST, cut
 from vqa_repro.recipe import load_recipe
 from vqa_repro.reporting import comparison
@@ -160,13 +159,11 @@ def read_backbone(folder: Path) -> None:
 
 def read_notes(folder: Path) -> None:
     """What checkpoints_setup.py notes beside a download, read by a later run."""
-    checkpoint = checkpoints_setup.Checkpoint("toy", "toy-00000000.pth", 4)
+    checkpoint = checkpoints.Checkpoint("toy", "toy-00000000.pth", 4)
     target = folder / checkpoint.filename
-    checkpoints_setup.check(checkpoint, target)
-    checkpoints_setup.state_of(checkpoint, folder)
-    owner = checkpoints_setup.read_json(checkpoints_setup.beside(target, "owner"))
-    checkpoints_setup.owner_is_gone(owner, 1)
-    with checkpoints_setup.locked(target, 0.001):
+    checkpoints.verified_sha256(checkpoint.file, target)
+    checkpoints.state_of(checkpoint, folder)
+    with locks.hold(folder / f".{target.name}.in-use", 60, print):
         pass
 
 
@@ -407,7 +404,7 @@ def test_damaged_files_are_read_or_refused_in_one_line(
         try:
             reader.read(folder)
             counts["read"] += 1
-        except (UserError, checkpoints_setup.CheckpointError) as error:
+        except UserError as error:
             assert "\n" not in str(error) and len(str(error)) > 10
             counts["refused"] += 1
         finally:

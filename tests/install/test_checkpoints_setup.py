@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import checkpoints_setup  # noqa: E402
+from vqa_repro.install import checkpoints  # noqa: E402
+from vqa_repro.install.errors import InstallError  # noqa: E402
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and file modes")
 
@@ -53,25 +56,21 @@ KNOWN = [TOY, TWIN, {**ROUGH, "size": SIZE + 3100, "tolerance": 1024}]
 FILES = {NAME: DATA, str(TWIN["filename"]): TWIN_DATA, str(ROUGH["filename"]): ROUGH_DATA}
 
 WRAPPER = """
-import json, sys
-import checkpoints_setup
+import json, os, sys
+from vqa_repro.install import checkpoints, checkpoints_command, download, http_client
 settings = json.loads(sys.argv.pop(1))
-known = [checkpoints_setup.Checkpoint(**row) for row in settings.pop("KNOWN")]
-checkpoints_setup.KNOWN = tuple(known)
-locks = settings.pop("locks")
-if locks == "lie":  # as on Lustre without flock: everybody is told to have the lock
-    checkpoints_setup.try_lock = lambda fd: True
-if locks == "fail":  # as on NFS without a lock daemon
-    def try_lock(fd): raise OSError(37, "No locks available")
-    checkpoints_setup.try_lock = try_lock
+checkpoints.KNOWN = tuple(checkpoints.Checkpoint(**row) for row in settings.pop("KNOWN"))
+if settings.pop("links") == "none":  # as on FAT and exFAT
+    def symlink(*_): raise OSError(1, "Operation not permitted")
+    os.symlink = symlink
 file_limit = settings.pop("file_limit")
 if file_limit:
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
 for name, value in settings.items():
-    assert hasattr(checkpoints_setup, name), name
-    setattr(checkpoints_setup, name, value)
-sys.exit(checkpoints_setup.main())
+    (module,) = [m for m in (download, http_client, checkpoints) if hasattr(m, name)]
+    setattr(module, name, value)
+sys.exit(checkpoints_command.main())
 """
 
 
@@ -96,7 +95,7 @@ class Run:
             "OFFICIAL": "http://127.0.0.1:1/",  # nothing listens there
             "BACKOFF_S": 0.01,
             "PROGRESS_BYTES": 10_000,
-            "locks": "real",
+            "links": "real",
             "file_limit": 0,
         }
         env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
@@ -136,7 +135,7 @@ class Run:
     def others(self) -> set[str]:
         """What lies in the folder beside the checkpoint and the lock files."""
         names = {path.name for path in self.folder.iterdir()}
-        return names - {NAME, f".{NAME}.lock", f".{NAME}.verified.json"}
+        return names - {NAME, f".{NAME}.verified.json"}
 
     def assert_right(self) -> None:
         assert (self.code, self.err.count("error:")) == (0, 0), self.err
@@ -187,12 +186,12 @@ RECOVERED = [  # fault, where the requests begin, words said, settings
     ("empty_reply_once", [0, 0], "trying again", {}),
     ("garbage_status_once", [0, 0], "trying again", {}),
     ("ignores_range", [0, HALF], "", {}),
-    ("range_from_elsewhere", [0, HALF, 0], "did not send the piece", {}),
-    ("range_with_wrong_total", [0, HALF, 0], "did not send the piece", {}),
-    ("range_unsaid", [0, HALF, 0], "did not send the piece", {}),
-    ("range_garbled", [0, HALF, 0], "did not send the piece", {}),
+    ("range_from_elsewhere", [0, HALF, 0], "did not send the requested part", {}),
+    ("range_with_wrong_total", [0, HALF, 0], "did not send the requested part", {}),
+    ("range_unsaid", [0, HALF, 0], "did not send the requested part", {}),
+    ("range_garbled", [0, HALF, 0], "did not send the requested part", {}),
     ("range_of_unknown_total", [0, HALF], "", {}),
-    ("range_refused", [0, HALF, 0], "did not send the piece", {}),
+    ("range_refused", [0, HALF, 0], "did not send the requested part", {}),
     ("etag_changes", [0, HALF], "", {}),
     ("etag_is_weak", [0, HALF], "", {}),
     ("no_validators", [0, HALF], "", {}),
@@ -360,7 +359,7 @@ def test_what_is_published_elsewhere_comes_from_there(run: Run, server: FaultSer
     run.assert_right()
     run.target.unlink()
     run("toy", "--offline", KNOWN=known)
-    run.assert_nothing(3, f"get {server.url('honest')}{NAME} (")
+    run.assert_nothing(3, f"download {server.url('honest')}{NAME} (")
 
 
 def test_another_mirror_continues_the_part(run: Run, server: FaultServer) -> None:
@@ -534,19 +533,19 @@ def test_stopped_by_a_signal(
     run.wait_for_part(HALF)
     process.send_signal(sent)
     assert run.finish() == code
-    assert re.fullmatch(r"stopped; .* kept in .*\.part; the same command continues\n", run.err)
+    assert re.fullmatch(r"stopped; .* kept in .*\.part; .+\n", run.err)
     run("toy", "--from", server.url())
     run.assert_right()
     assert begins(server)[1] >= HALF
 
 
 @posix_only
-@pytest.mark.parametrize("locks", ["real", "lie", "fail"])
-def test_two_at_once_download_once(run: Run, server: FaultServer, locks: str) -> None:
-    first = run.start("toy", "--from", server.url("slow"), locks=locks)
+@pytest.mark.parametrize("links", ["real", "none"])
+def test_two_at_once_download_once(run: Run, server: FaultServer, links: str) -> None:
+    first = run.start("toy", "--from", server.url("slow"), links=links)
     run.wait_for_part(SIZE // 10)
     other = Run(run.folder)
-    other("toy", "--from", server.url("slow"), locks=locks)
+    other("toy", "--from", server.url("slow"), links=links)
     run.finish()
     run.assert_right()
     other.assert_right()
@@ -555,47 +554,26 @@ def test_two_at_once_download_once(run: Run, server: FaultServer, locks: str) ->
 
 
 @posix_only
-@pytest.mark.parametrize("locks", ["real", "lie"])
-def test_the_lock_of_a_killed_run_is_taken_over(run: Run, server: FaultServer, locks: str) -> None:
-    process = run.start("toy", "--from", server.url("slow"), locks=locks)
+@pytest.mark.parametrize("links", ["real", "none"])
+def test_the_lock_of_a_killed_run_is_taken_over(run: Run, server: FaultServer, links: str) -> None:
+    process = run.start("toy", "--from", server.url("slow"), links=links)
     run.wait_for_part(HALF)
     process.kill()
     run.finish()
-    run("toy", "--from", server.url(), "--lock-wait", "5", locks=locks)
+    run("toy", "--from", server.url(), "--lock-wait", "5", links=links)
     run.assert_right()
 
 
 @posix_only
-@pytest.mark.parametrize("locks", ["real", "lie"])
-def test_waiting_ends(run: Run, server: FaultServer, locks: str) -> None:
-    first = run.start("toy", "--from", server.url("slow"), locks=locks)
+@pytest.mark.parametrize("links", ["real", "none"])
+def test_waiting_ends(run: Run, server: FaultServer, links: str) -> None:
+    first = run.start("toy", "--from", server.url("slow"), links=links)
     run.wait_for_part(SIZE // 10)
     other = Run(run.folder)
-    assert other("toy", "--lock-wait", "0.3", locks=locks) == 5
+    assert other("toy", "--lock-wait", "0.3", links=links) == 5
     assert f"still being set up by another run (process {first.pid} on" in other.err
     first.kill()
     run.finish()
-
-
-@pytest.mark.parametrize(
-    ("owner", "age_s", "code"),
-    [
-        ({"pid": NO_PROCESS, "host": "another-host", "since": "2020-01-01"}, 9999, 5),
-        ({"pid": NO_PROCESS, "host": socket.gethostname()}, 0, 0),
-        ({"pid": "x", "host": socket.gethostname()}, 9999, 5),
-        ({}, 9999, 0),  # killed before it could sign
-        ({}, 0, 5),
-    ],
-)
-def test_whose_lock_file_is_respected(
-    run: Run, server: FaultServer, owner: dict[str, object], age_s: float, code: int
-) -> None:
-    run.folder.mkdir(parents=True)
-    file = run.folder / f".{NAME}.owner"
-    file.write_text(json.dumps(owner) if owner else "")
-    os.utime(file, (time.time() - age_s,) * 2)
-    assert run("toy", "--from", server.url(), "--lock-wait", "0.3", locks="lie") == code
-    assert file.exists() == (code == 5)
 
 
 # ---------------------------------------------------------------- disks
@@ -936,7 +914,7 @@ def test_several_at_once_as_json(run: Run, server: FaultServer) -> None:
     toy, twin, _ = report["checkpoints"]
     assert toy["sha256"] == hashlib.sha256(DATA).hexdigest()
     assert toy["path"] == str(run.target)
-    assert "could not be had" in twin["error"]
+    assert "could not be downloaded" in twin["error"]
 
 
 def test_json_also_when_the_arguments_are_wrong(run: Run) -> None:
@@ -951,15 +929,25 @@ def test_list(run: Run, server: FaultServer) -> None:
     assert run("--list") == 0
     assert [line.split(maxsplit=2)[2] for line in run.out.splitlines()] == [
         "verified",
-        "begun, 0.1 MiB so far",
-        "there, not verified yet",
+        "incomplete, 0.1 MiB so far",
+        "present, not verified yet",
     ]
 
 
-def test_an_old_python_can_read_the_file_and_say_so() -> None:
-    source = Path(checkpoints_setup.__file__).read_text()
-    ast.parse(source, feature_version=(3, 8))
-    assert "sys.version_info < (3, 10)" in source
+@pytest.mark.parametrize("version", ["2.7", "3.6", "3.7", "3.8", "3.9"])
+def test_an_old_python_says_what_is_needed(version: str) -> None:
+    if version != "2.7":
+        major, minor = version.split(".")
+        source = Path(checkpoints_setup.__file__).read_text()
+        ast.parse(source, feature_version=(int(major), max(int(minor), 7)))
+    old = shutil.which(f"python{version}") or next(
+        map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python")), None
+    )
+    if old is None:
+        pytest.skip(f"no Python {version} here")
+    done = subprocess.run([old, checkpoints_setup.__file__], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: .*3\.10.*{re.escape(version)}.*\n", done.stderr)
 
 
 def test_help_documents_every_exit_code(run: Run) -> None:
@@ -987,8 +975,8 @@ def test_progress_on_a_terminal(run: Run, server: FaultServer) -> None:
 # ---------------------------------------------------------------- the public Python face
 
 
-def known_by_torch() -> tuple[checkpoints_setup.Checkpoint, ...]:
-    return checkpoints_setup.KNOWN
+def known_by_torch() -> tuple[checkpoints.Checkpoint, ...]:
+    return checkpoints.KNOWN
 
 
 def test_known_is_what_torchvision_publishes() -> None:
@@ -1003,7 +991,7 @@ def test_known_is_what_torchvision_publishes() -> None:
         assert re.fullmatch("[0-9a-f]{8}", checkpoint.prefix)
         if checkpoint.base:
             continue
-        published_mib = float(published[checkpoints_setup.OFFICIAL + checkpoint.filename])
+        published_mib = float(published[checkpoints.OFFICIAL + checkpoint.filename])
         assert abs(checkpoint.size / 2**20 - published_mib) <= 0.0005
 
 
@@ -1013,18 +1001,18 @@ def test_the_caffe_weights(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         return f"{done.returncode} {done.stdout}{done.stderr}"
 
-    vgg19, caffe = map(checkpoints_setup.lookup, ("vgg19", "vgg19-caffe"))
-    assert caffe == checkpoints_setup.lookup("vgg19-d01eb7cb.pth")
+    vgg19, caffe = map(checkpoints.lookup, ("vgg19", "vgg19-caffe"))
+    assert caffe == checkpoints.lookup("vgg19-d01eb7cb.pth")
     assert caffe.origin.startswith("https://") and caffe.origin != vgg19.origin
-    assert caffe.fits(vgg19.size)  # the same tensors
-    assert not caffe.fits(checkpoints_setup.lookup("vgg16").size)
+    assert caffe.file.fits(vgg19.size)  # the same tensors
+    assert not caffe.file.fits(checkpoints.lookup("vgg16").size)
     assert re.search(r"vgg19-caffe +vgg19-d01eb7cb\.pth +missing", run("--list"))
     assert run("vgg19-caffe", "--verify").startswith("3 ")
     (tmp_path / "half.pth").write_bytes(b"half")
     said = run("vgg19-caffe", "--from", str(tmp_path / "half.pth"))
     assert said.startswith("4 ")
     assert "it has 4 bytes, vgg19-d01eb7cb.pth has about 574,668,960 bytes" in said
-    assert f"get {caffe.origin}vgg19-d01eb7cb.pth (548.0 MiB)" in said
+    assert f"download {caffe.origin}vgg19-d01eb7cb.pth (548.0 MiB)" in said
 
 
 @pytest.mark.parametrize(
@@ -1045,7 +1033,7 @@ def test_checkpoint_dir_is_where_torch_hub_looks(
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert str(checkpoints_setup.checkpoint_dir()) == os.path.join(hub.get_dir(), "checkpoints")
+    assert str(checkpoints.checkpoint_dir()) == os.path.join(hub.get_dir(), "checkpoints")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -1069,13 +1057,86 @@ def test_torch_hub_loads_what_was_downloaded(
 
 
 def test_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    toy = checkpoints_setup.Checkpoint("toy", NAME, SIZE)
-    monkeypatch.setattr(checkpoints_setup, "KNOWN", (toy,))
-    assert checkpoints_setup.lookup("toy") == checkpoints_setup.lookup(NAME) == toy
-    assert not checkpoints_setup.is_verified("toy", tmp_path)
+    toy = checkpoints.Checkpoint("toy", NAME, SIZE)
+    monkeypatch.setattr(checkpoints, "KNOWN", (toy,))
+    assert checkpoints.lookup("toy") == checkpoints.lookup(NAME) == toy
+    assert not checkpoints.is_verified("toy", tmp_path)
     (tmp_path / NAME).write_bytes(DATA)
-    assert checkpoints_setup.is_verified("toy", tmp_path)
+    assert checkpoints.is_verified("toy", tmp_path)
     (tmp_path / NAME).write_bytes(DATA[:-1])
-    assert not checkpoints_setup.is_verified("toy", tmp_path)
-    with pytest.raises(checkpoints_setup.CheckpointError, match="known are toy"):
-        checkpoints_setup.is_verified("vgg19", tmp_path)
+    assert not checkpoints.is_verified("toy", tmp_path)
+    with pytest.raises(InstallError, match="known are toy"):
+        checkpoints.is_verified("vgg19", tmp_path)
+
+
+# ---------------------------------------------------------------- what people have
+
+
+@pytest.mark.parametrize("kind", ["zip", "zip in a folder", "gzip", "gzip in a folder"])
+def test_it_is_taken_out_of_an_archive(run: Run, tmp_path: Path, kind: str) -> None:
+    usb = tmp_path / "usb"
+    usb.mkdir()
+    path = usb / f"weights.{kind[:3]}"
+    if kind.startswith("zip"):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("readme.txt", "hello")
+            archive.writestr("twin.pth", TWIN_DATA)
+            archive.writestr("folder/any name.pth", DATA)
+    else:
+        path.write_bytes(gzip.compress(DATA, 1))
+    run("toy", "--offline", "--from", usb if "folder" in kind else path)
+    run.assert_right()
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 300000\n", "LFS"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "web page"),
+        (gzip.compress(b"something else"), "gzip"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(
+    run: Run, tmp_path: Path, content: bytes, fact: str
+) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    run("toy", "--from", tmp_path / "w.pth")
+    run.assert_nothing(4, fact)
+
+
+def test_an_archive_that_lies_about_its_size(run: Run, tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(bytes(SIZE * 50), 1))
+    packed[-4:] = SIZE.to_bytes(4, "little")
+    (tmp_path / "w.gz").write_bytes(packed)
+    run("toy", "--from", tmp_path / "w.gz")
+    run.assert_nothing(4, "w.gz")
+    assert run.others() == set()
+
+
+def test_a_browsers_second_copy_in_the_folder_is_found(run: Run) -> None:
+    run.folder.mkdir(parents=True)
+    (run.folder / f"{Path(NAME).stem} (1).pth").write_bytes(DATA)
+    (run.folder / f"{Path(NAME).stem} (2).pth").write_bytes(TWIN_DATA)
+    run("toy", "--offline")
+    assert (run.code, run.target.read_bytes()) == (0, DATA)
+    assert run.others() == {f"{Path(NAME).stem} (2).pth"}
+
+
+def test_a_damaged_target_named_as_its_own_source_stays(run: Run) -> None:
+    run.folder.mkdir(parents=True)
+    run.target.write_bytes(DATA[:HALF])
+    assert run("toy", "--from", run.target) == 4
+    assert run.err.count("error: ") == 1 and str(run.target) in run.err
+    assert run.target.read_bytes() == DATA[:HALF]
+
+
+@pytest.mark.parametrize("name", ["TORCH_HOME", "XDG_CACHE_HOME"])
+def test_a_relative_or_empty_cache_folder(run: Run, tmp_path: Path, name: str) -> None:
+    run.env = {"TORCH_HOME": "", "HOME": str(tmp_path / "home")}
+    run.env[name] = "relative"
+    assert run("toy", "--offline") == 2
+    assert name in run.err and str(run.cwd / "relative") in run.err
+    run.env[name] = ""
+    assert run("toy", "--offline") == 3
+    assert (tmp_path / "home/.cache/torch/hub/checkpoints").is_dir()

@@ -11,7 +11,7 @@ import torch
 import torchvision
 
 from vqa_repro import doctor
-from vqa_repro.diagnostics import checks, kernel_check
+from vqa_repro.diagnostics import checks, gpu, kernel_check
 from vqa_repro.diagnostics import facts as facts_module
 from vqa_repro.install import driver, lockfile
 from vqa_repro.utils.subprocesses import ProcessResult, run_limited
@@ -79,10 +79,7 @@ def test_cards_that_torch_cannot_use_and_a_corrupt_checkpoint(tmp_path: Path) ->
     assert done.returncode == 1, done.stdout + done.stderr
     text = done.stdout
     assert "\nbroken: 2 problems.\n1. torch cannot use the GPU (Tesla V100, Tesla V100): " in text
-    assert (
-        "   fix: install torch 2.14 in its CUDA 12.6 build: ./bootstrap.sh env --torch cu126"
-        in text
-    )
+    assert "--torch cu128" in text
     assert "2. the checkpoint ~/hub/checkpoints/vgg19-dcbb9e9d.pth is bad" in text
     assert text.endswith("   fix: python checkpoints_setup.py vgg19\n")
     assert str(tmp_path) not in text
@@ -189,11 +186,11 @@ def test_nvidia_smi_that_fails_is_reported(
     facts = driver.driver_facts(1)
     assert facts["nvidia_smi"] == said
     no_gpu = {"gpus": 0, "cuda": "13.0", "version": "2.14.0", "warning": None}
-    problems, notes = driver.diagnose(facts | {"kernel_driver": False}, no_gpu)
+    problems, notes = gpu.diagnose(facts | {"kernel_driver": False}, no_gpu)
     assert problems == [] and said in notes[0].what
     # With the driver loaded in the kernel there is a card, and training would miss it silently.
     loaded = facts | {"kernel_driver": True, "device_files": True, "cuda_visible_devices": None}
-    problems, _ = driver.diagnose(loaded, no_gpu)
+    problems, _ = gpu.diagnose(loaded, no_gpu)
     assert said in problems[0].what and "reboot" in problems[0].fix
 
 
@@ -211,6 +208,7 @@ DRIVER = {
     "nvidia_smi": "answers",
     "version": "580.95.05",
     "gpus": [CARD],
+    "remarks": [],
     "kernel_driver": True,
     "device_files": True,
     "cuda_visible_devices": None,
@@ -221,29 +219,37 @@ DRIVER = {
     ("facts", "torch_facts", "what", "fix"),
     [
         ({}, {"cuda": None}, "without CUDA", "./bootstrap.sh env"),
-        ({"version": "535.183.01"}, {}, "535.183.01 is too old for CUDA 13.0", "580 or newer"),
+        ({"version": "535.183.01"}, {}, "535.183.01 is too old for CUDA 13.0", "--torch cu128"),
         ({"version": "470.42.01"}, {"cuda": "12.6"}, "too old for CUDA 12.6", "VISIBLE_DEVICES=''"),
+        ({}, {"warning": "Error 802: system not yet initialized"}, "802", "fabricmanager"),
+        (
+            {"cuda_visible_devices": "0"},
+            {"warning": "Error 803: system has unsupported display driver"},
+            "803",
+            "LD_LIBRARY_PATH",
+        ),
+        ({"cuda_visible_devices": "0,1"}, {"warning": "Error 999: unknown"}, "999", "reboot"),
         ({"device_files": False}, {}, "no /dev/nvidia*", "docker run --gpus all"),
         ({"device_files": False, "gpus": []}, {}, "no /dev/nvidia*", "CUDA_VISIBLE_DEVICES=''"),
-        ({"cuda_visible_devices": "7"}, {}, "CUDA_VISIBLE_DEVICES=7", "unset"),
-        ({"gpus": [CARD | {"mig": True}]}, {}, "MIG is on", "mig -cgi"),
+        ({"cuda_visible_devices": "7"}, {}, "CUDA_VISIBLE_DEVICES='7'", "unset"),
+        ({"gpus": [CARD | {"mig": True}]}, {}, "MIG is enabled", "mig -cgi"),
         ({}, {"warning": "CUDA unknown error"}, "CUDA unknown error", "reboot"),
     ],
 )
 def test_why_torch_sees_no_card(
     facts: dict[str, object], torch_facts: dict[str, object], what: str, fix: str
 ) -> None:
-    problems, notes = driver.diagnose(DRIVER | facts, TORCH | torch_facts)
+    problems, notes = gpu.diagnose(DRIVER | facts, TORCH | torch_facts)
     assert notes == [] and len(problems) == 1
     assert what in problems[0].what and fix in problems[0].fix
 
 
 def test_cards_hidden_on_purpose_are_no_illness() -> None:
     for value in ("", "-1"):
-        problems, notes = driver.diagnose(DRIVER | {"cuda_visible_devices": value}, TORCH)
+        problems, notes = gpu.diagnose(DRIVER | {"cuda_visible_devices": value}, TORCH)
         assert problems == [] and "hides every GPU" in notes[0].what
     two = DRIVER | {"gpus": [CARD, CARD], "cuda_visible_devices": "1"}
-    problems, notes = driver.diagnose(two, TORCH | {"gpus": 1})
+    problems, notes = gpu.diagnose(two, TORCH | {"gpus": 1})
     assert problems == [] and "torch sees 1 of 2 GPUs" in notes[0].what
 
 
@@ -253,30 +259,9 @@ def test_a_build_for_the_cpu_is_no_illness_where_it_was_asked_for(
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     assert lockfile.build_here() == "cu130"
     (tmp_path / ".finished").write_text("lock 00\ntorch cpu\nvenv /a\n")
-    problems, notes = driver.diagnose(DRIVER, TORCH | {"cuda": None}, lockfile.build_here())
+    problems, notes = gpu.diagnose(DRIVER, TORCH | {"cuda": None}, lockfile.build_here())
     assert problems == [] and "the GPU stays unused" in notes[0].what
     assert lockfile.lock_of(lockfile.build_here()) == "requirements-cpu.lock"
-
-
-@pytest.mark.parametrize(
-    ("version", "capabilities", "said"),
-    [
-        ("580.65.06", [9.0], "./bootstrap.sh env"),
-        ("580.65.06", [7.0], "cu126"),
-        ("580.65.06", [5.0, 7.2], "cu126"),
-        ("580.65.06", [7.0, 12.0], "CUDA_VISIBLE_DEVICES"),
-        ("580.65.06", [3.7], "no build of torch"),
-        ("525.60.13", [8.0], "580 or newer, or install torch 2.14 in its CUDA 12.6 build"),
-        ("535.183.01", [7.0], "cu126"),
-        ("570.86.10", [10.0], "the driver is 570.86.10; update it to 580 or newer"),
-        ("525.60.11", [8.0], "until then, if the CPU is wanted, say so"),
-        (None, [], "until then, if the CPU is wanted, say so"),
-    ],
-)
-def test_which_build_suits(version: str | None, capabilities: list[float], said: str) -> None:
-    fix = driver.right_build(version, capabilities)
-    assert said in fix
-    assert ("cu126" in fix) == ("cu126" in said or "12.6" in said)
 
 
 # --- torch and the kernels -------------------------------------------------------------------
@@ -323,8 +308,9 @@ def test_the_card_at_which_the_process_died_is_blamed(monkeypatch: pytest.Monkey
 
 def test_no_kernel_image_names_the_build_that_has_one() -> None:
     failure = "matmul in float32: CUDA error: no kernel image is available for execution"
-    assert "cu126" in driver.kernel_mend(failure, DRIVER, [7.0])
-    assert "nvidia-smi lists" in driver.kernel_mend("CUDA out of memory", DRIVER, [9.0])
+    assert "--torch cu128" in gpu.kernel_fix(failure, DRIVER, [7.0])
+    assert "--torch cu126" in gpu.kernel_fix(failure, DRIVER, [6.0])
+    assert "nvidia-smi lists" in gpu.kernel_fix("CUDA out of memory", DRIVER, [9.0])
 
 
 # --- checkpoint ------------------------------------------------------------------------------
@@ -387,7 +373,7 @@ def test_what_may_lie_where_the_checkpoint_belongs(resnet50: Path) -> None:
 @pytest.mark.slow
 def test_a_checkpoint_is_run(resnet50: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # No file but the published one has its hash; here every hash is right.
-    monkeypatch.setattr(checks.checkpoints_setup, "is_verified", lambda name: True)
+    monkeypatch.setattr(checks.checkpoints, "is_verified", lambda name: True)
     torch.save(torchvision.models.resnet50().state_dict(), resnet50)
     facts, problems, _ = checks.examine_checkpoint("resnet50", True, 200)
     assert problems == [] and facts["state"] == "hash verified, loads and computes"

@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 
-import checkpoints_setup
 from vqa_repro.diagnostics.facts import (
     NVIDIA_SMI_SECONDS,
     PACKAGES,
@@ -19,7 +18,9 @@ from vqa_repro.diagnostics.facts import (
     private,
     python_facts,
 )
-from vqa_repro.install.driver import REINSTALL, Finding, diagnose, driver_facts, kernel_mend
+from vqa_repro.diagnostics.gpu import REINSTALL, Finding, diagnose, kernel_fix
+from vqa_repro.install import checkpoints
+from vqa_repro.install.driver import driver_facts
 from vqa_repro.install.lockfile import (
     build_here,
     differences,
@@ -36,8 +37,8 @@ MIN_FREE_GIB = 1.0
 def examine(checkpoint: str, seconds: float) -> Facts:
     """The whole report, ready for JSON; every step that may hang is given ``seconds``."""
     python, problems, notes = python_facts(), [], []
-    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
-        what = f"Python {python['version']} is none of 3.10 to 3.13"
+    if not (3, 10) <= sys.version_info[:2] <= (3, 14):
+        what = f"Python {python['version']} is none of 3.10 to 3.14"
         problems.append(Finding(what, REINSTALL))
     if not LOCK.exists():
         notes.append(Finding(f"no {LOCK}: versions were not compared", f"git checkout {LOCK.name}"))
@@ -146,7 +147,7 @@ def examine_torch(
         return None, [], set(), [Finding(what, import_mend(outcome.failure))]
     if not answers:
         what = f"torch imports, but fails when it looks for GPUs: {outcome.failure}"
-        return {}, [], set(), [Finding(what, kernel_mend(outcome.failure, driver, []))]
+        return {}, [], set(), [Finding(what, kernel_fix(outcome.failure, driver, []))]
     torch, *others = answers
     devices = [answer for answer in others if "device" in answer]
     modules = {answer["imports"] for answer in others if "imports" in answer}
@@ -160,7 +161,7 @@ def examine_torch(
         if device["failure"]:
             capability = [float(device.get("compute_capability", 7.5))]
             what = f"{device['device']} does not compute: {device['failure']}"
-            fix = kernel_mend(device["failure"], driver, capability)
+            fix = kernel_fix(device["failure"], driver, capability)
             problems.append(Finding(what, fix))
     return torch, devices, modules, problems
 
@@ -178,15 +179,15 @@ def examine_checkpoint(
     name: str, torch_works: bool, seconds: float
 ) -> tuple[Facts, list[Finding], list[Finding]]:
     """The file (hash, keys, shapes) and what it computes, as (facts, problems, notes)."""
-    checkpoint = checkpoints_setup.lookup(name)
-    path = checkpoints_setup.checkpoint_dir() / checkpoint.filename
+    checkpoint = checkpoints.lookup(name)
+    path = checkpoints.checkpoint_dir() / checkpoint.filename
     fetch = f"python checkpoints_setup.py {checkpoint.name}"
     facts: Facts = {"name": checkpoint.name, "path": str(path), "state": "absent"}
     if not os.path.lexists(path):
         note = Finding(f"the checkpoint {checkpoint.name} is not there yet ({path})", fetch)
         return facts, [], [note]
     try:
-        failure = "" if checkpoints_setup.is_verified(name) else "not the published file"
+        failure = "" if checkpoints.is_verified(name) else "not the published file"
     except OSError as error:
         failure = f"cannot be read: {error.strerror}"
     if failure:
@@ -207,7 +208,7 @@ def examine_disk() -> tuple[Facts, list[Finding]]:
     """GiB free where the project and the checkpoints lie."""
     disk: Facts = {}
     problems = []
-    for folder in (ROOT, checkpoints_setup.checkpoint_dir().absolute()):
+    for folder in (ROOT, checkpoints.checkpoint_dir().absolute()):
         there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
         free = shutil.disk_usage(there).free / 2**30
         disk[str(folder)] = round(free, 1)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-import checkpoints_setup
+from vqa_repro.install import checkpoints
 from vqa_repro.utils.errors import UserError, first_line
 from vqa_repro.utils.outline import empty_weights
 from vqa_repro.utils.tar_checkpoint import load_tar
@@ -97,7 +97,7 @@ class FrozenBackbone:
                 raise UserError(f"the features' record of what made them names no {key}")
         if Path(made_by["weights"]).name != made_by["weights"]:  # a stranger's run, perhaps
             raise UserError(f"the features' weights are called {made_by['weights']!r}: a path")
-        path = weights or checkpoints_setup.checkpoint_dir() / made_by["weights"]
+        path = weights or checkpoints.checkpoint_dir() / made_by["weights"]
         if not path.is_file():
             raise UserError(
                 f"{path}: missing; the features were made with {made_by['weights']}: name it "

@@ -21,7 +21,6 @@ project that installs, not against those of the bundle.
 """
 
 import argparse
-import errno
 import re
 import sys
 from pathlib import Path
@@ -29,23 +28,14 @@ from pathlib import Path
 from vqa_repro.install.bundle_build import make
 from vqa_repro.install.bundle_format import (
     AGAIN,
-    DISK_FULL,
-    INVALID_BUNDLE,
-    NO_PERMISSION,
-    BundleError,
     say,
 )
 from vqa_repro.install.bundle_open import open_bundle, read_bundle, verify
+from vqa_repro.install.errors import ERRNO_CODES, ExitCode, InstallError
+from vqa_repro.install.torch_builds import CHOICES
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError
 
 FAT32_LIMIT = (4 << 30) - 1  # bytes; no file on such a stick is larger
-CODES = {
-    errno.ENOSPC: DISK_FULL,
-    errno.EDQUOT: DISK_FULL,
-    errno.EACCES: NO_PERMISSION,
-    errno.EPERM: NO_PERMISSION,
-    errno.EROFS: NO_PERMISSION,
-}
 
 
 def bytes_of(text: str) -> int:
@@ -58,7 +48,7 @@ def bytes_of(text: str) -> int:
 
 
 def python_version(text: str) -> str:
-    if not re.fullmatch(r"3\.1[0-3]", text):
+    if not re.fullmatch(r"3\.1[0-4]", text):
         raise ValueError
     return text
 
@@ -73,7 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         each.add_argument("folder", type=Path)
     for each in (making, opening):
         each.add_argument("--python", type=python_version, required=True, metavar="3.X")
-        each.add_argument("--torch", choices=("cu130", "cu126", "cpu"), required=True)
+        each.add_argument("--torch", choices=CHOICES, required=True)
     making.add_argument("--split", type=bytes_of, default=FAT32_LIMIT, metavar="SIZE")
     opening.add_argument("--into", type=Path, required=True)
     return parser.parse_args(argv)
@@ -90,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
             bundle = read_bundle(args.folder)
             verify(args.folder, bundle)
             say(f"{args.folder}: {len(bundle.files)} files, all as they should be")
-    except BundleError as error:
+    except InstallError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
     except UserError as error:
@@ -99,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         where, what = error.filename or args.folder, error.strerror or str(error)
         print(f"error: {where}: {what}; mend that; {AGAIN}", file=sys.stderr)
-        return CODES.get(error.errno or 0, INVALID_BUNDLE)
+        return ERRNO_CODES.get(error.errno or 0, ExitCode.BUNDLE)
     return 0
 
 

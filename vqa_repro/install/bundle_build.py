@@ -11,14 +11,12 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import checkpoints_setup
+from vqa_repro.install import checkpoints
 from vqa_repro.install.bundle_format import (
     AGAIN,
-    CHECKSUM_MISMATCH,
     DESCRIPTION,
     FORMAT,
     MANIFEST,
-    BundleError,
     Piece,
     Whole,
     cut,
@@ -26,12 +24,13 @@ from vqa_repro.install.bundle_format import (
     join,
     megabytes,
     say,
-    sha256_of,
     uncut,
 )
 from vqa_repro.install.bundle_open import platform_tag, read_bundle, verify
+from vqa_repro.install.errors import ExitCode, InstallError
 from vqa_repro.install.wheels import fetch_wheels, read_locks, wanted_wheels
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import sha256_of, write_atomic
 
 PROJECT = Path(__file__).resolve().parents[2]
 CODE_LIMIT = 300 * 10**6  # bytes
@@ -47,7 +46,7 @@ def make(out: Path, python: str, torch: str, limit: int) -> None:
         "split": limit,
         "locks": {name: hashlib.sha256(text).hexdigest() for name, text in locks.items()},
         "code": hashlib.sha256(code).hexdigest(),
-        "checkpoints": [file for name in CHECKPOINTS if (file := seeded(name))],
+        "checkpoints": [file for name in CHECKPOINTS if (file := cached_checkpoint(name))],
     }
     part = out.with_name(out.name + ".part")
     if begin(out, part, settings, made_from):
@@ -115,7 +114,7 @@ def begin(out: Path, part: Path, settings: dict[str, Any], made_from: dict[str, 
         try:
             bundle = read_bundle(out)
             verify(out, bundle)
-        except BundleError as problem:
+        except InstallError as problem:
             say(f"{out} is to be mended: {problem}")
         else:
             if {key: bundle.about.get(key) for key in made_from} == made_from:
@@ -129,10 +128,14 @@ def begin(out: Path, part: Path, settings: dict[str, Any], made_from: dict[str, 
     for path in list(part.rglob("*")):
         if path.is_symlink():  # writing would follow it
             path.unlink()
-    replace(part / DESCRIPTION, json.dumps(settings))
+    write_text(part / DESCRIPTION, json.dumps(settings))
     for folder in (part / "wheels", part / "checkpoints", part / "arriving"):
         folder.mkdir(exist_ok=True)
     return False
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode("ascii")))
 
 
 def describe(part: Path, about: dict[str, Any], files: dict[str, Whole]) -> None:
@@ -141,17 +144,10 @@ def describe(part: Path, about: dict[str, Any], files: dict[str, Whole]) -> None
         for name, whole in files.items()
     }
     text = json.dumps({**about, "files": sizes}, indent=1) + "\n"
-    replace(part / DESCRIPTION, text)
+    write_text(part / DESCRIPTION, text)
     pieces = [piece for whole in files.values() for piece in whole.pieces]
     pieces.append(Piece(DESCRIPTION, len(text), hashlib.sha256(text.encode()).hexdigest()))
-    replace(part / MANIFEST, "".join(f"{piece.sha256}  {piece.path}\n" for piece in pieces))
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a small file: at no moment is it half there."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="ascii")
-    os.replace(fresh, path)
+    write_text(part / MANIFEST, "".join(f"{piece.sha256}  {piece.path}\n" for piece in pieces))
 
 
 def tar_of_code(out: Path) -> bytes:
@@ -200,32 +196,32 @@ def code_files(out: Path) -> list[Path]:
     return found
 
 
-def seeded(name: str) -> str | None:
+def cached_checkpoint(name: str) -> str | None:
     """The file name of this checkpoint if it lies where torch.hub looks, verified."""
     try:
-        there = checkpoints_setup.is_verified(name)
+        there = checkpoints.is_verified(name)
     except OSError:
         there = False
-    return checkpoints_setup.lookup(name).filename if there else None
+    return checkpoints.lookup(name).filename if there else None
 
 
 def copy_checkpoints(folder: Path) -> None:
     """Copy those that are here; what an earlier call has copied is hashed, not trusted."""
-    wanted = [checkpoints_setup.lookup(name) for name in CHECKPOINTS]
+    wanted = [checkpoints.lookup(name) for name in CHECKPOINTS]
     for checkpoint in wanted:
         path = folder / checkpoint.filename
-        if is_plain(path) and checkpoint.matches(sha256_of(path)):
+        if is_plain(path) and checkpoint.file.matches(sha256_of(path)):
             continue
         path.unlink(missing_ok=True)
-        if not seeded(checkpoint.name):
+        if not cached_checkpoint(checkpoint.name):
             fix = f"python checkpoints_setup.py {checkpoint.name}, then the same command again"
             say(f"without {checkpoint.filename}, which is not here; first: {fix}")
             continue
         say(f"copying {checkpoint.filename}")
-        if not checkpoint.matches(join([checkpoints_setup.checkpoint_dir() / path.name], path)):
+        if not checkpoint.file.matches(join([checkpoints.checkpoint_dir() / path.name], path)):
             path.unlink()
-            raise BundleError(
-                CHECKSUM_MISMATCH, f"{path.name} changed while it was copied; {AGAIN}"
+            raise InstallError(
+                ExitCode.HASH_MISMATCH, f"{path.name} changed while it was copied; {AGAIN}"
             )
     for path in folder.iterdir():
         if path.name not in {checkpoint.filename for checkpoint in wanted}:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn
 
+from vqa_repro.install.errors import ExitCode, InstallError
 from vqa_repro.utils.errors import UserError
 
 MANIFEST, DESCRIPTION = "MANIFEST.sha256", "bundle.json"
@@ -17,27 +18,9 @@ BLOCK = 1 << 20
 AGAIN = "the same command continues, with what has arrived"
 MAKE_ANEW = "copy it again, or make it anew"
 
-# The exit codes are those of bootstrap.sh; 2, bad input, is UserError's.
-DISK_FULL, NO_PERMISSION, DOWNLOAD_FAILED, CHECKSUM_MISMATCH, INVALID_BUNDLE, NO_BUILD = (
-    12,
-    13,
-    14,
-    15,
-    19,
-    20,
-)
-
-
-class BundleError(UserError):
-    """What is wrong and the mend, in one line; ``code`` is the exit code."""
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-
 
 def refuse(text: str) -> NoReturn:
-    raise BundleError(INVALID_BUNDLE, text)
+    raise InstallError(ExitCode.BUNDLE, text)
 
 
 def say(text: str) -> None:
@@ -72,14 +55,6 @@ def blocks(file: BinaryIO, limit: int | None = None) -> Iterator[bytes]:
             return
         limit = None if limit is None else limit - len(block)
         yield block
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in blocks(file):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def is_plain(path: Path) -> bool:

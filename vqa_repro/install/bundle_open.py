@@ -15,12 +15,9 @@ from typing import Any, NamedTuple
 
 from vqa_repro.install.bundle_format import (
     DESCRIPTION,
-    DISK_FULL,
     FORMAT,
     MAKE_ANEW,
     MANIFEST,
-    NO_PERMISSION,
-    BundleError,
     Piece,
     Whole,
     blocks,
@@ -31,10 +28,12 @@ from vqa_repro.install.bundle_format import (
     part_name,
     refuse,
     say,
-    sha256_of,
 )
+from vqa_repro.install.errors import ExitCode, InstallError
+from vqa_repro.install.lockfile import Entry
 from vqa_repro.install.wheels import read_locks, wanted_wheels
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import sha256_of
 
 PROJECT = Path(__file__).resolve().parents[2]
 INDEX_LIMIT = 1 << 20  # bytes; of MANIFEST.sha256 and of bundle.json
@@ -66,7 +65,7 @@ def read_small(path: Path) -> bytes:
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """What MANIFEST.sha256 and bundle.json say. Raises BundleError where they make no sense."""
+    """What MANIFEST.sha256 and bundle.json say. Raises InstallError where they make no sense."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; --bundle takes the bundle's folder")
     hashes = read_manifest(folder / MANIFEST)
@@ -118,7 +117,7 @@ def read_manifest(path: Path) -> dict[str, str]:
 
 
 def verify(folder: Path, bundle: Bundle) -> None:
-    """Hash all of it. Raises BundleError with what is missing, damaged or a link.
+    """Hash all of it. Raises InstallError with what is missing, damaged or a link.
 
     Files that the manifest does not name are left alone: file managers leave theirs on every stick.
     """
@@ -161,7 +160,7 @@ def open_bundle(folder: Path, into: Path, python: str, torch: str) -> None:
     """Verify all of the bundle, then offer its wheels and checkpoints in ``into``.
 
     There they are links to what was verified, or files joined from their parts; other wheels that
-    may lie in the bundle do not come near the installer.
+    the bundle may hold do not come near the installer.
     """
     began = time.monotonic()
     bundle = read_bundle(folder)
@@ -170,19 +169,7 @@ def open_bundle(folder: Path, into: Path, python: str, torch: str) -> None:
     size = sum(whole.size for whole in bundle.files.values())
     say(f"verifying {len(bundle.files)} files, {megabytes(size)}")
     verify(folder, bundle)
-    wanted = wanted_wheels(locks.values(), python)
-    there = {whole.sha256 for whole in bundle.files.values()}
-    for entry in wanted:
-        if entry.hashes.isdisjoint(there):
-            what = f"{entry.name}=={entry.version}, which the locks name"
-            refuse(f"{folder} lacks {what}; {MAKE_ANEW}")
-    locked = {sha256 for entry in wanted for sha256 in entry.hashes}
-    offered = {
-        name: whole
-        for name, whole in bundle.files.items()
-        if (re.fullmatch(r"wheels/[^/]+\.whl", name) and whole.sha256 in locked)
-        or re.fullmatch(r"checkpoints/[^/]+\.pth", name)
-    }
+    offered = select(folder, bundle, wanted_wheels(locks.values(), python))
     for kind in ("wheels", "checkpoints"):
         (into / kind).mkdir(parents=True, exist_ok=True)
         for path in (into / kind).iterdir():
@@ -193,35 +180,76 @@ def open_bundle(folder: Path, into: Path, python: str, torch: str) -> None:
         for name, whole in offered.items()
         if len(whole.pieces) > 1 and not is_joined(into / name, whole)
     }
+    check_space(into, to_join)
+    for name, whole in offered.items():
+        if name in to_join:
+            join_parts(folder, name, whole, into)
+        elif len(whole.pieces) == 1:
+            link(folder / name, into / name)
+    say(f"verified in {time.monotonic() - began:.0f} s; no network is needed")
+
+
+def select(folder: Path, bundle: Bundle, wanted: list[Entry]) -> dict[str, Whole]:
+    """Return the bundle's wheels that the locks name, and its checkpoints.
+
+    Raise InstallError where a wheel is missing.
+    """
+    hashes = {whole.sha256 for whole in bundle.files.values()}
+    for entry in wanted:
+        if entry.hashes.isdisjoint(hashes):
+            what = f"{entry.name}=={entry.version}, which the locks name"
+            refuse(f"{folder} lacks {what}; {MAKE_ANEW}")
+    locked = {sha256 for entry in wanted for sha256 in entry.hashes}
+    return {
+        name: whole
+        for name, whole in bundle.files.items()
+        if (re.fullmatch(r"wheels/[^/]+\.whl", name) and whole.sha256 in locked)
+        or re.fullmatch(r"checkpoints/[^/]+\.pth", name)
+    }
+
+
+def space_to_join(folder: Path) -> int:
+    """Return how many bytes ``open_bundle`` writes at most, by what the bundle says of itself."""
+    files = read_bundle(folder).files.items()
+    return sum(
+        whole.size
+        for name, whole in files
+        if len(whole.pieces) > 1 and name.startswith(("wheels/", "checkpoints/"))
+    )
+
+
+def check_space(into: Path, to_join: dict[str, Whole]) -> None:
     free, needed = shutil.disk_usage(into).free, sum(whole.size for whole in to_join.values())
     if free < needed:
-        raise BundleError(
-            DISK_FULL,
+        raise InstallError(
+            ExitCode.DISK_FULL,
             f"{into} has {megabytes(free)} free, and joining the bundle's parts needs "
-            f"{megabytes(needed)}; make room, or make the bundle without --split",
+            f"{megabytes(needed)}; free some space, or make the bundle without --split",
         )
-    for name, whole in offered.items():
-        path = into / name
-        if name in to_join:
-            parts = [folder / piece.path for piece in whole.pieces]
-            if join(parts, path) != whole.sha256:
-                path.unlink()
-                refuse(f"{folder}: the parts of {name} do not make it; {MAKE_ANEW}")
-        elif len(whole.pieces) == 1:
-            fresh = path.with_name(path.name + ".new")
-            fresh.unlink(missing_ok=True)
-            try:
-                fresh.symlink_to((folder / name).absolute())
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.ENOSYS, errno.ENOTSUP):
-                    raise
-                raise BundleError(
-                    NO_PERMISSION,
-                    f"{into} lies on a disk that has no links, as FAT and exFAT: a bundle may lie "
-                    "there, the project needs another disk",
-                ) from None
-            os.replace(fresh, path)
-    say(f"verified in {time.monotonic() - began:.0f} s; no network is needed")
+
+
+def join_parts(folder: Path, name: str, whole: Whole, into: Path) -> None:
+    parts = [folder / piece.path for piece in whole.pieces]
+    if join(parts, into / name) != whole.sha256:
+        (into / name).unlink()
+        refuse(f"{folder}: the parts of {name} do not make it; {MAKE_ANEW}")
+
+
+def link(source: Path, path: Path) -> None:
+    """Make ``path`` a link to ``source``, in one step."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    try:
+        fresh.symlink_to(source.absolute())
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        raise InstallError(
+            ExitCode.NO_PERMISSION,
+            f"{path.parent.parent} is on a disk without links, as FAT and exFAT: a bundle may be "
+            "there, the project needs another disk",
+        ) from None
+    os.replace(fresh, path)
 
 
 def is_joined(path: Path, whole: Whole) -> bool:
@@ -237,7 +265,7 @@ def platform_tag() -> str:
 def check_fit(
     folder: Path, bundle: Bundle, python: str, torch: str, locks: dict[str, bytes]
 ) -> None:
-    """Raises BundleError with the reason and the mend if the bundle is not for this machine."""
+    """Raises InstallError with the reason and the mend if the bundle is not for this machine."""
     for key, ours, fix in (
         ("platform", platform_tag(), "make the bundle on a machine of this kind"),
         ("python", python, f"on the other machine: ./bootstrap.sh bundle OUT --python {python}"),
