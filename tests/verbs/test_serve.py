@@ -200,7 +200,14 @@ def test_the_token_in_the_url_gives_the_page_and_nothing_else(served: Served) ->
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert headers["Referrer-Policy"] == "no-referrer" and headers["Cache-Control"] == "no-store"
     assert headers["X-Content-Type-Options"] == "nosniff" and headers["Server"] is None
-    wrong = ("/?token=", "/?token=%00", "/?token=%ff", f"/?token={served.token}x", "/?tok=1", "//?token=x")
+    wrong = (
+        "/?token=",
+        "/?token=%00",
+        "/?token=%ff",
+        f"/?token={served.token}x",
+        "/?tok=1",
+        "//?token=x",
+    )
     for path in wrong:
         status, body, _ = served.ask("GET", path, Authorization=None)
         assert status == 403 and is_token_page(body, served)

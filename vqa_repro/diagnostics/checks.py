@@ -20,7 +20,7 @@ from vqa_repro.diagnostics.facts import (
 )
 from vqa_repro.diagnostics.gpu import REINSTALL, Finding, diagnose, kernel_fix
 from vqa_repro.diagnostics.installed import check_installed_files
-from vqa_repro.diagnostics.variables import address_space_limit, check_variables
+from vqa_repro.diagnostics.variables import MIN_ADDRESS_SPACE, address_space_limit, check_variables
 from vqa_repro.install import checkpoints
 from vqa_repro.install.driver import driver_facts
 from vqa_repro.install.lockfile import (
@@ -124,8 +124,8 @@ def locked_names() -> set[str]:
 
 
 def import_fix(failure: str) -> str:
-    if address_space_limit() is not None and ("Memory" in failure or "allocate" in failure):
-        return "raise the limit of virtual memory: ulimit -v unlimited"
+    if (address_space_limit() or MIN_ADDRESS_SPACE) < MIN_ADDRESS_SPACE:
+        return "raise the limit of virtual memory (ulimit -v unlimited), then run the doctor again"
     if "no answer" in failure:
         return "a first import from a network disk may take minutes: again with --timeout 600"
     if ".so" in failure and "LD_LIBRARY_PATH" in os.environ:
