@@ -1,6 +1,6 @@
 """Check the environment: what is installed, whether it computes, and how to fix what is broken.
 
-    python -m vqa_repro.doctor [--json] [--checkpoint NAME] [--timeout SECONDS]
+    python -m vqa_repro.doctor [--json] [--deep] [--checkpoint NAME] [--timeout SECONDS]
 
 Exit code 0: healthy (a machine without a GPU is; a missing checkpoint is a note). 1: something is
 broken; each problem is listed with its fix.
@@ -95,6 +95,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.add_argument(
+        "--deep", action="store_true", help="compare the hashes of all installed files: minutes"
+    )
+    parser.add_argument(
         "--checkpoint", default="vgg19", metavar="NAME", help="checkpoint to check; default: vgg19"
     )
     parser.add_argument(
@@ -120,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("importing torch; the first time this may take minutes ...", file=sys.stderr)
     from vqa_repro.diagnostics.checks import examine
 
-    report = examine(args.checkpoint, args.timeout)
+    report = examine(args.checkpoint, args.timeout, args.deep)
     print(json.dumps(report, indent=2) if args.json else as_text(report))
     return 0 if report["healthy"] else EXIT_BROKEN
 

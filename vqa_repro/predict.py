@@ -1,29 +1,41 @@
-"""Ask a trained run one question about one picture.
+"""Answer questions about an image with a trained run.
 
-python -m vqa_repro.predict --run runs/easy-vqa --image cat.jpg --question "what is it?"
-python -m vqa_repro.predict --run R --image I --question Q --attention look.png --json
+python -m vqa_repro.predict runs/easy-vqa --image cat.jpg --question "what is it?"
+python -m vqa_repro.predict RUN --image I --question Q --attention attention.png --json
+python -m vqa_repro.predict RUN --questions questions.jsonl > answers.jsonl
+
+Each line of questions.jsonl is {"image": "cat.jpg", "question": "what is it?"}; "image" may be left
+out if --image is given, and other fields are copied to the answers.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from vqa_repro.data.images import Picture, read_image
-from vqa_repro.evaluation.inference import Prediction, Predictor
-from vqa_repro.reporting import figures
-from vqa_repro.run import open_run
-from vqa_repro.utils.device import add_device_option, choose_device
-from vqa_repro.utils.errors import main_guard
+from vqa_repro.utils.device import add_device_option
+from vqa_repro.utils.errors import UserError, main_guard
+from vqa_repro.utils.paths import path_argument
 
-SHOWN_SIZE = 320  # pixels a side of the picture under the attention
+if TYPE_CHECKING:
+    from vqa_repro.data.images import Picture
+    from vqa_repro.evaluation.inference import Prediction, Predictor
+
+SHOWN_SIZE = 320  # pixels a side of the image under the attention
+MAX_LINE = 100_000  # characters
 
 
 def draw(prediction: Prediction, picture: Picture, path: Path, note: str = "") -> None:
-    """Write the picture with the prediction's attention over it as PNG."""
-    shown = read_image(picture, SHOWN_SIZE)
+    """Write the image with the prediction's attention over it as PNG."""
+    from vqa_repro.data.images import read_image
+    from vqa_repro.reporting import figures
+
     figures.attention(
-        shown,
+        read_image(picture, SHOWN_SIZE),
         prediction.question,
         prediction.answers,
         prediction.attention,
@@ -33,28 +45,105 @@ def draw(prediction: Prediction, picture: Picture, path: Path, note: str = "") -
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m vqa_repro.predict", description=__doc__.splitlines()[0]
+def read_questions(file: Path, image: Path | None) -> Iterator[dict[str, Any]]:
+    """Yield the questions of a JSON Lines file, each with an "image" and a "question".
+
+    ``image`` is for lines that name none; relative paths start at the file's folder. Raise
+    UserError for a line that is not such an object.
+    """
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE), ""), 1):
+                if line.strip():
+                    yield _record(line, f"{file}, line {number}", file.parent, image)
+    except OSError as error:
+        raise UserError(f"--questions {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--questions {file}: not UTF-8 text; save it as UTF-8") from None
+
+
+def _record(line: str, where: str, folder: Path, image: Path | None) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("question"), str):
+        raise UserError(f'{where}: not a JSON object with a "question"')
+    if isinstance(record.get("image"), str):
+        return {**record, "path": folder / record["image"]}
+    if "image" in record or image is None:
+        raise UserError(f'{where}: no "image" with a path; add it, or give --image')
+    return {**record, "path": image}
+
+
+def answer_file(predictor: Predictor, file: Path, image: Path | None) -> None:
+    """Print a JSON line with the prediction for each question of ``file``."""
+    path, features = None, None
+    for record in read_questions(file, image):
+        if record["path"] != path:  # questions about the same image in a row share its features
+            path = record["path"]
+            features = predictor.look(path)
+        assert features is not None
+        prediction = predictor.answer(features, record["question"])
+        given = {key: value for key, value in record.items() if key != "path"}
+        print(json.dumps({**given, **to_json(prediction)}))
+
+
+def to_json(prediction: Prediction) -> dict[str, Any]:
+    """Return the prediction with the shape of each attention map: [rows, columns] or [words]."""
+    shapes = {
+        name: [len(weights)] if name.endswith("/question") else [round(len(weights) ** 0.5)] * 2
+        for name, weights in prediction.attention.items()
+    }
+    return {**prediction.to_json(), "attention_shape": shapes}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", type=path_argument, nargs="?", metavar="RUN", help="a run")
+    parser.add_argument("--run", type=path_argument, help=argparse.SUPPRESS)
+    parser.add_argument("--image", type=path_argument, help="an image file")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--question", help="a question about the image, in English")
+    what.add_argument(
+        "--questions", type=path_argument, metavar="FILE.jsonl", help="many questions, one a line"
     )
-    parser.add_argument("--run", type=Path, required=True, help="a run folder")
-    parser.add_argument("--image", type=Path, required=True, help="a picture file")
-    parser.add_argument("--question", required=True)
-    parser.add_argument("--attention", type=Path, metavar="OUT.png", help="draw where it looked")
-    parser.add_argument("--weights", type=Path, help="the backbone's checkpoint, if not seeded")
+    parser.add_argument(
+        "--attention", type=path_argument, metavar="OUT.png", help="draw the attention maps"
+    )
+    parser.add_argument("--weights", type=path_argument, help="checkpoint of the frozen backbone")
     add_device_option(parser)
-    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    parser.add_argument("--json", action="store_true", help="print the whole prediction as JSON")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    description = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m vqa_repro.predict", description=description)
+    add_arguments(parser)
     args = parser.parse_args(arguments)
-    predictor = Predictor(open_run(args.run), choose_device(args.device), args.weights)
+    folder = args.run_folder or args.run
+    if folder is None:
+        parser.error("name a run folder")
+    if args.questions and args.attention:
+        parser.error("--attention draws the maps of one --question")
+    if args.question is not None and args.image is None:
+        parser.error("--question needs --image")
+
+    import vqa_repro
+
+    predictor = vqa_repro.load(folder, device=args.device, weights=args.weights)
+    if args.questions:
+        answer_file(predictor, args.questions, args.image)
+        return 0
     prediction = predictor.predict(args.image, args.question)
     if args.attention:
         draw(prediction, args.image, args.attention)
     if prediction.unknown_words:
         words = ", ".join(prediction.unknown_words)
-        print(f"note: no training question held these words: {words}", file=sys.stderr)
+        print(f"note: out-of-vocabulary words: {words}", file=sys.stderr)
     if args.json:
-        print(json.dumps(prediction.to_json()))
+        print(json.dumps(to_json(prediction)))
         return 0
+    print(f"{predictor.run.recipe.title} ({folder})\n{prediction.question}")
     for text, probability in prediction.answers:
         print(f"{probability:7.2%}  {text}")
     if args.attention:

@@ -25,7 +25,7 @@ from PIL import Image
 
 import vqa_repro
 from vqa_repro.evaluation import examples
-from vqa_repro.serve import JSON_BYTES, PICTURE_BYTES, QUESTION_CHARACTERS
+from vqa_repro.web.server import IMAGE_BYTES, JSON_BYTES, QUESTION_CHARACTERS, texts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -62,7 +62,7 @@ class Served(NamedTuple):
         return status, json.loads(told)["error"]
 
     def question(self, picture: str, question: Any) -> bytes:
-        return json.dumps({"picture": picture, "question": question}).encode()
+        return json.dumps({"image": picture, "question": question}).encode()
 
 
 def start(*arguments: object, cwd: Path) -> Served:
@@ -100,7 +100,7 @@ def with_gallery(finished: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def served(with_gallery: Path, finished_hiecoatt: Path) -> Iterator[Served]:
-    runs = ("--run", with_gallery, "--run", finished_hiecoatt)
+    runs = (with_gallery, finished_hiecoatt)
     started = start(*runs, "--device", "cpu", "--port", 0, cwd=with_gallery)
     yield started
     _, errors = stop(started)
@@ -114,9 +114,9 @@ def photo(drawn_folder: Path) -> bytes:
 
 
 def upload(served: Served, picture: bytes) -> str:
-    status, told, _ = served.ask("POST", "/pictures", picture)
+    status, told, _ = served.ask("POST", "/images", picture)
     assert status == 200, told
-    name = json.loads(told)["picture"]
+    name = json.loads(told)["image"]
     assert isinstance(name, str)
     return name
 
@@ -162,14 +162,15 @@ def test_the_samples_are_those_of_the_gallery(served: Served, with_gallery: Path
     kept = examples.read(with_gallery)
     assert kept and len(facts["runs"]) == 2
     listed = [kept.asked[i] for i in kept.lists["sample"]]
-    assert facts["samples"] == [asked.question for asked in listed] != []
+    assert facts["samples"] == [{"question": r.question, "answer": r.label} for r in listed] != []
+    assert all(run["answers"] == 5 and run["data"] == "drawn data0" for run in facts["runs"])
     status, jpeg, headers = served.ask("GET", "/samples/1")
     assert status == 200 and headers["Content-Type"] == "image/jpeg"
     assert listed[1].picture and jpeg == kept.pictures[listed[1].picture]
     assert served.refusal("GET", f"/samples/{len(listed)}")[0] == 404
 
 
-PATHS = ("/", "/runs", "/samples/0", "/pictures", "/answers", "/nothing", "/favicon.ico")
+PATHS = ("/", "/runs", "/samples/0", "/images", "/answers", "/nothing", "/favicon.ico")
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "BREW"])
@@ -179,8 +180,17 @@ def test_without_the_token_there_is_nothing(served: Served, method: str, path: s
     wrong += [served.token, f"Bearer {served.token}x", "Bearer \xe9"]
     for authorization in wrong if method in ("GET", "POST") else wrong[:1]:
         body = b"{}" if method == "POST" else None
-        got = served.ask(method, path, body, Authorization=authorization)
-        assert got[:2] == (403, b""), authorization
+        status, told, _ = served.ask(method, path, body, Authorization=authorization)
+        assert status == 403, authorization
+        if (method, path) == ("GET", "/"):
+            assert is_token_page(told, served)
+        else:
+            assert told == b"", authorization
+
+
+def is_token_page(body: bytes, served: Served) -> bool:
+    """Whether this is the page that says where the URL is, without any of the server's secrets."""
+    return b"--token FILE" in body and b"<script" not in body and served.token.encode() not in body
 
 
 def test_the_token_in_the_url_gives_the_page_and_nothing_else(served: Served) -> None:
@@ -190,8 +200,18 @@ def test_the_token_in_the_url_gives_the_page_and_nothing_else(served: Served) ->
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert headers["Referrer-Policy"] == "no-referrer" and headers["Cache-Control"] == "no-store"
     assert headers["X-Content-Type-Options"] == "nosniff" and headers["Server"] is None
-    wrong = ("/?token=", "/?token=%00", "/?token=%ff", f"/?token={served.token}x", "/?tok=1")
-    for path in (*wrong, f"/runs?token={served.token}", f"//?token={served.token}x"):
+    wrong = (
+        "/?token=",
+        "/?token=%00",
+        "/?token=%ff",
+        f"/?token={served.token}x",
+        "/?tok=1",
+        "//?token=x",
+    )
+    for path in wrong:
+        status, body, _ = served.ask("GET", path, Authorization=None)
+        assert status == 403 and is_token_page(body, served)
+    for path in (f"/runs?token={served.token}", f"//runs?token={served.token}"):
         assert served.ask("GET", path, Authorization=None)[:2] == (403, b"")
     # Reloading: the page's cookie gives the page again, and nothing else.
     cookie = headers["Set-Cookie"]
@@ -199,7 +219,9 @@ def test_the_token_in_the_url_gives_the_page_and_nothing_else(served: Served) ->
     pair = f"other=1; {cookie.split(';')[0]}"
     assert served.ask("GET", "/", Authorization=None, Cookie=pair)[1] == page
     assert served.ask("GET", "/runs", Authorization=None, Cookie=pair)[:2] == (403, b"")
-    assert served.ask("GET", "/", Authorization=None, Cookie=pair[:-1])[:2] == (403, b"")
+    assert served.ask("GET", "/", Authorization=None, Cookie=pair[:-1])[0] == 403
+    chinese = served.ask("GET", "/", Authorization=None, Accept_Language="zh-CN,en;q=0.5")
+    assert texts()["zh"]["token_title"].encode() in chinese[1]
 
 
 def test_another_name_for_this_machine_gets_nothing(served: Served) -> None:
@@ -231,13 +253,14 @@ def test_another_name_for_this_machine_gets_nothing(served: Served) -> None:
         "/samples/\u0661".encode().decode("latin-1"),
         "/samples/99999999999999999999",
         "/page/page.js",
+        "http://[",
         "http://127.0.0.1/runs",
     ],
 )
 def test_paths_lead_nowhere_else(served: Served, path: str) -> None:
     text = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {served.token}\r\n\r\n"
     status, body = raw(served, text.encode("latin-1"))
-    assert status == 404 and json.loads(body) == {"error": "there is no such thing here"}
+    assert (status, body) == (403, b"") if path == "http://[" else status == 404
 
 
 def raw(served: Served, request: bytes) -> tuple[int, bytes]:
@@ -281,15 +304,15 @@ def encoded(kind: str) -> bytes:
 
 def test_what_is_no_picture_is_told_apart(served: Served) -> None:
     cases = {
-        "not a picture in a format known": [b"", b"hello", b"%PDF-1.7", encoded("TIFF")],
+        "not an image in a supported format": [b"", b"hello", b"%PDF-1.7", encoded("TIFF")],
         "not a readable picture": [encoded("JPEG")[:900], encoded("PNG")[:3000]],
         "too many pixels": [png(10_000, 9_000), png(20_000, 20_000)],
     }
     assert encoded("EPS").startswith(b"%!PS")  # Pillow hands these to another program
-    cases["not a picture in a format known"].append(encoded("EPS"))
+    cases["not an image in a supported format"].append(encoded("EPS"))
     for why, pictures in cases.items():
         for picture in pictures:
-            status, told = served.refusal("POST", "/pictures", picture)
+            status, told = served.refusal("POST", "/images", picture)
             assert status == 422 and why in told, (picture[:20], told)
             assert "/" not in told and "0x" not in told, "a path, or an object's address"
     for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP"):
@@ -297,28 +320,28 @@ def test_what_is_no_picture_is_told_apart(served: Served) -> None:
 
 
 def test_size_and_length_are_refused_before_anything_is_read(served: Served) -> None:
-    too_large = served.refusal("POST", "/pictures", Content_Length=str(PICTURE_BYTES + 1))
-    assert too_large == (413, "too large: 21.0 MB; at most 21.0 MB are taken")
-    assert served.refusal("POST", "/pictures", Content_Length="9" * 15)[0] == 413
+    too_large = served.refusal("POST", "/images", Content_Length=str(IMAGE_BYTES + 1))
+    assert too_large[0] == 413 and "21.0 MB" in too_large[1]
+    assert served.refusal("POST", "/images", Content_Length="9" * 15)[0] == 413
     assert served.refusal("POST", "/answers", Content_Length=str(JSON_BYTES + 1))[0] == 413
-    assert served.refusal("POST", "/pictures")[0] == 411
-    assert served.refusal("POST", "/pictures", Transfer_Encoding="chunked")[0] == 411
+    assert served.refusal("POST", "/images")[0] == 411
+    assert served.refusal("POST", "/images", Transfer_Encoding="chunked")[0] == 411
     for length in ("-1", "x", "1.5", "9" * 5000, "\xb2"):
-        assert served.refusal("POST", "/pictures", Content_Length=length)[0] == 400
+        assert served.refusal("POST", "/images", Content_Length=length)[0] == 400
     # A client that sends it all the same still gets to read the answer.
-    status, why = served.refusal("POST", "/pictures", bytes(PICTURE_BYTES + 5_000_000))
-    assert status == 413 and "too large: 26.0 MB" in why
+    status, why = served.refusal("POST", "/images", bytes(IMAGE_BYTES + 5_000_000))
+    assert status == 413 and "26.0 MB" in why
 
 
 def test_a_request_that_is_cut_off_is_refused(served: Served) -> None:
-    head = f"POST /pictures HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {served.token}\r\n"
+    head = f"POST /images HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {served.token}\r\n"
     status, body = raw(served, f"{head}Content-Length: 100\r\n\r\nabc".encode())
     assert status == 400 and b"cut off" in body
 
 
 @pytest.mark.slow  # waits for the server's patience to end
 def test_a_client_that_stops_sending_is_not_waited_for(served: Served) -> None:
-    head = f"POST /pictures HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {served.token}\r\n"
+    head = f"POST /images HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {served.token}\r\n"
     with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
         connection.sendall(f"{head}Content-Length: 100\r\n\r\nabc".encode())
         assert connection.recv(100).split()[1] == b"408"
@@ -337,14 +360,14 @@ def test_a_client_that_stops_sending_is_not_waited_for(served: Served) -> None:
         b"null",
         b"[]",
         b"{}",
-        b'{"picture": 1, "question": "is it red?"}',
-        b'{"picture": "a", "question": ["is it red?"]}',
-        b'{"picture": "a", "question": null}',
+        b'{"image": 1, "question": "is it red?"}',
+        b'{"image": "a", "question": ["is it red?"]}',
+        b'{"image": "a", "question": null}',
     ],
 )
 def test_malformed_questions_are_refused(served: Served, body: bytes) -> None:
     status, why = served.refusal("POST", "/answers", body)
-    assert status == 400 and ("not JSON" in why or "has to be" in why)
+    assert status == 400 and why
 
 
 def test_questions_that_cannot_be_answered_are_refused(served: Served, photo: bytes) -> None:
@@ -354,7 +377,7 @@ def test_questions_that_cannot_be_answered_are_refused(served: Served, photo: by
         return served.refusal("POST", "/answers", served.question(picture, question))
 
     assert refusal(name, "  ")[0] == 422 and "empty" in refusal(name, "")[1]
-    assert "too long" in refusal(name, "a" * (QUESTION_CHARACTERS + 1))[1]
+    assert str(QUESTION_CHARACTERS) in refusal(name, "a" * (QUESTION_CHARACTERS + 1))[1]
     assert refusal("../../etc/passwd", "is it red?")[0] == 410
     for odd in ("\0", "\ud800", "\u202e?", "a" * QUESTION_CHARACTERS, "颜色"):
         assert served.ask("POST", "/answers", served.question(name, odd))[0] == 200
@@ -367,7 +390,7 @@ def test_only_the_last_pictures_are_remembered(served: Served, photo: bytes) -> 
         Image.new("RGB", (9, 9), (shade, 0, 0)).save(buffer, "PNG")
         last = upload(served, buffer.getvalue())
     status, why = served.refusal("POST", "/answers", served.question(first, "is it red?"))
-    assert status == 410 and "send it again" in why
+    assert status == 410 and "upload it again" in why
     assert served.ask("POST", "/answers", served.question(last, "is it red?"))[0] == 200
     assert upload(served, photo) == first
     assert served.ask("POST", "/answers", served.question(first, "is it red?"))[0] == 200
@@ -378,10 +401,10 @@ def test_starting_and_stopping(finished: Path, tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run_verb("serve", "--run", finished, "--port", port, cwd=tmp_path)
+        done = run_verb("serve", finished, "--port", port, cwd=tmp_path)
         assert done.returncode == 2 and done.stderr.count("\n") == 1
         assert f"--port {port}: " in done.stderr and "in use" in done.stderr
-    first = start("--run", finished, "--port", port, cwd=tmp_path)
+    first = start(finished, "--port", port, cwd=tmp_path)
     with socket.socket() as everywhere:  # another address of this machine
         everywhere.settimeout(5)
         with pytest.raises(OSError):
@@ -390,6 +413,21 @@ def test_starting_and_stopping(finished: Path, tmp_path: Path) -> None:
     out, errors = stop(first, signal.SIGINT)
     assert (first.process.returncode, out, errors) == (0, "stopped\n", "")
     assert os.listdir(tmp_path) == [], "nothing is written"
+
+
+def test_a_token_file_keeps_the_url(finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    tokens = []
+    for _ in range(2):
+        started = start(finished, "--device", "cpu", "--port", 0, "--token", file, cwd=tmp_path)
+        tokens.append(started.token)
+        assert started.ask("GET", "/runs")[0] == 200
+        stop(started)
+    assert tokens[0] == tokens[1] == file.read_text().strip()
+    assert file.stat().st_mode & 0o077 == 0
+    file.write_text("short")
+    done = run_verb("serve", finished, "--token", file, cwd=tmp_path)
+    assert done.returncode == 2 and str(file) in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_it_stops_cleanly_while_it_computes(finished: Path, tmp_path: Path, photo: bytes) -> None:
@@ -414,7 +452,7 @@ def test_it_stops_cleanly_while_it_computes(finished: Path, tmp_path: Path, phot
 
 
 def test_what_cannot_be_served_is_said_in_one_line(finished: Path, tmp_path: Path) -> None:
-    for arguments in (("--run", tmp_path), ("--run", finished, "--port", 99_999)):
+    for arguments in ((tmp_path,), ("--run", finished, "--port", 99_999)):
         done = run_verb("serve", *arguments, cwd=tmp_path)
         assert done.returncode == 2, done.stderr
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
@@ -493,14 +531,14 @@ def test_choosing_typing_and_looking(page: Any, served: Served, drawn_folder: Pa
     # Hovering over a region; then the same by keyboard.
     first.locator("[role=gridcell]").nth(6).hover()
     hovered = first.locator(".readout").inner_text()
-    assert re.fullmatch(r"row 2, column 3: [\d.]+% of the attention over the picture", hovered)
+    assert re.fullmatch(r"row 2, column 3: [\d.]+% of the attention, [\d.]+ times uniform", hovered)
     first.locator("[role=gridcell][tabindex='0']").focus()
     for key in ("Control+Home", "ArrowDown", "ArrowRight", "ArrowRight"):
         page.keyboard.press(key)
     assert first.locator(".readout").inner_text() == hovered
     weight = re.findall(r"[\d.]+%", hovered)[0]
     label = page.evaluate("document.activeElement.getAttribute('aria-label')")
-    assert label == f"{weight}, row 2, column 3"
+    assert label.startswith(f"{weight}, ") and label.endswith("row 2, column 3")
 
     # Another hop, by keyboard.
     before = cell_weights(first)
@@ -526,7 +564,7 @@ def test_choosing_typing_and_looking(page: Any, served: Served, drawn_folder: Pa
     page.wait_for_selector("#samples button")
     page.evaluate("sessionStorage.clear()")
     page.reload()
-    shows(page, "[role=alert]", "Open the URL that it printed")
+    shows(page, "[role=alert]", "Open the URL that the server printed")
 
 
 def cell_weights(run: Any) -> list[str]:
@@ -539,16 +577,22 @@ def test_samples_ask_their_question_and_mistakes_are_told(page: Any, served: Ser
     page.locator("#samples button").nth(2).click()
     answered(page)
     assert page.input_value("#question") != ""
+    assert page.locator("#samples button[aria-pressed=true]").count() == 1
+    assert page.inner_text("#true-answer").startswith("True answer: ")
+    with page.expect_download() as download:
+        page.locator("button.save").first.click()
+    with Image.open(download.value.path()) as figure:
+        assert figure.format == "PNG" and figure.width == 640
     page.fill("#question", " ")
     page.keyboard.press("Enter")
     assert "empty" in page.inner_text("[role=alert]")
-    page.evaluate(DROP, ["huge.png", PICTURE_BYTES + 1])
+    page.evaluate(DROP, ["huge.png", IMAGE_BYTES + 1])
     assert "huge.png is too large: 21.0 MB" in page.inner_text("[role=alert]")
     page.evaluate(DROP, ["broken.png", 1000])
-    shows(page, "[role=alert]", "Refused: this is not a picture")
+    shows(page, "[role=alert]", "Refused: not an image")
     page.fill("#question", "is it red?")
     page.keyboard.press("Enter")
-    assert "no picture yet" in page.inner_text("[role=alert]")
+    assert "no image yet" in page.inner_text("[role=alert]")
     # The server forgot the picture meanwhile: the page sends it again.
     page.locator("#samples button").nth(0).click()
     answered(page)
@@ -587,5 +631,4 @@ def test_the_page_speaks_chinese_to_a_chinese_browser(browser: Any, served: Serv
     page.goto(f"http://127.0.0.1:{served.port}/?token={served.token}")
     page.wait_for_selector("#samples button")
     assert page.inner_text("h1") == "向图片提问"
-    assert page.evaluate("Object.keys(TEXTS.zh).join() === Object.keys(TEXTS.en).join()")
     context.close()

@@ -19,6 +19,8 @@ from vqa_repro.diagnostics.facts import (
     python_facts,
 )
 from vqa_repro.diagnostics.gpu import REINSTALL, Finding, diagnose, kernel_fix
+from vqa_repro.diagnostics.installed import check_installed_files
+from vqa_repro.diagnostics.variables import MIN_ADDRESS_SPACE, address_space_limit, check_variables
 from vqa_repro.install import checkpoints
 from vqa_repro.install.driver import driver_facts
 from vqa_repro.install.lockfile import (
@@ -34,8 +36,11 @@ LOCK = ROOT / lock_of(build_here())
 MIN_FREE_GIB = 1.0
 
 
-def examine(checkpoint: str, seconds: float) -> Facts:
-    """The whole report, ready for JSON; every step that may hang is given ``seconds``."""
+def examine(checkpoint: str, seconds: float, deep: bool = False) -> Facts:
+    """Return the whole report, ready for JSON; each step that may hang is given ``seconds``.
+
+    ``deep`` compares the hashes of all installed files, not only their sizes.
+    """
     python, problems, notes = python_facts(), [], []
     if not (3, 10) <= sys.version_info[:2] <= (3, 14):
         what = f"Python {python['version']} is none of 3.10 to 3.14"
@@ -50,6 +55,9 @@ def examine(checkpoint: str, seconds: float) -> Facts:
         problems, notes = problems + found, notes + remarks
     packages, found = examine_packages(torch is not None, imported, seconds)
     problems += found
+    found, remarks = check_variables(torch is not None)
+    problems, notes = found + problems, notes + remarks  # first: they may be why others fail
+    problems += check_installed_files(locked_names(), deep)
     weights, found, remarks = examine_checkpoint(checkpoint, bool(torch), seconds)
     problems, notes = problems + found, notes + remarks
     disk, found = examine_disk()
@@ -102,7 +110,7 @@ def examine_packages(
             imports = not failure
             if failure:
                 what = f"{name} does not import: {failure}"
-                problems.append(Finding(what, import_mend(failure)))
+                problems.append(Finding(what, import_fix(failure)))
         versions = {"installed": installed_version(name), "locked": sorted(locked.get(name, ()))}
         packages[name] = {**versions, "imports": imports}
     if differing := differences(locked):
@@ -110,7 +118,14 @@ def examine_packages(
     return packages, problems
 
 
-def import_mend(failure: str) -> str:
+def locked_names() -> set[str]:
+    """Return the names of the packages in the lock, none without one."""
+    return set(read_lock(LOCK.read_text(encoding="utf-8"))) if LOCK.exists() else set()
+
+
+def import_fix(failure: str) -> str:
+    if (address_space_limit() or MIN_ADDRESS_SPACE) < MIN_ADDRESS_SPACE:
+        return "raise the limit of virtual memory (ulimit -v unlimited), then run the doctor again"
     if "no answer" in failure:
         return "a first import from a network disk may take minutes: again with --timeout 600"
     if ".so" in failure and "LD_LIBRARY_PATH" in os.environ:
@@ -144,7 +159,7 @@ def examine_torch(
     answers, outcome, imported = ask_torch(["machine", *PACKAGES.values()], seconds)
     if not imported:
         what = f"torch does not import: {outcome.failure}"
-        return None, [], set(), [Finding(what, import_mend(outcome.failure))]
+        return None, [], set(), [Finding(what, import_fix(outcome.failure))]
     if not answers:
         what = f"torch imports, but fails when it looks for GPUs: {outcome.failure}"
         return {}, [], set(), [Finding(what, kernel_fix(outcome.failure, driver, []))]

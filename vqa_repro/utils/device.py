@@ -1,4 +1,6 @@
-"""Which processor computes: asked for, or the best one there; said aloud, never silently less."""
+"""Device selection: the requested device or the best available one, always reported."""
+
+from __future__ import annotations
 
 import argparse
 import os
@@ -6,10 +8,12 @@ import platform
 import re
 from functools import cache
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from vqa_repro.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import torch  # at run time inside functions: `--help` need not wait for it
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +30,8 @@ def choose_device(name: str) -> torch.device:
 
     Raises UserError for a GPU asked for by name and not there.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
@@ -52,6 +58,8 @@ def has_bfloat16(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) ->
     GPUs of Nvidia's since Ampere; processors with AVX512_BF16 or AMX, or Arm's BF16. On others they
     are far slower than in float32 (on a Zen 3 less than a hundredth of its rate), or fail.
     """
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     try:
@@ -66,6 +74,8 @@ def use_deterministic_algorithms() -> None:
     To be called before anything is computed. An operation that cannot be had that way raises
     RuntimeError.
     """
+    import torch
+
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS sums in any order
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
@@ -73,6 +83,8 @@ def use_deterministic_algorithms() -> None:
 
 def describe(device: torch.device) -> str:
     """The device in words, for the log: name, memory, number of threads."""
+    import torch
+
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"

@@ -31,7 +31,8 @@ def main_guard(main: Callable[[], int]) -> None:
     A line that is printed is there at once, in the log of a job too.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)
+        # In a locale that is not UTF-8, what it lacks is printed as \\uXXXX.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         code = main()
         sys.stdout.flush()

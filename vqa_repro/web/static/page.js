@@ -1,102 +1,10 @@
 "use strict";
-// The page of vqa_repro.serve: choose a picture, ask, see each run's answers and attention.
+// The page of vqa_repro.serve: choose an image, ask, see each run's answers and attention.
 
-const TEXTS = {
-  en: {
-    title: "Ask a picture",
-    intro: "Choose a picture, type a question, and see what each model answers and where it looked.",
-    picture: "Picture",
-    choose: "Choose a picture",
-    drop: "Or drop one here: JPEG, PNG, GIF, WebP or BMP. It is not stored.",
-    samples: "Samples",
-    sample: "Sample {number}: {question}",
-    fromGallery: "Test pictures, in small, from the run's gallery.",
-    noSamples: "The run has no gallery (gallery.json), so there are no samples.",
-    question: "Question",
-    ask: "Ask",
-    view: "Show attention",
-    smooth: "smooth",
-    grid: "as regions",
-    looking: "Looking at the picture; the first look can take some seconds.",
-    ready: "The picture is ready. Type a question and press Enter.",
-    answering: "Answering.",
-    answered: "{answers} ({milliseconds} ms)",
-    noPicture: "There is no picture yet: choose one, or a sample.",
-    noQuestion: "The question is empty: type one, for example: what is it?",
-    notFile: "What was dropped is not a file. Save the picture first, then drop it.",
-    tooLarge: "{name} is too large: {size} MB. At most {limit} MB are taken.",
-    unreachable: "The server does not answer. Is it running, and the tunnel open?",
-    forbidden: "The server does not know this page's token. Open the URL that it printed.",
-    refused: "Refused: {why}",
-    answersTo: "“{question}”",
-    looked: "Where it looked",
-    noMaps: "This model has no attention.",
-    hop: "hop {number}",
-    glimpse: "glimpse {number}",
-    word: "words",
-    phrase: "phrases",
-    "question level": "whole question",
-    map: "Attention over the picture: {rows} rows of {rows} regions. The arrow keys go from one to the next.",
-    row: "row {row}",
-    scale: "Colours: 0% to {most}",
-    cell: "{weight}, row {row}, column {column}",
-    hint: "Hover over the picture or a word, or go there with Tab and the arrow keys.",
-    readWord: "“{word}”: {weight} of the attention over the words",
-    readCell: "row {row}, column {column}: {weight} of the attention over the picture",
-    overWords: "Attention over the words",
-    unknown: "In no question that it was trained on: {words}",
-    unread: "Too long for the model: not read from “{word}” on",
-    shown: "The picture asked about",
-  },
-  zh: {
-    title: "向图片提问",
-    intro: "选择一张图片，输入问题，查看每个模型的回答以及它关注的位置。问题请用英文。",
-    picture: "图片",
-    choose: "选择图片",
-    drop: "或拖放到此处：JPEG、PNG、GIF、WebP 或 BMP。图片不会被保存。",
-    samples: "示例",
-    sample: "示例 {number}：{question}",
-    fromGallery: "来自该运行图库的测试图片（缩小）。",
-    noSamples: "该运行没有图库（gallery.json），因此没有示例。",
-    question: "问题",
-    ask: "提问",
-    view: "注意力显示",
-    smooth: "平滑",
-    grid: "按区域",
-    looking: "正在查看图片；第一次可能需要几秒。",
-    ready: "图片已就绪。输入问题并按回车。",
-    answering: "正在回答。",
-    answered: "{answers}（{milliseconds} 毫秒）",
-    noPicture: "还没有图片：请选择一张图片或示例。",
-    noQuestion: "问题为空：请输入问题，例如：what is it?",
-    notFile: "拖放的不是文件。请先保存图片，再拖放。",
-    tooLarge: "{name} 太大：{size} MB。最多 {limit} MB。",
-    unreachable: "服务器没有响应。它在运行吗？隧道打开了吗？",
-    forbidden: "服务器不认识此页面的令牌。请打开它打印的网址。",
-    refused: "被拒绝：{why}",
-    answersTo: "“{question}”",
-    looked: "关注的位置",
-    noMaps: "该模型没有注意力。",
-    hop: "第 {number} 跳",
-    glimpse: "第 {number} 瞥",
-    word: "词",
-    phrase: "短语",
-    "question level": "整句",
-    map: "图片上的注意力：{rows} 行，每行 {rows} 个区域。用方向键移动。",
-    row: "第 {row} 行",
-    scale: "颜色：0% 至 {most}",
-    cell: "{weight}，第 {row} 行，第 {column} 列",
-    hint: "将指针移到图片或词上，或用 Tab 和方向键移动。",
-    readWord: "“{word}”：占词注意力的 {weight}",
-    readCell: "第 {row} 行，第 {column} 列：占图片注意力的 {weight}",
-    overWords: "词上的注意力",
-    unknown: "训练问题中没有出现过：{words}",
-    unread: "问题太长：从“{word}”起未读",
-    shown: "所问的图片",
-  },
-};
+const TEXTS = /* texts */ {};
 const LANGUAGE = navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en";
 const digits = { minimumFractionDigits: 1, maximumFractionDigits: 1 };
+const TIMES = new Intl.NumberFormat(LANGUAGE, digits);
 const PERCENT = new Intl.NumberFormat(LANGUAGE, { style: "percent", ...digits });
 
 function text(key, values = {}) {
@@ -140,44 +48,47 @@ async function post(path, body) {
   return (await call(path, { method: "POST", body })).json();
 }
 
-// ---------------------------------------------------------------- choosing a picture
+// ---------------------------------------------------------------- choosing an image
 
-let server = null; // what GET /runs told
-let picture = null; // {blob, url, looked: promise of its name on the server}
+let server = null; // the response to GET /runs
+let picture = null; // {blob, url, sample, uploaded: promise of its key on the server}
 let asked = 0; // the newest question; answers to older ones are dropped
 
-function say(status, error = "") {
+function announce(status, error = "") {
   $("status").textContent = status;
   $("error").textContent = error;
 }
 
-function choose(blob, name) {
+function choose(blob, name, sample = null) {
   if (!server) return; // what went wrong is on the page
-  if (blob.size > server.picture_bytes) {
+  if (blob.size > server.image_bytes) {
     const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
-    const sizes = { size: megabytes(blob.size), limit: megabytes(server.picture_bytes) };
+    const sizes = { size: megabytes(blob.size), limit: megabytes(server.image_bytes) };
     $("file").value = "";
-    say("", text("tooLarge", { name, ...sizes }));
+    announce("", text("tooLarge", { name, ...sizes }));
     return;
   }
   asked += 1;
   $("answers").hidden = true;
+  for (const [index, button] of $("samples").querySelectorAll("button").entries()) {
+    button.setAttribute("aria-pressed", index === sample);
+  }
   if (picture) URL.revokeObjectURL(picture.url);
-  const chosen = { blob, url: URL.createObjectURL(blob), asked };
+  const chosen = { blob, url: URL.createObjectURL(blob), asked, sample };
   picture = chosen;
   $("preview").src = chosen.url;
   $("preview").alt = name;
   $("preview").hidden = false;
-  say(text("looking"));
+  announce(text("looking"));
   look(chosen);
-  chosen.looked.then(
-    () => picture === chosen && asked === chosen.asked && say(text("ready")),
+  chosen.uploaded.then(
+    () => picture === chosen && asked === chosen.asked && announce(text("ready")),
     (error) => picture === chosen && refuse(error),
   );
 }
 
 function look(chosen) {
-  chosen.looked = post("/pictures", chosen.blob).then((told) => told.picture);
+  chosen.uploaded = post("/images", chosen.blob).then((body) => body.image);
 }
 
 function refuse(error) {
@@ -185,20 +96,20 @@ function refuse(error) {
   picture = null;
   $("file").value = "";
   $("preview").hidden = true;
-  say("", error.message);
+  announce("", error.message);
 }
 
 async function showSamples() {
   $("about-samples").textContent = text(server.samples.length ? "fromGallery" : "noSamples");
-  for (const [index, question] of server.samples.entries()) {
+  for (const [index, { question }] of server.samples.entries()) {
     const blob = await (await call(`/samples/${index}`)).blob();
     const name = text("sample", { number: index + 1, question });
     const image = element("img", { src: URL.createObjectURL(blob), alt: name });
-    const button = element("button", { type: "button", title: question }, image);
+    const button = element("button", { type: "button", title: question, "aria-pressed": "false" }, image);
     button.addEventListener("click", () => {
       $("question").value = question;
       $("file").value = "";
-      choose(blob, name);
+      choose(blob, name, index);
       if (question) ask();
     });
     $("samples").append(element("li", {}, button));
@@ -209,7 +120,7 @@ $("file").addEventListener("change", () => {
   const [file] = $("file").files;
   if (file) choose(file, file.name);
 });
-// Anywhere on the page: a picture dropped beside the frame would replace the page.
+// Anywhere on the page: an image dropped beside the frame would replace the page.
 addEventListener("dragover", (event) => {
   event.preventDefault();
   $("drop").classList.add("over");
@@ -223,47 +134,47 @@ addEventListener("drop", (event) => {
   const [file] = event.dataTransfer.files;
   $("file").value = "";
   if (file) choose(file, file.name);
-  else say("", text("notFile"));
+  else announce("", text("notFile"));
 });
 
 // ---------------------------------------------------------------- asking
 
 async function ask() {
   const question = $("question").value.trim();
-  if (!picture) return say("", text("noPicture"));
+  if (!picture) return announce("", text("noPicture"));
   if (!question) {
     $("question").focus();
-    return say("", text("noQuestion"));
+    return announce("", text("noQuestion"));
   }
   const about = picture;
   const mine = (asked += 1);
   try {
-    const said = await answers(about, question);
+    const response = await answers(about, question);
     if (mine !== asked) return;
-    show(question, said.runs);
-    const best = said.runs.map((run, i) => {
+    show(question, response.runs);
+    const best = response.runs.map((run, i) => {
       const { answer, probability } = run.answers[0];
-      const of = said.runs.length > 1 ? `${server.runs[i].title}: ` : "";
+      const of = response.runs.length > 1 ? `${server.runs[i].title}: ` : "";
       return `${of}${answer} ${PERCENT.format(probability)}`;
     });
-    const milliseconds = Math.max(1, Math.round(1000 * said.seconds));
-    say(text("answered", { answers: best.join("; "), milliseconds }));
+    const milliseconds = Math.max(1, Math.round(1000 * response.seconds));
+    announce(text("answered", { answers: best.join("; "), milliseconds }));
   } catch (error) {
-    if (mine === asked && picture) say("", error.message);
+    if (mine === asked && picture) announce("", error.message);
   }
 }
 
 async function answers(about, question) {
   const send = async () => {
-    const name = await about.looked;
-    say(text("answering"));
-    return post("/answers", JSON.stringify({ picture: name, question }));
+    const key = await about.uploaded;
+    announce(text("answering"));
+    return post("/answers", JSON.stringify({ image: key, question }));
   };
   try {
     return await send();
   } catch (error) {
     if (!error.gone) throw error;
-    look(about); // the server keeps the last few pictures only
+    look(about); // the server keeps the last few images only
     return send();
   }
 }
@@ -276,7 +187,7 @@ $("form").addEventListener("submit", (event) => {
 // ---------------------------------------------------------------- what a run answered
 
 const levelOf = new Map(); // run -> the hop or level shown last
-let redraw = []; // draws each run's map anew
+let redraw = []; // redraw each run's map
 
 for (const input of $("view").querySelectorAll("input")) {
   input.addEventListener("change", () => redraw.forEach((draw) => draw()));
@@ -284,35 +195,48 @@ for (const input of $("view").querySelectorAll("input")) {
 
 function show(question, runs) {
   $("title-answers").textContent = text("answersTo", { question });
+  $("true-answer").textContent = trueAnswer(question);
   redraw = [];
-  $("runs").replaceChildren(...runs.map(card));
+  $("runs").replaceChildren(...runs.map((run, index) => card(run, index, question)));
   $("answers").hidden = false;
   redraw.forEach((draw) => draw());
 }
 
-function card(said, index) {
-  const { title, folder } = server.runs[index];
+// The sample's true answer, as long as its own question is asked.
+function trueAnswer(question) {
+  const sample = server.samples[picture.sample];
+  if (!sample || sample.question !== question) return "";
+  return sample.answer === null ? text("noTrueAnswer") : text("trueAnswer", sample);
+}
+
+function card(prediction, index, question) {
+  const { title, folder, data, answers } = server.runs[index];
   const made = element(
     "article",
     { className: "run", "aria-labelledby": `run-${index}` },
     element("h3", { id: `run-${index}` }, title),
     element("p", { className: "folder" }, folder),
-    bars(said.answers),
+    bars(prediction.answers),
+    element("p", { className: "hint" }, text("trainedOn", { data, answers }), " ", text("limits")),
   );
   const note = (key, values) => made.append(element("p", { className: "note" }, text(key, values)));
-  if (said.unknown_words.length) note("unknown", { words: said.unknown_words.join(", ") });
-  if (said.unread_words.length) note("unread", { word: said.unread_words[0] });
+  if (prediction.unknown_words.length) note("unknown", { words: prediction.unknown_words.join(", ") });
+  if (prediction.unread_words.length) note("unread", { word: prediction.unread_words[0] });
 
-  const levels = byLevel(said.attention);
+  const levels = byLevel(prediction.attention);
   if (!levels.size) {
     made.append(element("p", { className: "hint" }, text("noMaps")));
     return made;
   }
   if (!levels.has(levelOf.get(index))) levelOf.set(index, levels.keys().next().value);
   const shown = element("div");
-  const draw = () => shown.replaceChildren(...attention(levels.get(levelOf.get(index)), said.words));
+  const button = element("button", { type: "button", className: "save" }, text("save"));
+  button.addEventListener("click", () =>
+    saveFigure(shown, `${title}: ${inWords(levelOf.get(index))}`, question, prediction.answers),
+  );
+  const draw = () => shown.replaceChildren(...attention(levels.get(levelOf.get(index)), prediction.words));
   redraw.push(draw);
-  made.append(choice(index, [...levels.keys()], draw), shown);
+  made.append(choice(index, [...levels.keys()], draw), shown, button);
   return made;
 }
 
@@ -368,13 +292,13 @@ function inWords(level) {
 function attention({ regions, words: overWords }, words) {
   const readout = element("p", { className: "readout" }, text("hint"));
   const made = [];
-  if (regions) made.push(stage(regions, readout), scale(Math.max(...regions)));
+  if (regions) made.push(stage(regions, readout), scale(scaleTop(regions)));
   made.push(readout);
   if (overWords) made.push(element("h4", {}, text("overWords")), wordList(overWords, words, readout));
   return made;
 }
 
-// The picture, the map over it, and over that a cell for each region to hover over and walk among.
+// The image, the map over it, and over that a cell for each region to hover over and walk among.
 function stage(weights, readout) {
   const image = element("img", { src: picture.url, alt: text("shown") });
   const side = Math.round(Math.sqrt(weights.length));
@@ -391,35 +315,42 @@ function stage(weights, readout) {
   return made;
 }
 
-// Low weights dim the picture; high ones colour it: red, then yellow at the largest weight.
-const COLOURS = [
-  [0, [10, 10, 40, 150]],
-  [0.35, [90, 20, 110, 125]],
-  [0.7, [225, 60, 40, 115]],
-  [1, [255, 225, 60, 135]],
+// viridis: perceptually uniform and readable with colour-blindness.
+const VIRIDIS = [
+  [68, 1, 84], [72, 24, 106], [71, 45, 123], [66, 64, 134],
+  [59, 82, 139], [51, 99, 141], [44, 114, 142], [38, 130, 142],
+  [33, 145, 140], [31, 160, 136], [40, 174, 128], [63, 188, 115],
+  [94, 201, 98], [132, 212, 75], [173, 220, 48], [216, 226, 25],
+  [253, 231, 37],
 ];
+const OPACITY = 0.6;
 
+// (r, g, b) of a share from 0 to 1.
 function colour(share) {
-  const above = Math.max(1, COLOURS.findIndex(([at]) => at >= share));
-  const [[low, from], [high, to]] = [COLOURS[above - 1], COLOURS[above]];
-  const part = (share - low) / (high - low);
-  return from.map((value, i) => value + part * (to[i] - value));
+  const at = Math.min(1, share) * (VIRIDIS.length - 1);
+  const low = Math.min(VIRIDIS.length - 2, Math.floor(at));
+  return VIRIDIS[low].map((value, i) => value + (at - low) * (VIRIDIS[low + 1][i] - value));
+}
+
+// The top of the colour scale, in multiples of the uniform weight: at least 4, so that a nearly
+// uniform map looks uniform.
+function scaleTop(weights) {
+  return Math.max(4, Math.ceil(weights.length * Math.max(...weights)));
 }
 
 function paint(shares, width, height) {
   const canvas = element("canvas", { width, height, "aria-hidden": "true" });
   const pixels = canvas.getContext("2d").createImageData(width, height);
-  shares.forEach((share, i) => pixels.data.set(colour(share), 4 * i));
+  shares.forEach((share, i) => pixels.data.set([...colour(share), 255], 4 * i));
   canvas.getContext("2d").putImageData(pixels, 0, 0);
   return canvas;
 }
 
 const FINER = 8; // pixels of the smooth map for each region
-const SMOOTHING = 0.5; // standard deviation of the Gaussian, in regions, as in plots.py
+const SMOOTHING = 0.5; // standard deviation of the Gaussian, in regions, as in reporting/figures.py
 
 function heat(weights, side, smooth) {
-  const most = Math.max(...weights);
-  const shares = weights.map((weight) => weight / most);
+  const shares = weights.map((weight) => (weight * weights.length) / scaleTop(weights));
   if (!smooth) {
     const canvas = paint(shares, side, side);
     canvas.className = "grid";
@@ -438,16 +369,14 @@ function heat(weights, side, smooth) {
   const wide = rows.map((of) => kernel.map((near) => dot(near, of))); // (side, size)
   const columns = kernel.map((_, x) => wide.map((of) => of[x])); // (size, side)
   const fine = kernel.flatMap((near) => columns.map((of) => dot(near, of)));
-  const top = Math.max(...fine);
-  return paint(fine.map((share) => share / top), size, size);
+  return paint(fine, size, size);
 }
 
 function scale(most) {
   const steps = 64;
   const ramp = paint([...Array(steps).keys()].map((i) => i / (steps - 1)), steps, 1);
-  const end = PERCENT.format(most);
-  const named = { className: "scale", role: "img", "aria-label": text("scale", { most: end }) };
-  return element("p", named, "0%", ramp, end);
+  const named = { className: "scale", role: "img", "aria-label": text("scale", { most }) };
+  return element("p", named, "0", ramp, `${most} ${text("uniform")}`);
 }
 
 // A grid as in the ARIA Authoring Practices: one stop for Tab, the arrow keys go on from there.
@@ -460,7 +389,7 @@ function cells(weights, side, readout) {
   made.style.gridTemplate = `repeat(${side}, 1fr) / repeat(${side}, 1fr)`;
   const all = weights.map((weight, i) => {
     const at = { row: Math.floor(i / side) + 1, column: (i % side) + 1 };
-    const values = { ...at, weight: PERCENT.format(weight) };
+    const values = { ...at, weight: PERCENT.format(weight), times: TIMES.format(weight * weights.length) };
     const cell = element("span", { role: "gridcell", tabIndex: -1 });
     cell.setAttribute("aria-label", text("cell", values));
     const read = () => (readout.textContent = text("readCell", values));
@@ -508,6 +437,38 @@ function wordList(weights, words, readout) {
   return element("ul", { className: "words" }, ...items);
 }
 
+// Download the image with its map, and the question and answers below, as PNG.
+function saveFigure(shown, title, question, answers) {
+  const stageElement = shown.querySelector(".stage");
+  const image = (stageElement ?? document).querySelector("img");
+  const width = 640;
+  const height = Math.round((width * image.naturalHeight) / image.naturalWidth);
+  const best = answers.slice(0, 3).map((a) => `${a.answer} ${PERCENT.format(a.probability)}`);
+  const lines = [title, question, best.join("   ")];
+  const scaleElement = shown.querySelector(".scale");
+  if (scaleElement) lines.push(scaleElement.ariaLabel);
+  const canvas = element("canvas", { width, height: height + 24 * lines.length + 16 });
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(image, 0, 0, width, height);
+  const map = stageElement?.querySelector("canvas");
+  if (map) {
+    context.globalAlpha = OPACITY;
+    context.imageSmoothingEnabled = map.className !== "grid";
+    context.drawImage(map, 0, 0, width, height);
+    context.globalAlpha = 1;
+  }
+  context.fillStyle = "#000";
+  context.font = "16px sans-serif";
+  lines.forEach((line, i) => context.fillText(line, 8, height + 24 * (i + 1), width - 16));
+  canvas.toBlob((blob) => {
+    const link = element("a", { href: URL.createObjectURL(blob), download: "attention.png" });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  });
+}
+
 // ---------------------------------------------------------------- start
 
 async function start() {
@@ -521,7 +482,7 @@ async function start() {
     $("question").maxLength = server.question_characters;
     await showSamples();
   } catch (error) {
-    say("", error.message);
+    announce("", error.message);
   }
 }
 

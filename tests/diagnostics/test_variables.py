@@ -1,0 +1,74 @@
+"""Environment variables and limits of clusters, as the doctor reports them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import environ
+
+from vqa_repro.diagnostics.variables import check_variables
+
+NAMES = ("PYTHONPATH", "OMP_NUM_THREADS", "LC_ALL", "PYTHONINSPECT")
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_pythonpath_with_another_numpy_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert check_variables(True)[0] == []
+    (tmp_path / "numpy").mkdir()
+    (problem,) = check_variables(True)[0]
+    assert str(tmp_path) in problem.what and "numpy" in problem.what
+    assert "unset PYTHONPATH" in problem.fix
+
+
+@pytest.mark.parametrize("value", ["", "0", "8(x2)", "auto", "-1"])
+def test_a_useless_number_of_threads_is_noted(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert any("OMP_NUM_THREADS" in note.what for note in check_variables(True)[1])
+    for good in ("8", "8,2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", good)
+        assert not any("OMP_NUM_THREADS" in note.what for note in check_variables(True)[1])
+
+
+def test_pythoninspect_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONINSPECT", "1")
+    assert any("PYTHONINSPECT" in note.fix for note in check_variables(True)[1])
+
+
+def in_a_process(limits: str, code: str, **variables: str) -> str:
+    command = ["bash", "-c", f'{limits} exec "$0" -c "$1"', sys.executable, code]
+    env = {**environ(), **variables}
+    done = subprocess.run(command, env=env, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode("ascii")
+
+
+CODE = """
+from vqa_repro.diagnostics.variables import check_variables
+print([f.what for f in check_variables(False)[0]], [f.what for f in check_variables(True)[1]])
+"""
+
+
+def test_limits_are_named() -> None:
+    assert "ulimit -v" in in_a_process("ulimit -v 3000000;", CODE)
+    assert "ulimit -n" in in_a_process("ulimit -n 64;", CODE)
+
+
+def test_a_locale_that_is_not_utf8_is_noted_and_printing_still_works() -> None:
+    ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    assert "LC_ALL" in in_a_process("", CODE, **ascii_only)
+    code = (
+        "from vqa_repro.utils.errors import main_guard\n"
+        "main_guard(lambda: print('\\u7ea2\\u8272') or 0)"
+    )
+    assert in_a_process("", code, **ascii_only).split() == [r"\u7ea2\u8272"]
+    assert os.environ.get("PYTHONINSPECT") is None
