@@ -3,8 +3,8 @@
 Every line of a fenced block without a language is a command. All options, recipes and stages are
 checked; the verbs in ``RUN`` are run in a folder that has the names used in the documents. Python
 blocks are run, one document's in order; the three examples of extending.md are added to a copy of
-the package, and the Slurm script is pre-empted. Git, checksums, tunnels and the five lines of VQA use
-folders in place of a server and a network. For other programs (rsync, sftp, lftp, plink, vncserver,
+the package, and the Slurm script is pre-empted. Git, checksums, tunnels and the five lines of VQA
+use folders in place of a server and a network. For other programs (rsync, sftp, lftp, plink, vncserver,
 Slurm's) only the shell syntax is checked.
 """
 
@@ -165,9 +165,7 @@ def test_shell_blocks_are_commands_that_a_shell_can_read(document: Path) -> None
                 r"(-m (vqa_repro\.|zipfile )|checkpoints_setup\.py|tests/faults/table\.py)",
                 line,
             )
-            assert known or OTHERS.fullmatch(line.split()[0]), (
-                f"{document}: unknown: {line}"
-            )
+            assert known or OTHERS.fullmatch(line.split()[0]), f"{document}: unknown: {line}"
 
 
 @each_document
