@@ -207,8 +207,21 @@ def from_json(raw: Any, where: str) -> Recipe:
         ) from None
 
 
-    # Scale of region vectors: "unit" mean square, "none" (raw), or "auto": raw for a released form.
-    feature_scale: Literal["auto", "unit", "none"] = "auto"
+def upgrade(raw: Any) -> Any:
+    """Return the stored recipe ``raw`` with the options that its model had before they existed.
+
+    Recipes stored before ``data.feature_scale`` have HieCoAtt in the paper's form without biases.
+    """
+    if not (isinstance(raw, dict) and isinstance(raw.get("data"), dict)):
+        return raw
+    model = raw.get("model")
+    if "feature_scale" in raw["data"] or not isinstance(model, dict):
+        return raw
+    if model.get("name") == "hiecoatt" and model.get("fidelity", "paper") == "paper":
+        return {**raw, "model": {"bias": False, **model}}
+    return raw
+
+
 def _refuse_unknown(cls: type[Any], values: dict[str, Any], where: str) -> None:
     names = [each.name for each in dataclasses.fields(cls)]
     for key in values:
