@@ -14,26 +14,23 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from vqa_repro.data.images import read_image
 from vqa_repro.data.questions import Questions
 from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vocabulary import tokenize
 from vqa_repro.evaluation import vqa_accuracy
-from vqa_repro.evaluation.inference import ask_all
+from vqa_repro.evaluation.inference import Predictions, answers_by_id, outputs, predict_all
 from vqa_repro.features.loader import FeatureLoader
-from vqa_repro.models.common import ModelOutput
+from vqa_repro.features.provider import Runtime, open_or_extract
 from vqa_repro.models.network import VQAModel, load_model
 from vqa_repro.run import Run, open_run, read_bounded
-from vqa_repro.training.prepare import PreparedData, prepare
+from vqa_repro.training.prepare import PreparedData, load_splits, prepare
 from vqa_repro.utils.device import add_device_option, choose_device
-from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 from vqa_repro.utils.errors import UserError, first_line, main_guard
 from vqa_repro.utils.files import write_atomic
 
@@ -53,14 +50,6 @@ MAX_TEXT = 1000  # characters
 MAX_REGIONS = 64**2
 MAX_MAPS = 16
 _PICTURE = re.compile(r"[0-9]{1,4}\.jpg")
-
-
-class Predictions(NamedTuple):
-    """The model's answers to N questions, on the CPU."""
-
-    answer: Tensor  # (N,) int64: the likeliest class
-    confidence: Tensor  # (N,) its probability
-    label_probability: Tensor  # (N,) the probability of the label; 0 where the model cannot give it
 
 
 @dataclass(frozen=True)
@@ -91,32 +80,10 @@ class Gallery:
     fingerprint: str  # of gallery.json
 
 
-def answer_all(
-    network: VQAModel, rows: FeatureLoader, questions: Questions, world: World = SINGLE_PROCESS
-) -> Predictions:
-    """Ask everything once. ``network`` is put into evaluation meanwhile; maps are not kept.
-
-    Over several processes each question is asked by one, and all get the answers.
-    """
-    numbers = torch.zeros(2, len(questions), device=questions.label.device)
-    answers = torch.zeros_like(questions.label)
-
-    def look(answer: ModelOutput, which: Tensor) -> None:
-        likeliest = answers[which] = answer.logits.argmax(1)
-        label = questions.label[which]
-        probability = answer.logits.float().softmax(1)
-        numbers[0, which] = probability.gather(1, likeliest[:, None])[:, 0]
-        numbers[1, which] = probability.gather(1, label.clamp(min=0)[:, None])[:, 0] * (label >= 0)
-
-    ask_all(network, rows, questions, look, world)
-    confidence, label_probability = world.all_reduce(numbers.cpu())
-    return Predictions(world.all_reduce(answers.cpu()), confidence, label_probability)
-
-
 def make(
     run: Run,
     network: VQAModel,
-    material: PreparedData,
+    data: PreparedData,
     answered: Predictions,
     results: Mapping[int, str],
 ) -> Gallery:
@@ -125,7 +92,7 @@ def make(
     results: question id -> answer. Raises UserError for a picture that is missing or damaged; a
     model that sees none does without.
     """
-    split, questions = material.test_split, material.test
+    split, questions = data.test_split, data.test
     examples = {example.question_id: example for example in split.examples}
     scores = {} if split.hidden else vqa_accuracy.per_question(results, split.examples)
     ids = questions.question_id.tolist()
@@ -145,7 +112,7 @@ def make(
     asked = []
     label_probability = answered.label_probability.tolist()
     for position, (answers, attention) in zip(
-        positions, _closer(network, material.rows, questions, positions), strict=True
+        positions, _closer(network, data.loader, questions, positions), strict=True
     ):
         example = examples[ids[position]]
         length = int(questions.lengths[position])
@@ -216,8 +183,7 @@ def _closer(
     few = Questions(*(getattr(questions, f)[positions] for f in questions.__dataclass_fields__))
     found = []
 
-    def look(answer: ModelOutput, _: Tensor) -> None:
-        logits, attention = answer
+    for _, (logits, attention) in outputs(network, rows, few):
         values, classes = logits.float().softmax(1).topk(min(TOP, logits.shape[1]))
         for n in range(len(logits)):
             probabilities = [round(p, DIGITS) for p in values[n].tolist()]
@@ -226,8 +192,6 @@ def _closer(
                 for name, weights in attention.items()
             }
             found.append((list(zip(classes[n].tolist(), probabilities, strict=True)), maps))
-
-    ask_all(network, rows, few, look)
     return found
 
 
@@ -391,19 +355,16 @@ def main(arguments: list[str] | None = None) -> int:
     run, device = open_run(args.run), choose_device(args.device)
     if not run.finished:
         raise UserError(f"{run.folder}: not finished; train it with --resume")
-    _, material = prepare(run.recipe, run.folder, run, args.root, device)
+    runtime = Runtime(device, root=args.root)
+    splits = load_splits(run.recipe, args.root)
+    store = open_or_extract(run.recipe.data, splits, runtime)
+    data = prepare(run, splits, store, runtime)
     network = load_model(run, device)
-    answered = answer_all(network, material.rows, material.test)
-    made = make(run, network, material, answered, results_of(run, material.test, answered))
+    answered = predict_all(network, data.loader, data.test)
+    results = answers_by_id(answered, data.test, run.vocabulary.answers)
+    made = make(run, network, data, answered, results)
     print(f"{len(made.asked)} questions: {run.folder / 'gallery.json'}")
     return 0
-
-
-def results_of(run: Run, questions: Questions, answered: Predictions) -> dict[int, str]:
-    """Question id -> the model's answer."""
-    answers = run.vocabulary.answers
-    ids = questions.question_id.tolist()
-    return {i: answers[a] for i, a in zip(ids, answered.answer.tolist(), strict=True)}
 
 
 if __name__ == "__main__":

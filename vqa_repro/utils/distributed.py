@@ -138,12 +138,11 @@ def init_distributed(device_name: str) -> Iterator[tuple[World, str]]:
     for with --device: of several GPUs, each process of a machine takes its own. Processes but the
     first are silent on standard output, and have to ``leave``.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size, rank, local, here = _torchrun_variables()
     if size == 1:
         yield SINGLE_PROCESS, device_name
         return
-    world = World(int(os.environ["RANK"]), size)
-    local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    world = World(rank, size)
     backend = "gloo"
     if device_name != "cpu" and torch.cuda.is_available():
         if device_name not in ("auto", "cuda"):
@@ -168,6 +167,34 @@ def init_distributed(device_name: str) -> Iterator[tuple[World, str]]:
         raise
     # After other errors it stays: the others may be waiting for this process, and it for them.
     dist.destroy_process_group()
+
+
+def _torchrun_variables() -> tuple[int, int, int, int]:
+    """Return world size, rank, local rank and local world size; (1, 0, 0, 1) without torchrun.
+
+    Batch scripts set WORLD_SIZE or RANK of their own, or leave them empty. Raise UserError where
+    they ask for several processes that torchrun did not start.
+    """
+    size = os.environ.get("WORLD_SIZE", "").strip()
+    if size in ("", "1"):
+        return 1, 0, 0, 1
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    values = {name: os.environ.get(name, "").strip() for name in names}
+    for name, value in values.items():
+        if not value.isdecimal():
+            raise UserError(
+                f"WORLD_SIZE={size}, but {name} is "
+                + (f"{value!r}" if value else "not set")
+                + ": start several processes with torchrun, or one with `unset WORLD_SIZE RANK`"
+            )
+    world, rank, local, here = map(int, values.values())
+    if not (rank < world and local < here <= world):
+        described = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise UserError(
+            f"{described} contradict each other: start several processes with torchrun, or one "
+            "with `unset WORLD_SIZE RANK`"
+        )
+    return world, rank, local, here
 
 
 def leave(code: int) -> NoReturn:
