@@ -1,24 +1,29 @@
-"""Make the locks from pyproject.toml, or check that they still are what pyproject.toml means.
+"""Make the lock files from pyproject.toml, or check that they are up to date.
 
-    python .ci/make_lock.py            # keep what is pinned, add and drop what pyproject asks for
+    python .ci/make_lock.py            # keep the pins, add and drop what pyproject.toml changed
     python .ci/make_lock.py --upgrade  # newest versions of everything
-    python .ci/make_lock.py --check    # change nothing; exit 1 where a lock is not up to date
-    python .ci/make_lock.py --torch cu126   # requirements-cu126.lock; --torch cpu likewise
+    python .ci/make_lock.py --check    # change nothing; exit 1 if a lock is out of date
+    python .ci/make_lock.py --torch cpu     # requirements-cpu.lock, from PyTorch's download site
 
-A universal lock serves Linux, macOS and Windows, Python 3.10 to 3.13. It keeps the hashes of
-wheels only, so that an installer which demands hashes cannot take a source distribution: building
-is impossible, not merely switched off. It holds no address, so that any mirror will do.
+A universal lock serves Linux, macOS and Windows and every supported Python. It contains the hashes
+of wheels only, so an installer that requires hashes cannot use a source distribution: building is
+impossible, not merely switched off. It contains no address, so any mirror of the index will do.
 
-requirements.lock is complete in itself. wordnet.lock names one package, wanted for its data files
-alone, whose dependencies are left out; an installer that is not told so would refuse it.
+Three locks, one for each CUDA build of torch in the ordinary package index:
 
-requirements.lock names torch as every index has it: built for CUDA 13. --torch makes the lock of
-another build, which lies on PyTorch's own download site alone: for the CPU, or for CUDA 12.6, with
-the newest torch that has such a build. Run it where that site is reached, and commit what it makes.
-Such a lock is for Linux; all but torch and torchvision still comes from the usual index.
+    requirements.lock        cu130: the newest torch (CUDA 13)
+    requirements-cu128.lock  cu128: torch 2.10.0 (CUDA 12.8), the last one for V100 and for drivers
+                             older than 580
+    requirements-cu126.lock  cu126: torch 2.7.1 (CUDA 12.6), the last one for Maxwell and Pascal
 
-Exit codes: 0 made, or up to date; 1 a lock differs or cannot be made; 3 no package index was
-reached, so nothing could be compiled.
+The last two serve Linux x86_64; apart from torch and what it pins, they share the versions of
+requirements.lock. A build without CUDA exists on PyTorch's own download site only: make its lock
+with --torch cpu where that site can be reached.
+
+wordnet.lock names one package that is installed for its data files alone, without dependencies.
+
+Exit codes: 0 made or up to date; 1 a lock differs or cannot be made; 3 no package index could be
+reached, so nothing was compiled.
 """
 
 from __future__ import annotations
@@ -31,9 +36,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from packaging.markers import Marker
 from packaging.tags import compatible_tags, cpython_tags, mac_platforms
@@ -47,15 +53,31 @@ else:
 PROJECT = Path(__file__).resolve().parent.parent
 PYPROJECT = PROJECT / "pyproject.toml"
 # What uv compiles each lock from.
+TRAINING = ["pyproject.toml", "--group", "dev", "--group", "installer"]
 LOCKS = {
-    PROJECT / "requirements.lock": ["pyproject.toml", "--group", "dev", "--group", "installer"],
+    PROJECT / "requirements.lock": TRAINING,
+    PROJECT / "requirements-cu128.lock": TRAINING,
+    PROJECT / "requirements-cu126.lock": TRAINING,
     PROJECT / "wordnet.lock": ["--group", "wordnet", "--no-deps"],
     PROJECT / "jupyter.lock": ["--group", "jupyter"],
 }
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 DOWNLOAD_SITE = "https://download.pytorch.org/whl/"
-# What a lock of another build of torch must serve.
-BUILDS = {"cu126": ["Linux x86_64"], "cpu": ["Linux x86_64", "Linux aarch64"]}
+
+
+class Build(NamedTuple):
+    """A build of torch besides that of requirements.lock, and what its lock must serve."""
+
+    systems: tuple[str, ...]
+    pythons: tuple[str, ...]
+    versions: Mapping[str, str] = MappingProxyType({})  # as the ordinary index has them
+
+
+BUILDS = {
+    "cu128": Build(("Linux x86_64",), PYTHONS, {"torch": "2.10.0", "torchvision": "0.25.0"}),
+    "cu126": Build(("Linux x86_64",), PYTHONS[:-1], {"torch": "2.7.1", "torchvision": "0.22.1"}),
+    "cpu": Build(("Linux x86_64", "Linux aarch64"), PYTHONS),
+}
 # Each system a lock must serve: values of its markers, and the platform tags it can install.
 SYSTEMS = {
     "Linux x86_64": ("linux", "Linux", "x86_64", "manylinux_2_{}_x86_64", range(28, 4, -1)),
@@ -87,12 +109,24 @@ def dependencies_digest(pyproject: Path = PYPROJECT) -> str:
 
 
 def pyproject_for(build: str, index: str) -> str:
-    """pyproject.toml for uv: torch and torchvision in this build from this index, Linux alone."""
-    machines = [SYSTEMS[system][2] for system in BUILDS[build]]
-    linux = [f"sys_platform == 'linux' and platform_machine == '{name}'" for name in machines]
-    return f"""{PYPROJECT.read_text(encoding="utf-8")}
+    """Return pyproject.toml for uv, with torch in this build and for its systems only."""
+    newest = int(BUILDS[build].pythons[-1].removeprefix("3."))
+    environments = [
+        f"sys_platform == 'linux' and platform_machine == '{SYSTEMS[system][2]}' "
+        f"and python_full_version < '3.{newest + 1}' "
+        "and platform_python_implementation == 'CPython'"
+        for system in BUILDS[build].systems
+    ]
+    pins = [f"{name}=={version}" for name, version in BUILDS[build].versions.items()]
+    text = PYPROJECT.read_text(encoding="utf-8")
+    uv_table = f"""
 [tool.uv]
-environments = {json.dumps(linux)}
+environments = {json.dumps(environments)}
+constraint-dependencies = {json.dumps(pins)}
+"""
+    if pins:  # from the ordinary index
+        return text + uv_table
+    return f"""{text}{uv_table}
 [[tool.uv.index]]
 name = "torch"
 url = {json.dumps(index)}
@@ -119,16 +153,22 @@ def uv(*arguments: str | Path, cwd: Path = PROJECT) -> None:
     sys.exit(f"error: uv could not compile pyproject.toml:\n{done.stderr.strip()}")
 
 
-def compile_lock(lock: Path, upgrade: bool, build: str = "", index: str = "") -> str:
-    """The text that ``lock`` should hold, with this build of torch from this index if named."""
-    inputs = LOCKS[PROJECT / "requirements.lock" if build else lock]
+def lock_of(build: str) -> Path:
+    return PROJECT / f"requirements-{build}.lock"
+
+
+def compile_lock(lock: Path, upgrade: bool, index: str = "") -> str:
+    """Return the text of ``lock``; a build of torch without a version comes from ``index``."""
+    build = next((name for name in BUILDS if lock == lock_of(name)), "")
+    inputs = LOCKS.get(lock, TRAINING)
     compiling = ["pip", "compile", "--universal", "--generate-hashes", "--python-version"]
     compiling += [PYTHONS[0], *inputs, "--no-annotate", "--no-header"]
     with tempfile.TemporaryDirectory() as folder:
         requirements, pylock = Path(folder, "requirements.txt"), Path(folder, "pylock.toml")
-        if lock.exists() and not upgrade:
-            # uv prefers the versions (and the hashes) of the file it is about to overwrite.
-            requirements.write_bytes(lock.read_bytes())
+        # uv prefers the versions (and the hashes) of the file it is about to overwrite.
+        pinned = PROJECT / "requirements.lock" if build else lock
+        if pinned.exists() and not upgrade:
+            requirements.write_bytes(pinned.read_bytes())
         where = PROJECT
         if build:
             where = Path(folder)
@@ -138,9 +178,10 @@ def compile_lock(lock: Path, upgrade: bool, build: str = "", index: str = "") ->
         again = ["--constraint", requirements, "--format", "pylock.toml", "-o", pylock]
         uv(*compiling, *again, cwd=where)
         wheels = wheels_of(tomllib.loads(pylock.read_text(encoding="utf-8")))
-        systems = BUILDS.get(build, list(SYSTEMS))
-        body, problems = keep_wheels(requirements.read_text(encoding="utf-8"), wheels, systems)
-    if build and not re.search(rf"(?m)^torch==\S*\+{build}\b", body):
+        served = BUILDS.get(build, Build(tuple(SYSTEMS), PYTHONS))
+        text = requirements.read_text(encoding="utf-8")
+        body, problems = keep_wheels(text, wheels, served.systems, served.pythons)
+    if build == "cpu" and not re.search(rf"(?m)^torch==\S*\+{build}\b", body):
         problems.append(f"{index} has no torch of the build {build}")
     if problems:
         sys.exit(f"error: no {lock.name}, because\n  " + "\n  ".join(problems))
@@ -150,7 +191,8 @@ def compile_lock(lock: Path, upgrade: bool, build: str = "", index: str = "") ->
         f"# dependencies sha256: {dependencies_digest()}",
     ]
     if build:
-        header.append(f"# torch's build {build}, from PyTorch's download site; for Linux alone.")
+        source = ", from PyTorch's download site" if build == "cpu" else ""
+        header.append(f"# The {build} build of torch{source}; for {', '.join(served.systems)}.")
     if "--no-deps" in inputs:
         header.append("# Without dependencies: install it with --no-deps.")
     return "\n".join([*header, body])
@@ -168,7 +210,10 @@ def wheels_of(pylock: dict[str, Any]) -> dict[tuple[str, str], dict[str, str]]:
 
 
 def keep_wheels(
-    text: str, wheels: dict[tuple[str, str], dict[str, str]], systems: Iterable[str] = SYSTEMS
+    text: str,
+    wheels: dict[tuple[str, str], dict[str, str]],
+    systems: Iterable[str] = SYSTEMS,
+    pythons: Iterable[str] = PYTHONS,
 ) -> tuple[str, list[str]]:
     """The requirements without the hashes of source archives, and what is wrong with them."""
     lines, problems = [], []
@@ -178,12 +223,17 @@ def keep_wheels(
         known = wheels.get((name, version.strip()), {})
         kept = [value for value in map(str.strip, hashes) if value in known]
         lines.append(" \\\n    ".join([requirement, *(f"--hash={value}" for value in kept)]))
-        problems += uncovered(requirement, [known[value] for value in kept], systems)
+        problems += uncovered(requirement, [known[value] for value in kept], systems, pythons)
     return "\n".join(lines) + "\n", problems
 
 
-def uncovered(requirement: str, files: list[str], systems: Iterable[str] = SYSTEMS) -> list[str]:
-    """The systems and Pythons that need this requirement and find no wheel of it."""
+def uncovered(
+    requirement: str,
+    files: list[str],
+    systems: Iterable[str] = SYSTEMS,
+    pythons: Iterable[str] = PYTHONS,
+) -> list[str]:
+    """Return the systems and Pythons that need this requirement but have no wheel of it."""
     marker = requirement.partition(" ; ")[2]
     tags = {tag for file in files for tag in parse_wheel_filename(file)[3]}
     missing = []
@@ -194,7 +244,7 @@ def uncovered(requirement: str, files: list[str], systems: Iterable[str] = SYSTE
             platforms += [f"{ALIASES[v]}_{machine}" for v in versions if v in ALIASES]
         if sys_platform == "darwin":  # wheels for both of its processors
             platforms += [tag for tag in mac_platforms((14, 0), machine) if "universal2" in tag]
-        for python in PYTHONS:
+        for python in pythons:
             environment = {
                 "sys_platform": sys_platform,
                 "platform_system": platform_system,
@@ -229,9 +279,9 @@ def main() -> int:
     arguments = parser.parse_args()
     build = arguments.torch or ""
     index = arguments.torch_index or DOWNLOAD_SITE + build
-    locks = [PROJECT / f"requirements-{build}.lock"] if build else list(LOCKS)
+    locks = [lock_of(build)] if build else list(LOCKS)
     try:
-        texts = {lock: compile_lock(lock, arguments.upgrade, build, index) for lock in locks}
+        texts = {lock: compile_lock(lock, arguments.upgrade, index) for lock in locks}
     except NoNetwork as reason:
         print(f"not compiled: no package index was reached\n{reason}", file=sys.stderr)
         return 3

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -78,6 +79,15 @@ def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{split}_questions.json").write_text(json.dumps({"questions": questions}))
         (folder / f"{split}_annotations.json").write_text(json.dumps({"annotations": annotations}))
     return folder
+
+
+def copy_installer(root: Path) -> None:
+    """Copy what an installation needs of the package, before and after its environment exists."""
+    package = root / "vqa_repro"
+    for part in ("install", "utils", "web"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(PROJECT / "vqa_repro" / part, package / part, ignore=ignored)
+    (package / "__init__.py").touch()
 
 
 def environ() -> dict[str, str]:

@@ -2,33 +2,36 @@
 
 >>> import vqa_repro
 >>> model = vqa_repro.load("runs/easy-vqa")
->>> model.predict("picture.png", "what shape is it?").answers
+>>> model.predict("image.png", "what shape is it?").answers
 [('circle', 0.99), ('rectangle', 0.01)]
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vqa_repro.utils.errors import UserError
+
 if TYPE_CHECKING:
-    from vqa_repro.predict import Predictor
+    from vqa_repro.evaluation.inference import Predictor
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["UserError", "__version__", "load"]
 
 
 def load(
     run: str | Path, *, device: str = "auto", weights: str | Path | None = None
 ) -> "Predictor":
-    """The trained model in the folder ``run``, to be asked.
+    """Load the trained model of the run folder ``run``.
 
-    device: "auto" (the first GPU, and the CPU where there is none), "cpu", "cuda", "cuda:1".
-    weights: the checkpoint of the frozen backbone, where the model has one; by default the seeded
-    one, which has to be the one that the features were made with.
-    Raises UserError for a folder that holds no trained run, or a damaged one.
+    device: "auto" (the first GPU, or the CPU if there is none), "cpu", "cuda" or "cuda:1".
+    weights: the checkpoint of the frozen backbone, if the model has one; by default the cached
+    one. It must be the checkpoint that the features were extracted with.
+    Raise UserError if the folder holds no trained run, or a damaged one.
     """
-    from vqa_repro.predict import Predictor
+    # torch takes a second to import
+    from vqa_repro.evaluation.inference import Predictor
     from vqa_repro.run import open_run
-    from vqa_repro.utils.device import choose_device  # torch takes a second to import
+    from vqa_repro.utils.device import choose_device
 
-    path = None if weights is None else Path(weights)
-    return Predictor(open_run(Path(run)), choose_device(device), path)
+    path = None if weights is None else Path(weights).expanduser()
+    return Predictor(open_run(Path(run).expanduser()), choose_device(device), path)

@@ -7,120 +7,16 @@ python -m vqa_repro.predict --run R --image I --question Q --attention look.png 
 import argparse
 import json
 import sys
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from vqa_repro.data.images import Picture, read_image
-from vqa_repro.data.vocabulary import tokenize
-from vqa_repro.features.backbones import FrozenBackbone
-from vqa_repro.features.provider import NO_PICTURE
-from vqa_repro.models.network import load_model
+from vqa_repro.evaluation.inference import Prediction, Predictor
 from vqa_repro.reporting import figures
-from vqa_repro.run import Run, open_run
+from vqa_repro.run import open_run
 from vqa_repro.utils.device import add_device_option, choose_device
-from vqa_repro.utils.errors import UserError, main_guard
-from vqa_repro.utils.shortage import explain_out_of_memory_in
+from vqa_repro.utils.errors import main_guard
 
-TOP = 5
-SIZES = range(8, 4097)  # pixels a side of what a network sees: runs may come from strangers
 SHOWN_SIZE = 320  # pixels a side of the picture under the attention
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A model's answer to one question.
-
-    Attention over regions goes row by row over a square grid from the upper left corner; names
-    that end in "/question" are attention over ``words``.
-    """
-
-    question: str
-    answers: list[tuple[str, float]]  # the likeliest (text, probability), falling
-    attention: dict[str, npt.NDArray[np.float32]]  # (regions,) or (words,), summing to 1
-    words: list[str]  # the question as the model read it
-    unknown_words: list[str]  # words that no training question held
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "question": self.question,
-            "answers": [{"answer": text, "probability": p} for text, p in self.answers],
-            "attention": {name: weights.tolist() for name, weights in self.attention.items()},
-            "words": self.words,
-            "unknown_words": self.unknown_words,
-        }
-
-
-class Predictor:
-    """A trained run, loaded once, to be asked many questions.
-
-    ``network`` is the model itself, in evaluation mode, with the run's weights.
-    """
-
-    @explain_out_of_memory_in()
-    def __init__(self, run: Run, device: torch.device, weights: Path | None = None) -> None:
-        self.run = run
-        self.device = device
-        self.network = load_model(run, device)
-        self._made_by = run.features["made_by"]
-        size = self._made_by.get("size")
-        if self._made_by != NO_PICTURE and (type(size) is not int or size not in SIZES):
-            raise UserError(f"{run.folder / 'features.json'}: pictures of {size!r} pixels a side")
-        self._weights = weights
-
-    @cached_property
-    def _frozen(self) -> FrozenBackbone | None:
-        if self._made_by["backbone"] == "none":
-            return None
-        return FrozenBackbone.like(self._made_by, self._weights, self.device)
-
-    def predict(self, picture: Picture, question: str) -> Prediction:
-        """Answer ``question`` about a picture: its file, the bytes of one, or the picture itself.
-
-        Raises UserError for a picture that cannot be read, and for an empty question.
-        """
-        return self.answer(self.look(picture), question)
-
-    @explain_out_of_memory_in()
-    def look(self, picture: Picture) -> Tensor:
-        """The picture as a row (1, ...) of a feature store, for ``answer``: the costly half."""
-        if self._made_by == NO_PICTURE:
-            return torch.zeros(1, 1, 1, device=self.device)
-        pixels = read_image(picture, self._made_by["size"])
-        row = torch.from_numpy(pixels)[None].to(self.device)
-        if self._frozen:
-            with torch.inference_mode():
-                row = self._frozen(row)
-            if row.shape[2] != self.run.features["channels"]:
-                said = f"not the {row.shape[2]} channels of {self._made_by['backbone']}"
-                raise UserError(f"{self.run.folder / 'features.json'}: {said}")
-        return row
-
-    @explain_out_of_memory_in()
-    def answer(self, row: Tensor, question: str) -> Prediction:
-        """Answer ``question`` about the picture whose row (1, ...) of a feature store this is."""
-        if not question.strip():
-            raise UserError("the question is empty; ask something, for example 'what is it?'")
-        vocabulary = self.run.vocabulary
-        tokens = torch.tensor([vocabulary.encode(question)], device=self.device)
-        words = tokenize(question)[: tokens.shape[1]] or [question.strip()]
-        lengths = torch.tensor([tokens.shape[1]], device=self.device)
-        with torch.inference_mode():
-            logits, attention = self.network(row, tokens, lengths)
-            values, classes = logits[0].float().softmax(0).topk(min(TOP, logits.shape[1]))
-        answers = [
-            (vocabulary.answers[c], p)
-            for c, p in zip(classes.tolist(), values.tolist(), strict=True)
-        ]
-        maps = {name: weights[0].float().cpu().numpy() for name, weights in attention.items()}
-        unknown = vocabulary.unknown_words(question)
-        return Prediction(question, answers, maps, words, unknown)
 
 
 def draw(prediction: Prediction, picture: Picture, path: Path, note: str = "") -> None:

@@ -29,6 +29,7 @@ import torch
 from vqa_repro import recipe as recipes
 from vqa_repro.data.vocabulary import Vocabulary
 from vqa_repro.recipe import Recipe
+from vqa_repro.release import local_run
 from vqa_repro.utils.errors import UserError, first_line
 from vqa_repro.utils.files import write_atomic
 from vqa_repro.utils.torch_file import load_torch
@@ -164,7 +165,11 @@ def record_resumed(run: Run, facts: dict[str, Any]) -> None:
 
 
 def open_run(folder: Path) -> Run:
-    """Open a run folder. Raises UserError, naming the file, if it is missing or damaged."""
+    """Open a run folder, or a release of a run (see release.py).
+
+    Raise UserError, naming the file, if it is missing or damaged.
+    """
+    folder = local_run(folder)
     path = folder / "recipe.json"
     if not path.is_file():
         raise UserError(f"{folder}: not a run folder (it has no recipe.json)")

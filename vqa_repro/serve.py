@@ -50,7 +50,7 @@ import vqa_repro
 from vqa_repro.data.images import Picture
 from vqa_repro.data.vocabulary import tokenize
 from vqa_repro.evaluation.examples import read as read_gallery
-from vqa_repro.predict import Predictor
+from vqa_repro.evaluation.inference import Predictor
 from vqa_repro.utils.device import add_device_option, describe
 from vqa_repro.utils.errors import UserError, main_guard
 from vqa_repro.web.tunnel import tunnel_lines

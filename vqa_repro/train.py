@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vqa_repro import doctor
 from vqa_repro.data.questions import Batch, batches
+from vqa_repro.diagnostics.facts import environment
 from vqa_repro.evaluation.inference import predictions
 from vqa_repro.features.loader import PLACEMENTS, Placement
 from vqa_repro.models.network import VQAModel, build, check_memory, load_weights, save_weights
@@ -127,7 +127,7 @@ def train(
         world.run_on_main(lambda: record_resumed(run, facts))
     else:
         facts["features"] = material.rows.description
-        world.run_on_main(lambda: create_run(run, {**doctor.environment(), **facts}))
+        world.run_on_main(lambda: create_run(run, {**environment(), **facts}))
     processes = f", {world.size} processes" if world.size > 1 else ""
     print(
         f"  on {describe(device)}{processes}, torch {torch.__version__}; "

@@ -38,11 +38,11 @@ import checkpoints_setup
 from vqa_repro.data import coco_qa, daquar, vqa
 from vqa_repro.data.images import read_image
 from vqa_repro.evaluation import examples, vqa_accuracy
+from vqa_repro.evaluation.inference import Predictor
 from vqa_repro.features.backbones import load_backbone
 from vqa_repro.features.store import StoreWriter, open_store
 from vqa_repro.install import bundle_build, bundle_open
 from vqa_repro.install.bundle_format import DESCRIPTION, FORMAT, MANIFEST, cut
-from vqa_repro.predict import Predictor
 from vqa_repro.recipe import load_recipe
 from vqa_repro.reporting import comparison
 from vqa_repro.run import open_run

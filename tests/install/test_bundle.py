@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import copy_installer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from wheel_index import lock_text, make_wheel, served
@@ -35,10 +36,6 @@ BASE = getattr(sys, "_base_executable", sys.executable)
 MACHINE = bundle_open.platform_tag().partition("-")[2]
 CHECKPOINT = bytes(range(256)) * 20
 CHECKPOINT_NAME = f"vgg19-{hashlib.sha256(CHECKPOINT).hexdigest()[:8]}.pth"
-MODULES = (  # all that bundles need of the package
-    *("__init__", "errors", "lock", "wheels"),
-    *("bundle", "bundle_make", "bundle_open", "bundle_pieces"),
-)
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the wheels here are for Linux")
 
 
@@ -109,13 +106,11 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     index.mkdir(parents=True)
     for name in ("alpha", "old", "words", "lab"):
         make_wheel(index, name, "1.0", {f"{name}.py": b"version = 1\n"})
-    for python in ("310", "311", "312", "313"):
+    for python in ("310", "311", "312", "313", "314"):
         tag = f"cp{python}-cp{python}-manylinux_2_28_{MACHINE}"
         make_wheel(index, "native", "1.0", {"native.py": b""}, tag=tag)
     make_wheel(index, "big", "1.0", {"big.bin": os.urandom(2_500_000)})
-    (root / "vqa_repro").mkdir(parents=True)
-    for name in MODULES:
-        shutil.copy(ROOT / f"vqa_repro/{name}.py", root / "vqa_repro")
+    copy_installer(root)
     shutil.copy(ROOT / ".gitignore", root)
     (root / "bootstrap.sh").write_text("#!/bin/sh\n")
     (root / "bootstrap.sh").chmod(0o755)
@@ -241,8 +236,9 @@ def test_the_code_in_it_is_the_project_and_nothing_else(made: Project) -> None:
     subprocess.run([*git, "add", "bootstrap.sh", "vqa_repro"], check=True)
     assert "is to be brought up to date" in made.make()
     with tarfile.open(made.out / "code.tar.gz") as tar:
-        code = [f"vqa_repro/vqa_repro/{name}.py" for name in sorted(MODULES)]
-        assert tar.getnames() == ["vqa_repro/bootstrap.sh", *code]
+        package = [str(path.relative_to(made.root)) for path in made.root.glob("vqa_repro/**/*.*")]
+        code = sorted(name for name in package if "__pycache__" not in name)
+        assert sorted(tar.getnames()) == sorted(f"vqa_repro/{n}" for n in ["bootstrap.sh", *code])
 
 
 @pytest.mark.slow

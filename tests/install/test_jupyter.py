@@ -42,8 +42,6 @@ def project(copy: Copy) -> Iterator[Copy]:
     """A copy whose JupyterLab is the stand-in."""
     make_wheel(copy.home, "jupyterlab", "1.0", {"jupyterlab/__main__.py": STAND_IN.encode()})
     (copy.root / "jupyter.lock").write_text(lock_text(copy.home, "jupyterlab==1.0"))
-    for name in ("ssh.py", "errors.py"):
-        shutil.copy(ROOT / "vqa_repro" / name, copy.root / "vqa_repro")
     copy.environ |= {"PIP_FIND_LINKS": f"{copy.home} {copy.wheelhouse}", "HOSTNAME": "here"}
     yield copy
     for server in servers(copy):
@@ -206,8 +204,6 @@ def real(copy: Copy) -> Iterator[Copy]:
     uv = re.search(r"^uv==.*(\n .*)+\n", text, re.MULTILINE)
     assert uv
     (copy.root / "requirements.lock").write_text(lock + uv[0], encoding="utf-8")
-    for name in ("ssh.py", "errors.py"):
-        shutil.copy(ROOT / "vqa_repro" / name, copy.root / "vqa_repro")
     shutil.copytree(ROOT / "notebooks", copy.root / "notebooks")
     # The way to the packages is that of whoever runs the tests, and so is the cache.
     for name in ("PIP_NO_INDEX", "PIP_CONFIG_FILE", "VQA_OFFLINE"):

@@ -23,10 +23,10 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKE_LOCK = ROOT / ".ci/make_lock.py"
-# Those of other builds of torch are there once they were made where PyTorch's site is reached.
+# requirements-cpu.lock is present only where it was made from PyTorch's download site.
 OTHER_BUILDS = [path.name for path in sorted(ROOT.glob("requirements-*.lock"))]
 LOCKS = ("requirements.lock", "wordnet.lock", "jupyter.lock", *OTHER_BUILDS)
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 SYSTEMS = {
     "linux": ("Linux", "x86_64", "posix"),
     "linux-arm": ("Linux", "aarch64", "posix"),
@@ -195,13 +195,14 @@ PYPROJECT = """
 [project]
 name = "small"
 version = "1"
-requires-python = ">=3.10,<3.14"
-dependencies = ["torch>=2.11", "torchvision>=0.26", "alpha"]
+requires-python = ">=3.10,<3.15"
+dependencies = ["torch>=2.7.1", "torchvision>=0.22.1", "alpha"]
 [dependency-groups]
 dev = ["alpha"]
 installer = []
+wordnet = ["alpha"]
+jupyter = ["alpha"]
 """
-MANYLINUX = "py3-none-manylinux_2_28_x86_64"
 
 
 def make_in_small_project(
@@ -220,56 +221,84 @@ def make_in_small_project(
         env=environ,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 
 @pytest.fixture
 def small_project(tmp_path: Path) -> Path:
-    """Where the usual index has newer versions than the one that has the build for CUDA 12.6."""
+    """A project, an index with all CUDA builds of torch, and another with a build for the CPU."""
     (tmp_path / ".ci").mkdir()
     shutil.copy(MAKE_LOCK, tmp_path / ".ci")
     (tmp_path / "pyproject.toml").write_text(PYPROJECT)
     usual, special = tmp_path / "index/usual", tmp_path / "index/special"
     usual.mkdir(parents=True)
     special.mkdir()
-    make_wheel(usual, "torch", "2.15.0", {}, needs="beta")
-    make_wheel(usual, "torchvision", "0.30.0", {}, needs="torch==2.15.0")
+    for torch, torchvision, needs in (
+        ("2.15.0", "0.30.0", "beta"),
+        ("2.10.0", "0.25.0", "gamma"),
+        ("2.7.1", "0.22.1", "gamma"),
+    ):
+        make_wheel(usual, "torch", torch, {}, needs=needs)
+        make_wheel(usual, "torchvision", torchvision, {}, needs=f"torch=={torch}")
     for name in ("alpha", "beta", "gamma"):
         make_wheel(usual, name, "2.0", {})
         make_wheel(special, name, "1.0", {})
-    for version in ("2.13.0", "2.14.1"):
-        make_wheel(special, "torch", f"{version}+cu126", {}, needs="gamma", tag=MANYLINUX)
-    make_wheel(
-        special, "torchvision", "0.29.1+cu126", {}, needs="torch==2.14.1+cu126", tag=MANYLINUX
-    )
+    make_wheel(special, "torch", "2.13.0+cpu", {}, needs="gamma")
+    make_wheel(special, "torch", "2.14.1+cpu", {}, needs="gamma")
+    make_wheel(special, "torchvision", "0.29.1+cpu", {}, needs="torch==2.14.1+cpu")
     return tmp_path
 
 
+def pins(lock: Path) -> list[str]:
+    return re.findall(r"(?m)^([\w.-]+==\S+)", lock.read_text())
+
+
 @pytest.mark.slow
-def test_the_lock_of_another_build(small_project: Path) -> None:
+def test_each_cuda_build_has_a_lock_from_the_ordinary_index(small_project: Path) -> None:
     with served(small_project / "index") as url:
-        index = f"{url}/special"
-        made = make_in_small_project(small_project, url, "--torch", "cu126", "--torch-index", index)
+        made = make_in_small_project(small_project, url)
         assert made.returncode == 0, made.stderr
-        lock = small_project / "requirements-cu126.lock"
-        text = lock.read_text()
-        pins = re.findall(r"(?m)^([\w.-]+==\S+)", text)
-        # torch from the one index, all else from the other, in its newest version.
-        assert pins == [
+        locks = {name: small_project / f"requirements{name}.lock" for name in ("", "-cu128")}
+        locks["-cu126"] = small_project / "requirements-cu126.lock"
+        assert pins(locks[""]) == [
             "alpha==2.0",
-            "gamma==2.0",
-            "torch==2.14.1+cu126",
-            "torchvision==0.29.1+cu126",
+            "beta==2.0",
+            "torch==2.15.0",
+            "torchvision==0.30.0",
         ]
-        assert text.count("--hash=sha256:") == 4
-        assert "://" not in text and "build cu126" in text
+        for name, torch, torchvision in (
+            ("-cu128", "2.10.0", "0.25.0"),
+            ("-cu126", "2.7.1", "0.22.1"),
+        ):
+            expected = [
+                "alpha==2.0",
+                "gamma==2.0",
+                f"torch=={torch}",
+                f"torchvision=={torchvision}",
+            ]
+            assert pins(locks[name]) == expected
+        assert make_in_small_project(small_project, url, "--check").returncode == 0
+        # Versions are shared: an older pin of requirements.lock holds for the other builds, too.
+        make_wheel(small_project / "index/usual", "alpha", "3.0", {})
+        assert make_in_small_project(small_project, url, "--check").returncode == 0
+        locks["-cu126"].write_text(locks["-cu126"].read_text().replace("alpha==2.0", "alpha==1.0"))
+        assert make_in_small_project(small_project, url, "--check").returncode == 1
+
+
+@pytest.mark.slow
+def test_the_build_for_the_cpu_comes_from_an_index_of_its_own(small_project: Path) -> None:
+    with served(small_project / "index") as url:
+        arguments = ("--torch", "cpu", "--torch-index", f"{url}/special")
+        made = make_in_small_project(small_project, url, *arguments)
+        assert made.returncode == 0, made.stderr
+        lock = small_project / "requirements-cpu.lock"
+        # torch from the one index, all else from the other, in its newest version.
+        expected = ["alpha==2.0", "gamma==2.0", "torch==2.14.1+cpu", "torchvision==0.29.1+cpu"]
+        assert pins(lock) == expected
+        assert "://" not in lock.read_text()
         assert not (small_project / "requirements.lock").exists()
-        arguments = ("--torch", "cu126", "--torch-index", index, "--check")
-        assert make_in_small_project(small_project, url, *arguments).returncode == 0
-        lock.write_text(text.replace("alpha==2.0", "alpha==1.0"))
-        outdated = make_in_small_project(small_project, url, *arguments)
-        assert outdated.returncode != 0
+        assert make_in_small_project(small_project, url, *arguments, "--check").returncode == 0
 
 
 def test_an_index_without_this_build_makes_no_lock(small_project: Path) -> None:
@@ -287,7 +316,7 @@ def test_an_index_without_this_build_makes_no_lock(small_project: Path) -> None:
 
 def test_without_the_download_site_no_lock_is_made(small_project: Path) -> None:
     with served(small_project / "index") as url:
-        arguments = ("--torch", "cu126", "--torch-index", "http://127.0.0.1:9/whl")
+        arguments = ("--torch", "cpu", "--torch-index", "http://127.0.0.1:9/whl")
         made = make_in_small_project(small_project, url, *arguments)
     assert made.returncode in (1, 3)
     assert "127.0.0.1:9" in made.stderr

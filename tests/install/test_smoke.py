@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vqa_repro.doctor import LOCK, PACKAGES, ROOT
+from vqa_repro.diagnostics.checks import LOCK
+from vqa_repro.diagnostics.facts import PACKAGES, ROOT
 from vqa_repro.install.lockfile import differences, read_lock
 
 pytestmark = pytest.mark.smoke

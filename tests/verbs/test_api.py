@@ -67,3 +67,9 @@ def test_importing_the_package_is_quick() -> None:
     """torch takes a second: a program that only asks for the version need not wait for it."""
     code = "import sys, vqa_repro; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=environ(), timeout=60).returncode == 0
+
+
+def test_all_names_what_the_package_offers() -> None:
+    assert vqa_repro.__all__ == ["UserError", "__version__", "load"]
+    assert all(hasattr(vqa_repro, name) for name in vqa_repro.__all__)
+    assert vqa_repro.UserError is UserError

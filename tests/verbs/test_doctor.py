@@ -11,7 +11,8 @@ import torch
 import torchvision
 
 from vqa_repro import doctor
-from vqa_repro.diagnostics import kernel_check
+from vqa_repro.diagnostics import checks, gpu, kernel_check
+from vqa_repro.diagnostics import facts as facts_module
 from vqa_repro.install import driver, lockfile
 from vqa_repro.utils.subprocesses import ProcessResult, run_limited
 
@@ -59,7 +60,7 @@ def test_this_machine_is_healthy_in_json_and_in_words(tmp_path: Path) -> None:
         assert all(kernel["error"] <= kernel["tolerance"] for kernel in device["kernels"])
         assert device["matmul_tflops"] > 0
     assert report["checkpoint"]["state"] == "absent"
-    assert "python checkpoints_setup.py vgg19" in [note["mend"] for note in report["notes"]]
+    assert "python checkpoints_setup.py vgg19" in [note["fix"] for note in report["notes"]]
     text = doctor.as_text(report).splitlines()
     assert text[-1] == report["verdict"]
     assert any("matmul" in line and " ok " in line for line in text)
@@ -78,12 +79,9 @@ def test_cards_that_torch_cannot_use_and_a_corrupt_checkpoint(tmp_path: Path) ->
     assert done.returncode == 1, done.stdout + done.stderr
     text = done.stdout
     assert "\nbroken: 2 problems.\n1. torch cannot use the GPU (Tesla V100, Tesla V100): " in text
-    assert (
-        "   mend: install torch 2.14 in its CUDA 12.6 build: ./bootstrap.sh env --torch cu126"
-        in text
-    )
+    assert "--torch cu128" in text
     assert "2. the checkpoint ~/hub/checkpoints/vgg19-dcbb9e9d.pth is bad" in text
-    assert text.endswith("   mend: python checkpoints_setup.py vgg19\n")
+    assert text.endswith("   fix: python checkpoints_setup.py vgg19\n")
     assert str(tmp_path) not in text
 
 
@@ -104,7 +102,7 @@ def test_explains_itself_without_torch(tmp_path: Path, code: str, said: str) -> 
     report = json.loads(done.stdout)
     problem = report["problems"][0]
     assert problem["what"].startswith("torch does not import: ") and said in problem["what"]
-    assert problem["mend"]
+    assert problem["fix"]
     assert report["verdict"].startswith("broken: ") and not report["healthy"]
     assert report["packages"]["torch"]["imports"] is False
     assert report["packages"]["torchvision"]["imports"] is None
@@ -188,11 +186,11 @@ def test_nvidia_smi_that_fails_is_reported(
     facts = driver.driver_facts(1)
     assert facts["nvidia_smi"] == said
     no_gpu = {"gpus": 0, "cuda": "13.0", "version": "2.14.0", "warning": None}
-    problems, notes = driver.diagnose(facts | {"kernel_driver": False}, no_gpu)
+    problems, notes = gpu.diagnose(facts | {"kernel_driver": False}, no_gpu)
     assert problems == [] and said in notes[0].what
     # With the driver loaded in the kernel there is a card, and training would miss it silently.
     loaded = facts | {"kernel_driver": True, "device_files": True, "cuda_visible_devices": None}
-    problems, _ = driver.diagnose(loaded, no_gpu)
+    problems, _ = gpu.diagnose(loaded, no_gpu)
     assert said in problems[0].what and "reboot" in problems[0].fix
 
 
@@ -210,6 +208,7 @@ DRIVER = {
     "nvidia_smi": "answers",
     "version": "580.95.05",
     "gpus": [CARD],
+    "remarks": [],
     "kernel_driver": True,
     "device_files": True,
     "cuda_visible_devices": None,
@@ -217,32 +216,40 @@ DRIVER = {
 
 
 @pytest.mark.parametrize(
-    ("facts", "torch_facts", "what", "mend"),
+    ("facts", "torch_facts", "what", "fix"),
     [
         ({}, {"cuda": None}, "without CUDA", "./bootstrap.sh env"),
-        ({"version": "535.183.01"}, {}, "535.183.01 is too old for CUDA 13.0", "580 or newer"),
+        ({"version": "535.183.01"}, {}, "535.183.01 is too old for CUDA 13.0", "--torch cu128"),
         ({"version": "470.42.01"}, {"cuda": "12.6"}, "too old for CUDA 12.6", "VISIBLE_DEVICES=''"),
+        ({}, {"warning": "Error 802: system not yet initialized"}, "802", "fabricmanager"),
+        (
+            {"cuda_visible_devices": "0"},
+            {"warning": "Error 803: system has unsupported display driver"},
+            "803",
+            "LD_LIBRARY_PATH",
+        ),
+        ({"cuda_visible_devices": "0,1"}, {"warning": "Error 999: unknown"}, "999", "reboot"),
         ({"device_files": False}, {}, "no /dev/nvidia*", "docker run --gpus all"),
         ({"device_files": False, "gpus": []}, {}, "no /dev/nvidia*", "CUDA_VISIBLE_DEVICES=''"),
-        ({"cuda_visible_devices": "7"}, {}, "CUDA_VISIBLE_DEVICES=7", "unset"),
-        ({"gpus": [CARD | {"mig": True}]}, {}, "MIG is on", "mig -cgi"),
+        ({"cuda_visible_devices": "7"}, {}, "CUDA_VISIBLE_DEVICES='7'", "unset"),
+        ({"gpus": [CARD | {"mig": True}]}, {}, "MIG is enabled", "mig -cgi"),
         ({}, {"warning": "CUDA unknown error"}, "CUDA unknown error", "reboot"),
     ],
 )
 def test_why_torch_sees_no_card(
     facts: dict[str, object], torch_facts: dict[str, object], what: str, fix: str
 ) -> None:
-    problems, notes = driver.diagnose(DRIVER | facts, TORCH | torch_facts)
+    problems, notes = gpu.diagnose(DRIVER | facts, TORCH | torch_facts)
     assert notes == [] and len(problems) == 1
     assert what in problems[0].what and fix in problems[0].fix
 
 
 def test_cards_hidden_on_purpose_are_no_illness() -> None:
     for value in ("", "-1"):
-        problems, notes = driver.diagnose(DRIVER | {"cuda_visible_devices": value}, TORCH)
+        problems, notes = gpu.diagnose(DRIVER | {"cuda_visible_devices": value}, TORCH)
         assert problems == [] and "hides every GPU" in notes[0].what
     two = DRIVER | {"gpus": [CARD, CARD], "cuda_visible_devices": "1"}
-    problems, notes = driver.diagnose(two, TORCH | {"gpus": 1})
+    problems, notes = gpu.diagnose(two, TORCH | {"gpus": 1})
     assert problems == [] and "torch sees 1 of 2 GPUs" in notes[0].what
 
 
@@ -252,30 +259,9 @@ def test_a_build_for_the_cpu_is_no_illness_where_it_was_asked_for(
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     assert lockfile.build_here() == "cu130"
     (tmp_path / ".finished").write_text("lock 00\ntorch cpu\nvenv /a\n")
-    problems, notes = driver.diagnose(DRIVER, TORCH | {"cuda": None}, lockfile.build_here())
+    problems, notes = gpu.diagnose(DRIVER, TORCH | {"cuda": None}, lockfile.build_here())
     assert problems == [] and "the GPU stays unused" in notes[0].what
     assert lockfile.lock_of(lockfile.build_here()) == "requirements-cpu.lock"
-
-
-@pytest.mark.parametrize(
-    ("version", "capabilities", "said"),
-    [
-        ("580.65.06", [9.0], "./bootstrap.sh env"),
-        ("580.65.06", [7.0], "cu126"),
-        ("580.65.06", [5.0, 7.2], "cu126"),
-        ("580.65.06", [7.0, 12.0], "CUDA_VISIBLE_DEVICES"),
-        ("580.65.06", [3.7], "no build of torch"),
-        ("525.60.13", [8.0], "580 or newer, or install torch 2.14 in its CUDA 12.6 build"),
-        ("535.183.01", [7.0], "cu126"),
-        ("570.86.10", [10.0], "the driver is 570.86.10; update it to 580 or newer"),
-        ("525.60.11", [8.0], "until then, if the CPU is wanted, say so"),
-        (None, [], "until then, if the CPU is wanted, say so"),
-    ],
-)
-def test_which_build_suits(version: str | None, capabilities: list[float], said: str) -> None:
-    fix = driver.right_build(version, capabilities)
-    assert said in fix
-    assert ("cu126" in fix) == ("cu126" in said or "12.6" in said)
 
 
 # --- torch and the kernels -------------------------------------------------------------------
@@ -299,7 +285,7 @@ def test_a_wrong_matmul_is_noticed(
     assert [kernel["kernel"] for kernel in report["kernels"] if not kernel["ok"]] == ["matmul"]
     assert "matmul_tflops" not in report
     json.dumps(report, allow_nan=False)
-    failure = doctor.kernel_failure(report["kernels"])
+    failure = checks.kernel_failure(report["kernels"])
     assert failure is not None and failure.startswith("matmul in float32: ") and said in failure
 
 
@@ -313,8 +299,8 @@ def test_the_card_at_which_the_process_died_is_blamed(monkeypatch: pytest.Monkey
     def ask(question: list[str], seconds: float, environ: dict[str, str]) -> ProcessResult:
         return run_limited([sys.executable, "-c", child], seconds, environ)
 
-    monkeypatch.setattr(doctor, "run_limited", ask)
-    _, devices, _, problems = doctor.examine_torch(DRIVER, 60)
+    monkeypatch.setattr(checks, "run_limited", ask)
+    _, devices, _, problems = checks.examine_torch(DRIVER, 60)
     assert [device["device"] for device in devices] == ["cuda:0", "cuda:1"]
     assert len(problems) == 1
     assert problems[0].what.startswith("cuda:1 does not compute: killed by signal 6")
@@ -322,8 +308,9 @@ def test_the_card_at_which_the_process_died_is_blamed(monkeypatch: pytest.Monkey
 
 def test_no_kernel_image_names_the_build_that_has_one() -> None:
     failure = "matmul in float32: CUDA error: no kernel image is available for execution"
-    assert "cu126" in driver.kernel_mend(failure, DRIVER, [7.0])
-    assert "nvidia-smi lists" in driver.kernel_mend("CUDA out of memory", DRIVER, [9.0])
+    assert "--torch cu128" in gpu.kernel_fix(failure, DRIVER, [7.0])
+    assert "--torch cu126" in gpu.kernel_fix(failure, DRIVER, [6.0])
+    assert "nvidia-smi lists" in gpu.kernel_fix("CUDA out of memory", DRIVER, [9.0])
 
 
 # --- checkpoint ------------------------------------------------------------------------------
@@ -375,23 +362,23 @@ def test_what_may_lie_where_the_checkpoint_belongs(resnet50: Path) -> None:
         (lambda: resnet50.write_bytes(b""), resnet50.unlink),
     ):
         make()
-        facts, problems, notes = doctor.examine_checkpoint("resnet50", False, 60)
+        facts, problems, notes = checks.examine_checkpoint("resnet50", False, 60)
         assert facts["state"] == "bad" and notes == []
         assert problems[0].fix == "python checkpoints_setup.py resnet50"
         remove()
-    facts, problems, notes = doctor.examine_checkpoint("resnet50", False, 60)
+    facts, problems, notes = checks.examine_checkpoint("resnet50", False, 60)
     assert facts["state"] == "absent" and problems == [] and len(notes) == 1
 
 
 @pytest.mark.slow
 def test_a_checkpoint_is_run(resnet50: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # No file but the published one has its hash; here every hash is right.
-    monkeypatch.setattr(doctor.checkpoints_setup, "is_verified", lambda name: True)
+    monkeypatch.setattr(checks.checkpoints_setup, "is_verified", lambda name: True)
     torch.save(torchvision.models.resnet50().state_dict(), resnet50)
-    facts, problems, _ = doctor.examine_checkpoint("resnet50", True, 200)
+    facts, problems, _ = checks.examine_checkpoint("resnet50", True, 200)
     assert problems == [] and facts["state"] == "hash verified, loads and computes"
     resnet50.write_bytes(b"PK but no archive")
-    facts, problems, _ = doctor.examine_checkpoint("resnet50", True, 200)
+    facts, problems, _ = checks.examine_checkpoint("resnet50", True, 200)
     assert facts["state"] == "does not run" and "does not run: " in problems[0].what
 
 
@@ -429,15 +416,15 @@ def test_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_home_and_credentials_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     said = {"/home/ada/x": ["at /home/ada, not /home/adam or /mnt/home/ada", 1, None]}
-    assert doctor.private(said) == {"~/x": ["at ~, not /home/adam or /mnt/home/ada", 1, None]}
-    assert doctor.private("https://ada:secret@host/x") == "https://***@host/x"
+    assert facts_module.private(said) == {"~/x": ["at ~, not /home/adam or /mnt/home/ada", 1, None]}
+    assert facts_module.private("https://ada:secret@host/x") == "https://***@host/x"
     monkeypatch.setenv("HOME", "/")
-    assert doctor.private("/home/ada") == "/home/ada"
+    assert facts_module.private("/home/ada") == "/home/ada"
 
 
 def test_environment_needs_no_torch() -> None:
     code = (
-        "import json, sys; from vqa_repro.doctor import environment; "
+        "import json, sys; from vqa_repro.diagnostics.facts import environment; "
         "facts = environment(); assert 'torch' not in sys.modules; print(json.dumps(facts))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -445,4 +432,4 @@ def test_environment_needs_no_torch() -> None:
     facts = json.loads(done.stdout)
     assert facts["packages"]["torch"] and facts["torch_build"] is None
     assert facts["cpu"]["cores"] >= 1
-    assert doctor.environment()["torch_build"] == torch.__version__
+    assert facts_module.environment()["torch_build"] == torch.__version__

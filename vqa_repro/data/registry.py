@@ -17,6 +17,7 @@ class DataSet(NamedTuple):
     splits: Sequence[str]  # those that together hold every picture, each once
     pictures: str  # whose they are: data sets that ask about the same ones share their features
     wups: bool = False  # is scored with WUPS too
+    single_answers: Callable[[Split], Split] = daquar.single_answers  # no "table, chair"
 
 
 def _vqa(version: str) -> DataSet:
@@ -61,8 +62,9 @@ def load_split(data: str, root: Path, split: str, *, single_answers: bool = Fals
 
     single_answers: only the questions with one answer, the part that SAN used of DAQUAR.
     """
-    whole = find_data_set(data).load(root, split)
-    return daquar.single_answers(whole) if single_answers else whole
+    data_set = find_data_set(data)
+    whole = data_set.load(root, split)
+    return data_set.single_answers(whole) if single_answers else whole
 
 
 def load_all(data: str, root: Path) -> list[Split]:

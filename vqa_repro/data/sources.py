@@ -97,7 +97,11 @@ def find(root: Path, name: str, zip_name: str | None = None) -> Source:
 def find_folder(root: Path, name: str) -> Path | None:
     """The one folder called ``name`` at most three levels below ``root``; None without one."""
     found = [folder / name for folder in _folders(root) if (folder / name).is_dir()]
-    return _only(found) if found else None
+    if not found:
+        return None
+    folder = _only(found)
+    # File managers unpack train2014.zip into train2014/train2014.
+    return folder / name if (folder / name).is_dir() else folder
 
 
 def find_member(path: Path, name: str) -> str:

@@ -1,6 +1,7 @@
 """Words to numbers and back: the question's vocabulary and the answers a model can give."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,32 @@ from vqa_repro.utils.errors import UserError
 
 PADDING, UNKNOWN = 0, 1
 _RESERVED = ("<pad>", "<unk>")
-_TOKEN = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[^\sa-z0-9]")
 MAX_QUESTION_LENGTH = 26  # words, as in the HieCoAtt code; longer questions lose their end
+
+# Scripts written without spaces between words: every character is a token.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+# Vowel signs of Hindi, Arabic and others belong to their word; Python's \\w lacks them.
+_MARKS = "".join(chr(c) for c in range(0x300, 0x10000) if unicodedata.category(chr(c))[0] == "M")
+_LETTER = rf"(?:(?![{_UNSPACED}])[^\W_{_UNSPACED}]|(?![{_UNSPACED}])[{_MARKS}])"
+_TOKEN = re.compile(rf"{_LETTER}+(?:'[^\W\d_{_UNSPACED}]+)?|\S")
 
 
 def tokenize(question: str) -> list[str]:
-    """Lower-cased words and numbers ("what's" is one); every other visible sign stands alone."""
-    return _TOKEN.findall(question.lower().replace("\u2019", "'"))
+    """Split a question into lower-cased words and numbers ("what's" is one).
+
+    Words of every alphabet are words. Chinese, Japanese, Thai and other scripts without spaces are
+    split into characters. Every other visible sign is a token of its own.
+    """
+    text = unicodedata.normalize("NFC", question.lower().replace("\u2019", "'"))
+    return _TOKEN.findall(text)
+
+
+def is_too_long(question: str) -> bool:
+    """Return whether the question has more words than models read."""
+    return len(tokenize(question)) > MAX_QUESTION_LENGTH
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ Sources: Antol et al., "VQA" (arXiv 1505.00468); Goyal et al., "Making the V in 
 (arXiv 1612.00837).
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,7 +36,9 @@ _SUBSETS: dict[str, tuple[tuple[str, int | None], ...]] = {
 SPLITS = tuple(_SUBSETS)
 _ZIPS = {"train2014": "Train", "val2014": "Val", "test2015": "Test", "test-dev2015": "Test"}
 
-_PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+_IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+}
 
 
 def load(root: Path, version: str, split: str) -> Split:
@@ -78,6 +82,10 @@ def load_folder(folder: Path, split: str) -> Split:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
+    name = folder.resolve().name
+    inner = folder / name  # archives are often unpacked into a folder of their own name
+    if inner.is_dir() and not any(folder.glob("*.json")):
+        folder = inner
     questions = _own_file(folder, "questions", split)
     if questions is None:
         there = ", ".join(sorted(path.name for path in folder.glob("*.json"))) or "none"
@@ -87,7 +95,7 @@ def load_folder(folder: Path, split: str) -> Split:
         raise UserError(f"{folder}: {questions.name} has no {split}_annotations.json beside it")
 
     pictures = folder / "images" if (folder / "images").is_dir() else folder
-    by_id = _pictures_by_id(pictures)
+    by_id = _images_by_id(pictures)
     images: dict[str, Path] = {}
 
     def key(question: dict[str, Any]) -> str:
@@ -99,15 +107,29 @@ def load_folder(folder: Path, split: str) -> Split:
             images[str(path)] = pictures / path
             return str(path)
         image_id = str(question["image_id"])
-        found = by_id.get(image_id, [pictures / f"{image_id}.jpg"])
-        if len(found) > 1:
-            raise ValueError(f"image {image_id} is there {len(found)} times: {_list(found)}")
-        images[image_id] = found[0]
+        files = by_id.get(image_id, [pictures / f"{image_id}.jpg"])
+        own = [path for path in files if _has_word(str(path.relative_to(pictures)), split)]
+        if len(files) > 1 and len(own) == 1:  # every split numbers its images from 1
+            image_id, files = own[0].relative_to(pictures).as_posix(), own
+        if len(files) > 1:
+            raise ValueError(f"image {image_id} is there {len(files)} times: {_list(files)}")
+        images[image_id] = files[0]
         return image_id
 
     source = Source(annotations) if annotations else None
-    examples = _read(Source(questions), source, key)
-    return Split(folder.resolve().name, split, examples, images)
+    examples = [_normalized(example) for example in _read(Source(questions), source, key)]
+    return Split(name, split, examples, images)
+
+
+def _normalized(example: Example) -> Example:
+    """Make "Yes", "yes " and "YES" one answer, as the metric does."""
+
+    def normal(answer: str) -> str:
+        return " ".join(answer.lower().split()) or answer
+
+    answers = tuple(map(normal, example.answers))
+    label = None if example.answer is None else normal(example.answer)
+    return replace(example, answers=answers, answer=label)
 
 
 def read_files(questions: Path, annotations: Path) -> list[Example]:
@@ -179,7 +201,13 @@ def _read(
         try:
             if annotation.get("image_id", image_id) != image_id:
                 raise ValueError(
-                    f"image_id {annotation['image_id']}, but {image_id} in the question"
+                    f"image_id {_with_kind(annotation['image_id'], image_id)}, "
+                    f"but {_with_kind(image_id, annotation['image_id'])} in the question"
+                )
+            if official and "multiple_choice_answer" not in annotation:
+                raise ValueError(
+                    'no "multiple_choice_answer", which VQA has and OK-VQA lacks; '
+                    "put other data sets in a folder of their own and name it with --data"
                 )
             answers = _answers(annotation)
             if official and len(answers) != ANSWERS:
@@ -233,6 +261,14 @@ def _answers(annotation: dict[str, Any]) -> tuple[str, ...]:
     return tuple(answers)
 
 
+def _with_kind(value: object, other: object) -> str:
+    """``value``, and whether it is text or a number where ``other`` is of another type."""
+    if type(value) is type(other):
+        return f"{value!r:.60}"
+    kind = {str: "text", int: "a number"}.get(type(value), type(value).__name__)
+    return f"{value!r:.60} ({kind})"
+
+
 def _most_common(answers: Iterable[str]) -> str:
     return Counter(answers).most_common(1)[0][0]
 
@@ -256,9 +292,11 @@ def _own_file(folder: Path, what: str, split: str) -> Path | None:
 
     "train2014" holds the word "train", "trainval" does not.
     """
-    files = sorted(folder.glob(f"*{what}*.json"))
-    word = re.compile(rf"(?<![a-z]){re.escape(split.lower())}(?![a-z])")
-    named = [path for path in files if word.search(path.name.lower())]
+    files = sorted(path for path in folder.glob(f"*{what}*.json") if path.name[0] != ".")
+    named = [path for path in files if _has_word(path.name, split)]
+    # VQA v1 asks the same questions twice, once with answers to choose from.
+    open_ended = [path for path in named if "multiplechoice" not in path.name.lower()]
+    named = open_ended or named
     if not named and split == "train" and len(files) == 1:
         named = [path for path in files if path.name == f"{what}.json"]
     if len(named) > 1:
@@ -266,15 +304,51 @@ def _own_file(folder: Path, what: str, split: str) -> Path | None:
     return named[0] if named else None
 
 
-def _pictures_by_id(folder: Path) -> dict[str, list[Path]]:
-    """Image id -> the pictures below ``folder`` called by it."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _PICTURE_SUFFIXES:
-            padded = re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", path.stem)
-            image_id = str(int(padded[1])) if padded else path.stem
-            found.setdefault(image_id, []).append(path)
-    return found
+def _has_word(text: str, word: str) -> bool:
+    return bool(re.search(rf"(?<![a-z]){re.escape(word.lower())}(?![a-z])", text.lower()))
+
+
+def _images_by_id(folder: Path) -> dict[str, list[Path]]:
+    """Image id -> the files below ``folder`` that it may name.
+
+    An id names a file by its path, its name, its name without the suffix, or by the number at the
+    end of its name ("abstract_v002_val2015_000000028940.png" is 28940). The first of these that
+    any file matches counts. Hidden files (a Mac's "._7.png") are ignored, links are followed.
+    """
+    levels: list[dict[str, list[Path]]] = [{}, {}, {}, {}]
+    for path in _image_files(folder):
+        number = re.search(r"\d+$", path.stem)
+        names = [path.relative_to(folder).as_posix(), path.name, path.stem]
+        for level, name in zip(levels, [*names, number and number[0]], strict=True):
+            if name is None:
+                continue
+            level.setdefault(name, []).append(path)
+            if level is levels[3] and (plain := name.lstrip("0") or "0") != name:
+                level.setdefault(plain, []).append(path)
+    merged: dict[str, list[Path]] = {}
+    for level in levels:
+        for name, paths in level.items():
+            merged.setdefault(name, paths)
+    return merged
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """All image files below ``folder``, each folder once even where links lead round."""
+    files: list[Path] = []
+    visited: set[str] = set()
+    for name, subfolders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(name)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = [sub for sub in subfolders if sub[0] != "."]
+        files += [
+            Path(name, file)
+            for file in names
+            if file[0] != "." and os.path.splitext(file)[1].lower() in _IMAGE_SUFFIXES
+        ]
+    return sorted(files)
 
 
 def _list(paths: list[Path]) -> str:

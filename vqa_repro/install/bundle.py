@@ -36,6 +36,7 @@ from vqa_repro.install.bundle_format import (
     say,
 )
 from vqa_repro.install.bundle_open import open_bundle, read_bundle, verify
+from vqa_repro.install.torch_builds import CHOICES
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError
 
 FAT32_LIMIT = (4 << 30) - 1  # bytes; no file on such a stick is larger
@@ -58,7 +59,7 @@ def bytes_of(text: str) -> int:
 
 
 def python_version(text: str) -> str:
-    if not re.fullmatch(r"3\.1[0-3]", text):
+    if not re.fullmatch(r"3\.1[0-4]", text):
         raise ValueError
     return text
 
@@ -73,7 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         each.add_argument("folder", type=Path)
     for each in (making, opening):
         each.add_argument("--python", type=python_version, required=True, metavar="3.X")
-        each.add_argument("--torch", choices=("cu130", "cu126", "cpu"), required=True)
+        each.add_argument("--torch", choices=CHOICES, required=True)
     making.add_argument("--split", type=bytes_of, default=FAT32_LIMIT, metavar="SIZE")
     opening.add_argument("--into", type=Path, required=True)
     return parser.parse_args(argv)

@@ -38,7 +38,7 @@ def build_here() -> str:
         stamp = Path(sys.prefix, ".finished").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "cu130"
-    found = re.search(r"(?m)^torch (cu126|cpu)$", stamp)
+    found = re.search(r"(?m)^torch (cu128|cu126|cpu)$", stamp)
     return found[1] if found else "cu130"
 
 

@@ -55,8 +55,8 @@ def read_locks(folder: Path, torch: str) -> dict[str, bytes]:
         if not path.exists():
             raise BundleError(
                 NO_BUILD,
-                f"no {name}, the lock of the {torch} build of torch; on a machine that reaches "
-                f"PyTorch's download site: python .ci/make_lock.py --torch {torch}",
+                f"no {name}, the lock of the {torch} build of torch; where its packages can be "
+                f"reached: python .ci/make_lock.py --torch {torch}",
             )
         locks[name] = path.read_bytes()
     return locks

@@ -173,6 +173,8 @@ def load_weights(network: VQAModel, path: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged ({error}); train again, or copy the run anew") from None
     for name, expected in network.state_dict().items():
+        if name in weights and weights[name].dtype == torch.float16:  # of a release
+            weights[name] = weights[name].to(expected.dtype)
         if name in weights and weights[name].dtype != expected.dtype:
             raise UserError(f"{path}: does not fit recipe.json: {name} is {weights[name].dtype}")
     on_meta = next(network.parameters()).is_meta

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from vqa_repro.data import registry
+from vqa_repro.data.check import data_notes
 from vqa_repro.data.questions import Questions, encode, train_validation_split
 from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vocabulary import build_vocabulary
@@ -59,6 +60,7 @@ def prepare(
     ]
     store = open_features(data, root, splits, device, weights, leave_out_damaged=leave_out_damaged)
     left_out = [what for split in splits if (what := _left_out(split, store))]
+    left_out += data_notes(*splits)
     train_split, test_split = (_with_features(split, store) for split in splits)
     features = {
         "made_by": store.made_by,

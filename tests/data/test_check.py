@@ -1,0 +1,121 @@
+"""Notes on a data set, tokens of other alphabets, and folders as people have them."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vqa_repro.data import vqa
+from vqa_repro.data.check import check_folder, data_notes
+from vqa_repro.data.types import Example, Split
+from vqa_repro.data.vocabulary import tokenize
+from vqa_repro.utils.errors import UserError
+
+
+def write(folder: Path, split: str, ids: list[object], answers: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = [{"question_id": n, "image_id": i, "question": "what?"} for n, i in enumerate(ids)]
+    given = [{"question_id": n, "answers": [a]} for n, a in enumerate(answers)]
+    (folder / f"{split}_questions.json").write_text(json.dumps({"questions": asked}))
+    (folder / f"{split}_annotations.json").write_text(json.dumps({"annotations": given}))
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(folder / name, "PNG")
+
+
+def test_ascii_text_has_the_tokens_it_always_had() -> None:
+    before = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[^\sa-z0-9]")
+    rng = random.Random(0)
+    for _ in range(2000):
+        text = "".join(chr(rng.randrange(32, 127)) for _ in range(40))
+        assert tokenize(text) == before.findall(text.lower())
+
+
+def test_words_of_every_alphabet_are_words() -> None:
+    assert tokenize("Какого цвета café?") == ["какого", "цвета", "café", "?"]
+    assert tokenize("这是什么 3D") == ["这", "是", "什", "么", "3d"]
+    assert tokenize("यह क्या है") == ["यह", "क्या", "है"]
+    assert tokenize("모자 색깔") == ["모자", "색깔"]
+
+
+@pytest.mark.parametrize(
+    ("image_id", "name"),
+    [
+        (28940, "abstract_v002_val2015_000000028940.png"),
+        ("synpic7.jpg", "synpic7.jpg"),
+        (7, "0007.png"),
+        ("0007", "0007.png"),
+        (7, "image7.jfif"),
+        (7, "images/7.JPE"),
+    ],
+)
+def test_an_image_is_found_as_it_is_called(tmp_path: Path, image_id: object, name: str) -> None:
+    write(tmp_path, "train", [image_id], ["a"])
+    touch(tmp_path / "images", name)
+    (path,) = vqa.load_folder(tmp_path, "train").images.values()
+    assert path == tmp_path / "images" / name
+
+
+def test_every_split_may_number_its_images(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write(tmp_path, split, [1], ["a"])
+        touch(tmp_path / "images", f"{split}/1.png")
+    train, val = (vqa.load_folder(tmp_path, split) for split in ("train", "val"))
+    assert train.images == {"train/1.png": tmp_path / "images/train/1.png"}
+    assert val.images == {"val/1.png": tmp_path / "images/val/1.png"}
+
+
+def test_links_hidden_files_and_a_folder_in_its_own_name(tmp_path: Path) -> None:
+    inner = tmp_path / "mine" / "mine"
+    write(inner, "train", [7], ["a"])
+    (inner / "._train_questions.json").write_bytes(b"\x00")
+    (inner / "MultipleChoice_train_questions.json").write_text("{}")
+    touch(tmp_path / "disk", "7.png")
+    (tmp_path / "disk" / "._7.png").touch()
+    (tmp_path / "disk" / "loop").symlink_to(tmp_path / "disk")
+    (inner / "images").mkdir()
+    (inner / "images" / "photos").symlink_to(tmp_path / "disk")
+    images = vqa.load_folder(tmp_path / "mine", "train").images
+    assert images == {"7": inner / "images" / "photos" / "7.png"}
+
+
+def test_spellings_of_an_answer_are_one_class(tmp_path: Path) -> None:
+    write(tmp_path, "train", [1, 2, 3], ["Yes", "yes ", "YES"])
+    touch(tmp_path / "images", "1.png", "2.png", "3.png")
+    assert {e.answer for e in vqa.load_folder(tmp_path, "train").examples} == {"yes"}
+
+
+def test_ok_vqa_is_not_taken_for_vqa(tmp_path: Path) -> None:
+    asked = [{"question_id": 1, "image_id": 9, "question": "what?"}]
+    given = [{"question_id": 1, "image_id": 9, "answers": ["a"] * 10}]
+    questions = tmp_path / "OpenEnded_mscoco_val2014_questions.json"
+    questions.write_text(json.dumps({"questions": asked}))
+    annotations = tmp_path / "mscoco_val2014_annotations.json"
+    annotations.write_text(json.dumps({"annotations": given}))
+    with pytest.raises(UserError, match="OK-VQA"):
+        vqa.load(tmp_path, "v1", "val")
+
+
+def test_counts_overlap_coverage_and_damage_are_reported(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    (tmp_path / "b.png").write_text("not an image")
+
+    def split(name: str, question: str, answer: str) -> Split:
+        images = {key: tmp_path / f"{key}.png" for key in "abc"}
+        return Split("x", name, [Example(1, "a", question, (answer,), answer)], images)
+
+    train, test = split("train", "one", "red"), split("test", "long " * 27, "blue")
+    report = "\n".join(check_folder(train, test))
+    assert "2 images are missing or damaged" in report and "b.png" in report and "c.png" in report
+    assert " 0.0% of test" in report
+    notes = data_notes(train, test)
+    assert any("1 of 1 questions of test" in note for note in notes)
+    assert any("3 images are in both" in note for note in notes)
+    official = Split("vqa-v1", "train", train.examples, {})
+    assert "248,349" in data_notes(official, official)[0]

@@ -1,0 +1,117 @@
+"""Which build of torch a machine gets, by its cards, driver, processor and Python."""
+
+import pytest
+
+from vqa_repro.install.torch_builds import BUILDS, check_lines, choose, python_problem
+
+V100, P100, T4, A100, H100, B200, RTX5090 = 7.0, 6.0, 7.5, 8.0, 9.0, 10.0, 12.0
+GTX750TI, GTX1080, TITAN_X, K80, RTX3090, RTX4090, GB300 = 5.0, 6.1, 5.2, 3.7, 8.6, 8.9, 10.3
+
+# card(s), driver, processor, Python -> build, or words of the reason why there is none
+MACHINES = [
+    ([H100], "580.65.06", "x86_64", 13, "cu130"),
+    ([H100], "590.44", "x86_64", 14, "cu130"),
+    ([H100], "550.54.15", "x86_64", 12, "cu128"),
+    ([A100], "535.183.01", "x86_64", 10, "cu128"),
+    ([A100], "525.60.13", "x86_64", 11, "cu128"),
+    ([A100], "525.60.11", "x86_64", 11, "525.60.13 or newer"),
+    ([A100], "470.42.01", "x86_64", 11, "525.60.13 or newer"),
+    ([T4], "580.65.06", "x86_64", 12, "cu130"),
+    ([T4], "535.183.01", "x86_64", 12, "cu128"),
+    ([V100], "580.65.06", "x86_64", 12, "cu128"),
+    ([V100], "525.85.12", "x86_64", 14, "cu128"),
+    ([V100], "470.42.01", "x86_64", 12, "up to the branch 580"),
+    ([P100], "580.65.06", "x86_64", 12, "cu126"),
+    ([P100], "535.183.01", "x86_64", 13, "cu126"),
+    ([P100], "535.183.01", "x86_64", 14, "no wheels for Python 3.14"),
+    ([P100], "470.42.01", "x86_64", 12, "up to the branch 580"),
+    ([GTX750TI], "535.183.01", "x86_64", 11, "cu126"),
+    ([TITAN_X], "580.65.06", "x86_64", 11, "cu126"),
+    ([GTX1080], "550.54.15", "x86_64", 11, "cu126"),
+    ([K80], "470.42.01", "x86_64", 11, "capability 3.7"),
+    ([K80, H100], "580.65.06", "x86_64", 11, "capability 3.7"),
+    ([RTX3090, RTX4090], "580.65.06", "x86_64", 12, "cu130"),
+    ([RTX3090], "555.42", "x86_64", 12, "cu128"),
+    ([RTX5090], "580.65.06", "x86_64", 12, "cu130"),
+    ([RTX5090], "570.86.10", "x86_64", 12, "cu128"),
+    ([RTX5090], "565.57.01", "x86_64", 12, "570 or newer"),
+    ([B200], "570.86.10", "x86_64", 12, "cu128"),
+    ([GB300], "590.1", "aarch64", 12, "cu130"),
+    ([V100, H100], "580.65.06", "x86_64", 12, "cu128"),
+    ([P100, H100], "580.65.06", "x86_64", 12, "cu126"),
+    ([P100, RTX5090], "580.65.06", "x86_64", 12, "6.0 and 12.0 together"),
+    ([V100, RTX5090], "580.65.06", "x86_64", 12, "cu128"),
+    ([H100], "550.54.15", "aarch64", 12, "580 or newer"),
+    ([V100], "580.65.06", "aarch64", 12, "capability 7.0"),
+    ([], "580.65.06", "x86_64", 12, "cu130"),
+    ([], None, "x86_64", 12, "525.60.13 or newer"),
+]
+
+
+@pytest.mark.parametrize(("capabilities", "driver", "machine", "python", "expected"), MACHINES)
+def test_the_build_of_a_machine(
+    capabilities: list[float], driver: str | None, machine: str, python: int, expected: str
+) -> None:
+    name, reason = choose(driver, capabilities, machine)
+    assert bool(name) != bool(reason)
+    problem = reason or python_problem(name, (3, python))
+    if expected in BUILDS:
+        assert (name, problem) == (expected, "")
+    else:
+        assert expected in problem and "\n" not in problem
+
+
+def test_old_cards_are_never_sent_to_drivers_that_dropped_them() -> None:
+    for capability in (GTX750TI, P100, GTX1080, V100):
+        _, reason = choose("470.42.01", [capability], "x86_64")
+        assert "580 or newer" not in reason and "525.60.13 or newer" in reason
+
+
+def facts(*capabilities: float, driver: str = "580.65.06", **changes: object) -> dict[str, object]:
+    gpus = [
+        {
+            "name": "Some Card",
+            "memory_total_mib": 16160.0,
+            "memory_free_mib": 16000.0,
+            "compute_capability": capability,
+            "mig": False,
+        }
+        for capability in capabilities
+    ]
+    base = {
+        "nvidia_smi": "answers",
+        "version": driver,
+        "gpus": gpus,
+        "remarks": [],
+        "kernel_driver": True,
+        "device_files": True,
+        "cuda_visible_devices": None,
+    }
+    return base | changes
+
+
+def test_the_requested_build_wins_and_what_it_cannot_run_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    *notes, last = check_lines(facts(7.0), "cu130")
+    assert last == "build|cu130"
+    assert any(line.startswith("note|") and "--torch cu128" in line for line in notes)
+    assert check_lines(facts(9.0), "cu128")[-1] == "build|cu128"
+    assert check_lines(facts(9.0), "cpu")[-1] == "build|cpu"
+    assert check_lines(facts(9.0), "auto")[-1] == "build|cu130"
+    assert check_lines(facts(3.7), "auto")[-1].startswith("none|")
+
+
+def test_cards_hidden_by_the_user_do_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    lines = check_lines(facts(3.7), "auto")
+    assert lines[-1] == "build|" and any("CUDA_VISIBLE_DEVICES" in line for line in lines)
+
+
+def test_a_lost_card_is_a_note_and_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    lines = check_lines(facts(9.0, remarks=["590.44, [GPU is lost]"]), "auto")
+    assert [line.partition("|")[0] for line in lines] == ["ok", "note", "build"]
+    lines = check_lines(facts(remarks=["590.44, [GPU is lost]"]), "auto")
+    assert lines[-1] == "build|" and all(line.startswith("note|") for line in lines[:-1])

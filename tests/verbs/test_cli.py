@@ -1,0 +1,159 @@
+"""The ``vqa`` command, and what every verb answers before anything heavy is imported."""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, environ
+
+from vqa_repro import __version__
+from vqa_repro.cli import VERBS, main
+from vqa_repro.recipe import recipe_names
+from vqa_repro.utils.errors import UserError
+
+HEAVY = ("torch", "torchvision", "numpy", "PIL", "matplotlib", "cv2", "tensorboard")
+each_verb = pytest.mark.parametrize("verb", VERBS)
+
+
+def python(*arguments: str, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env=environ(), capture_output=True, text=True)
+
+
+@each_verb
+@pytest.mark.parametrize("through", ["vqa", "module"])
+def test_help_imports_nothing_heavy(verb: str, through: str) -> None:
+    module, words = (
+        ("vqa_repro.cli", [verb, "--help"])
+        if through == "vqa"
+        else (f"vqa_repro.{verb}", ["--help"])
+    )
+    program = (
+        "import importlib, sys\n"
+        f"try: importlib.import_module({module!r}).main({words!r})\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        f"print('heavy:', *[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
+    usage, _, heavy = done.stdout.rpartition("heavy:")
+    assert "usage:" in usage and "--help" in usage
+    assert heavy.split() == []
+
+
+class Parsed(Exception):
+    pass
+
+
+def parser_of(verb: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    """Return the parser that a verb builds, complete with its options."""
+    parsers: list[argparse.ArgumentParser] = []
+
+    def parse_args(self: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        parsers.append(self)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    with pytest.raises(Parsed):
+        importlib.import_module(f"vqa_repro.{verb}").main([])
+    return parsers[0]
+
+
+@each_verb
+def test_every_option_has_help(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = [
+        a.option_strings or a.dest for a in parser_of(verb, monkeypatch)._actions if not a.help
+    ]
+    assert without == []
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0 and __version__ in capsys.readouterr().out
+    assert main([]) == 0
+    usage = capsys.readouterr().out
+    assert all(verb in usage for verb in (*VERBS, "list"))
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        (["trian"], "train"),
+        (["lst"], "list"),
+        (["train", "--recipe", "san-2-lstm-daqar"], "san-2-lstm-daquar"),
+        (["train", "--recipe=easyvqa"], "easy-vqa"),
+        (["train", "--recipe", "san2"], "san-2-"),
+    ],
+)
+def test_misspelt_names_get_the_nearest_one(words: list[str], nearest: str) -> None:
+    with pytest.raises(UserError, match=f"did you mean .*{nearest}"):
+        main(words)
+
+
+def test_a_misspelt_verb_ends_with_exit_code_2() -> None:
+    done = python("-m", "vqa_repro", "trian")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "train" in done.stderr
+
+
+def test_list_names_recipes_with_data_and_reported_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "daquar").mkdir()
+    (tmp_path / "daquar" / "qa.37.raw.train.txt").write_text("")
+    assert main(["list", "--root", str(tmp_path), "--json"]) == 0
+    rows = {row["recipe"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == recipe_names()
+    assert rows["easy-vqa"]["present"]
+    reduced, whole = rows["san-2-lstm-daquar-reduced"], rows["san-2-lstm-daquar"]
+    assert reduced["present"] and not whole["present"]
+    assert reduced["data"] == "daquar-reduced" and reduced["reported"] == 46.2
+    assert main(["list", "--root", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in recipe_names())
+    assert "46.2%" in text and "present" in text and "missing" in text and "docs/data.md" in text
+
+
+def test_verbs_are_run_with_their_options(finished: Path, drawn_folder: Path) -> None:
+    image = drawn_folder / "images" / "1.png"
+    words = ["predict", str(finished), "--image", str(image), "--question", "is it red?", "--json"]
+    done = python("-m", "vqa_repro", *words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["question"] == "is it red?"
+
+
+@pytest.mark.slow
+def test_the_package_installs_with_its_data_and_the_command(tmp_path: Path) -> None:
+    """``pip install .`` without a network: the build back end is in the environment."""
+    copy = tmp_path / "clone"
+    files = subprocess.run(
+        ["git", "ls-files", "vqa_repro", "pyproject.toml", "README.md", "LICENSE"],
+        cwd=PROJECT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in files:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((PROJECT / name).read_bytes())
+    offline = ["--no-deps", "--no-build-isolation", "--no-index", "-q"]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    if subprocess.run([*pip, "--version"], capture_output=True).returncode:
+        pytest.skip("no pip in this environment")
+    wheels = tmp_path / "wheels"
+    subprocess.run([*pip, "wheel", *offline, "-w", str(wheels), str(copy)], check=True)
+    (wheel,) = wheels.glob("vqa_repro-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert set(archive.namelist()) >= {name for name in files if name.startswith("vqa_repro/")}
+
+    subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", "--without-pip",
+                    str(tmp_path / "venv")], check=True)  # fmt: skip
+    here = str(tmp_path / "venv" / "bin" / "python")
+    install = [*pip, "--python", here, "install", *offline, str(wheel)]
+    subprocess.run(install, check=True)
+    command = [str(tmp_path / "venv" / "bin" / "vqa"), "list"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "easy-vqa" in done.stdout

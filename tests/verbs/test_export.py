@@ -1,0 +1,152 @@
+"""A run packed for others: opened from a file or an address, whole or not at all."""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+from conftest import run_verb
+from safetensors.torch import load_file
+
+import vqa_repro
+from vqa_repro.export import main
+from vqa_repro.release import NAMES, local_run
+from vqa_repro.utils.errors import UserError
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vqa_repro"
+
+
+@pytest.fixture
+def release(finished: Path, tmp_path: Path, cache: Path) -> Path:
+    out = tmp_path / "release.tar"
+    assert main([str(finished), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def served(release: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(release.parent)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/{release.name}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_release_answers_as_the_run_does(
+    release: Path, finished: Path, drawn_folder: Path
+) -> None:
+    image, question = drawn_folder / "images" / "1.png", "what color is it?"
+    expected = vqa_repro.load(finished, device="cpu").predict(image, question)
+    answer = vqa_repro.load(release, device="cpu").predict(image, question)
+    assert answer.answers[0][0] == expected.answers[0][0]
+    # float16 rounds each weight by at most one part in 2,048.
+    assert np.isclose(answer.answers[0][1], expected.answers[0][1], atol=0.02)
+
+
+def test_it_holds_half_the_weights_a_card_and_checksums(
+    release: Path, finished: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(release) as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    unpacked = tmp_path / "unpacked"
+    assert {path.name for path in unpacked.iterdir()} == NAMES
+    weights, original = (load_file(f / "model.safetensors") for f in (unpacked, finished))
+    for name, value in original.items():
+        assert weights[name].dtype.is_floating_point == value.dtype.is_floating_point
+        assert weights[name].element_size() <= value.element_size()
+    card = (unpacked / "README.md").read_text()
+    accuracy = json.loads((finished / "metrics.json").read_text())["overall"]
+    assert (
+        card.startswith("---\n") and f"{accuracy}" in card and "visual-question-answering" in card
+    )
+    for line in (unpacked / "SHA256SUMS").read_text().splitlines():
+        checksum, name = line.split("  ")
+        assert hashlib.sha256((unpacked / name).read_bytes()).hexdigest() == checksum
+
+
+def test_the_same_run_gives_the_same_bytes(release: Path, finished: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.tar"
+    assert main([str(finished), "--out", str(other)]) == 0
+    assert other.read_bytes() == release.read_bytes()
+
+
+def test_a_folder_is_a_release_too(finished: Path, tmp_path: Path, drawn_folder: Path) -> None:
+    out = tmp_path / "folder"
+    assert main([str(finished), "--out", str(out)]) == 0
+    image = drawn_folder / "images" / "1.png"
+    assert vqa_repro.load(out, device="cpu").predict(image, "is it red?").answers
+    with pytest.raises(UserError, match="exists"):
+        main([str(finished), "--out", str(out)])
+
+
+def test_from_an_address_with_its_checksum_and_again_without_the_server(
+    served: str, release: Path, cache: Path
+) -> None:
+    address = f"{served}#sha256={hashlib.sha256(release.read_bytes()).hexdigest()}"
+    assert (local_run(address) / "recipe.json").is_file()
+    assert vqa_repro.load(address, device="cpu").run.vocabulary.answers
+    gone = "http://127.0.0.1:9/release.tar" + address[address.index("#") :]
+    assert local_run(gone) == local_run(address)
+    assert not list(cache.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "reason"),
+    [("", "#sha256="), ("#sha256=" + "0" * 64, "checksum"), ("#md5=0", "#sha256=")],
+)
+def test_an_address_without_the_right_checksum_is_refused(
+    served: str, cache: Path, suffix: str, reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        local_run(served + suffix)
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "not a tar", "another file", "a link", "out"])
+def test_a_damaged_or_hostile_release_is_refused(
+    release: Path, tmp_path: Path, cache: Path, damage: str
+) -> None:
+    hostile = tmp_path / "hostile.tar"
+    content = release.read_bytes()
+    if damage == "cut":
+        hostile.write_bytes(content[: len(content) // 2])
+    elif damage == "changed":
+        at = content.index(b'"answers"')
+        hostile.write_bytes(content[:at] + b'"Answers"' + content[at + 9 :])
+    elif damage == "not a tar":
+        hostile.write_bytes(b"<html>log in</html>")
+    else:
+        with tarfile.open(hostile, "w") as tar:
+            member = tarfile.TarInfo(
+                {"another file": "evil.py", "a link": "README.md"}.get(damage, "")
+            )
+            if damage == "a link":
+                member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            if damage == "out":
+                member.name = "../README.md"
+            tar.addfile(member)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"hostile\.tar"):
+        local_run(hostile)
+    assert set(tmp_path.iterdir()) - before <= {tmp_path / "cache"}
+    assert not list(cache.iterdir())
+
+
+def test_an_unfinished_run_and_no_run_are_one_line(tmp_path: Path, cache: Path) -> None:
+    done = run_verb("export", tmp_path, "--out", tmp_path / "out.tar", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out.tar").exists()

@@ -1,0 +1,307 @@
+"""An environment: in which state it is, and making it what the locks say.
+
+FOLDER/.incomplete: being made or changed. FOLDER/.finished: done, and from what, as "key value"
+lines.
+Using an environment never deletes it. One that is finished but does not work here is made again
+only by the stage env, beside the old one, which is replaced when the new one is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from vqa_repro.install.console import say
+from vqa_repro.install.errors import ExitCode, InstallError
+from vqa_repro.install.installer import Installer
+from vqa_repro.install.options import PROJECT, STATE
+from vqa_repro.install.session import Session, remove
+
+PROBE = """
+import importlib.util, json, platform, sys
+found = importlib.util.find_spec("vqa_repro")
+print(json.dumps([platform.python_version(), sys.prefix, found.origin if found else ""]))
+"""
+# The packages' folder learns where the project is, so that python -m vqa_repro.X works from
+# anywhere; relative to an environment inside the project, which may be seen under several paths.
+# An import line, as a path file is otherwise read in the locale's encoding.
+ADD_PROJECT = """
+import os, sys, sysconfig
+project, text = sys.argv[1], ascii(sys.argv[1])
+inside = os.path.relpath(sys.prefix, project)
+if not inside.startswith(".."):
+    up = os.path.join(*[".."] * len(inside.split(os.sep)))
+    text = "os.path.realpath(os.path.join(sys.prefix, %s))" % ascii(up)
+path = os.path.join(sysconfig.get_path("purelib"), "vqa_repro_project.pth")
+with open(path, "w", encoding="ascii") as file:
+    file.write("import os, sys; sys.path.append(%s)\\n" % text)
+print(sys.version.split()[0])
+"""
+
+
+class State(enum.Enum):
+    """What is to be done about an environment."""
+
+    ABSENT = "to be made"
+    FOREIGN = "not made by bootstrap.sh"
+    INCOMPLETE = "an installation was cut off"
+    UNUSABLE = "finished, and does not work here"
+    STALE = "finished, from other locks or by another installer"
+    READY = "up to date"
+
+
+class Environment:
+    """The environment in ``folder``, of what these locks name. ``make`` is the stage to type."""
+
+    def __init__(
+        self, session: Session, folder: Path, locks: list[Path], make: str = "env"
+    ) -> None:
+        self.session, self.folder, self.locks, self.make_stage = session, folder, locks, make
+        self.difference = ""  # why it is UNUSABLE
+        self.cached: State | None = None
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin/python"
+
+    def command(self, *words: str) -> str:
+        return self.session.options.command(self.make_stage, *words)
+
+    def stamp(self, folder: Path | None = None) -> dict[str, str]:
+        return read_stamp(folder or self.folder)
+
+    def digest(self) -> str:
+        total = hashlib.sha256()
+        for lock in self.locks:
+            total.update(lock.read_bytes() if lock.is_file() else b"")
+        return total.hexdigest()
+
+    # ------------------------------------------------------------ its state
+
+    def state(self) -> State:
+        if self.cached is None:
+            self.cached = self.look()
+        return self.cached
+
+    def look(self) -> State:
+        folder = self.folder
+        if (folder / ".incomplete").exists():
+            return State.INCOMPLETE
+        if not (folder / ".finished").exists():
+            if folder.is_dir():
+                return State.FOREIGN if any(folder.iterdir()) else State.ABSENT
+            return State.FOREIGN if folder.exists() else State.ABSENT
+        self.difference = self.what_differs()
+        if self.difference:
+            return State.UNUSABLE
+        stamp, wanted = self.stamp(), self.session.options.installer
+        same = self.locks[0].is_file() and stamp.get("lock") == self.digest()
+        return State.READY if same and wanted in ("auto", stamp.get("installer")) else State.STALE
+
+    def what_differs(self) -> str:
+        """Return why the finished environment cannot be used here, "" if it can."""
+        stamp, base = self.stamp(), self.session.base
+        made_of = stamp.get("base", "?")
+        if self.session.options.python and not (base and same_file(base, made_of)):
+            wanted = base or self.session.options.python
+            return f"it was made of {made_of}, and {wanted} is wanted"
+        command = [str(self.python), "-I", "-c", PROBE]
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+            )
+            version, prefix, origin = json.loads(done.stdout)
+        except (OSError, ValueError, subprocess.TimeoutExpired):
+            if not os.path.exists(made_of):
+                return f"it was made of {made_of}, which is not here: load that module or mount it"
+            return f"its Python, {self.python}, does not run here"
+        moved = f"it was made as {stamp.get('venv')}, and is {self.folder} here"
+        if not same_file(prefix, self.folder):
+            return moved
+        if version.split(".")[:2] != stamp.get("python", "").split(".")[:2]:
+            return f"it was made of Python {stamp.get('python')}, and its Python is {version} here"
+        if not same_file(origin, PROJECT / "vqa_repro/__init__.py"):
+            other = stamp.get("project", "")
+            if os.path.isdir(other) and not same_file(other, PROJECT):
+                return f"it belongs to the project in {other}, and this is {PROJECT}"
+            try:
+                self.add_project(self.folder)
+            except InstallError:
+                return moved
+        return ""
+
+    # ------------------------------------------------------------ making it
+
+    def make(self) -> None:
+        """Make it, or bring it up to date; under the lock."""
+        session = self.session
+        with session.locked():
+            self.finish_swap()
+            self.cached = None
+            if self.state() is State.READY:
+                say("  the other process has made it")
+                return
+            session.open_bundle()
+            installer = Installer(session, self)
+            installer.choose()
+            if self.state() is State.UNUSABLE:
+                fresh = self.sibling(".new")
+                remove(fresh)
+                self.fill(installer, fresh)
+                self.swap()
+            else:
+                self.fill(installer, self.folder)
+            remove(*STATE.glob("tmp*"), STATE / "big")
+            session.fresh, self.cached = True, State.READY
+
+    def fill(self, installer: Installer, folder: Path) -> None:
+        self.prepare(installer, folder)
+        installer.install(folder)
+        self.finish(installer, folder)
+
+    def prepare(self, installer: Installer, folder: Path) -> None:
+        """Have a folder with a Python in it, empty otherwise unless it is only to be updated."""
+        mark = folder / ".incomplete"
+        if folder == self.folder and self.state() is State.FOREIGN:
+            raise InstallError(
+                ExitCode.BAD_INPUT,
+                f"{folder} is in the way",
+                "it was not made by bootstrap.sh, so it is left alone",
+                f"{self.without_venv()} --venv OTHER_FOLDER, or remove it yourself",
+            )
+        try:
+            self.check_link()
+            folder.mkdir(parents=True, exist_ok=True)
+            if mark.exists():
+                # A package that was half linked counts as installed; downloads are in the cache.
+                installer.cut_off = True
+                for path in folder.iterdir():
+                    if path != mark:
+                        shutil.rmtree(
+                            path
+                        ) if path.is_dir() and not path.is_symlink() else path.unlink()
+            mark.touch()
+            (folder / ".finished").unlink(missing_ok=True)
+        except OSError as error:
+            raise self.cannot_write(error) from None
+        if not (folder / "bin/python").exists():
+            installer.make_venv(folder)
+
+    def check_link(self) -> None:
+        if self.folder.is_symlink() and not self.folder.exists():
+            target = os.readlink(self.folder)
+            raise InstallError(
+                ExitCode.NO_PERMISSION,
+                f"{self.folder} is a link to {target}, which is not there",
+                "a scratch disk that was purged, or is not mounted here?",
+                f"mkdir -p {target}, or rm {self.folder}; then {self.command()}",
+            )
+
+    def cannot_write(self, error: OSError) -> InstallError:
+        from vqa_repro.install.errors import ERRNO_CODES
+
+        return InstallError(
+            ERRNO_CODES.get(error.errno or 0, ExitCode.NO_PERMISSION),
+            f"cannot make {self.folder}",
+            f"{error.filename or self.folder}: {error.strerror or error}",
+            f"{self.without_venv()} --venv DIR",
+        )
+
+    def without_venv(self) -> str:
+        return self.session.options.command(self.make_stage, without="--venv")
+
+    def finish(self, installer: Installer, folder: Path) -> None:
+        version = self.add_project(folder)
+        values = {
+            "lock": self.digest(),
+            "python": version,
+            "base": self.session.base,
+            "venv": str(self.folder),
+            "project": str(PROJECT),
+            "torch": self.session.build or "cu130",
+            "installer": "uv" if installer.uv else "pip",
+        }
+        text = "".join(f"{key} {value}\n" for key, value in values.items())
+        try:
+            new = folder / ".finished.new"
+            new.write_text(text, encoding="utf-8", errors="surrogateescape")
+            os.replace(new, folder / ".finished")
+            (folder / ".incomplete").unlink()
+        except OSError as error:
+            raise self.cannot_write(error) from None
+
+    def add_project(self, folder: Path) -> str:
+        """Let the environment find the project; return its Python's version."""
+        command = [str(folder / "bin/python"), "-I", "-c", ADD_PROJECT, str(PROJECT)]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        )
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise InstallError(
+                ExitCode.NO_PERMISSION, f"{folder} cannot be finished", why, self.command()
+            )
+        return done.stdout.strip()
+
+    # ------------------------------------------------------------ replacing the old one
+
+    def sibling(self, suffix: str) -> Path:
+        real = Path(os.path.realpath(self.folder))
+        return real.with_name(real.name + suffix)
+
+    def swap(self) -> None:
+        old, new = self.sibling(".old"), self.sibling(".new")
+        remove(old)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(os.path.realpath(self.folder), old)
+        os.rename(new, os.path.realpath(self.folder))
+        rewrite_paths(self.folder, new)
+        remove(old)
+
+    def finish_swap(self) -> None:
+        """Do what a run that was killed between the two renamings has left undone."""
+        old, new = self.sibling(".old"), self.sibling(".new")
+        if not os.path.lexists(self.folder):
+            for each in (new, old):
+                if (each / ".finished").exists():
+                    os.rename(each, self.folder)
+                    rewrite_paths(self.folder, new)
+                    break
+        if (self.folder / ".finished").exists() and old.exists():
+            remove(old)
+
+
+def rewrite_paths(folder: Path, made_as: Path) -> None:
+    """Let the scripts in ``folder``/bin name the folder that they are in now."""
+    for path in (folder / "bin").iterdir():
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > 100_000:
+            continue
+        content = path.read_bytes()
+        changed = content.replace(os.fsencode(made_as), os.fsencode(folder))
+        if changed != content:
+            new = path.with_name(path.name + ".new")  # the file may be a link into uv's cache
+            new.write_bytes(changed)
+            shutil.copymode(path, new)
+            os.replace(new, path)
+
+
+def read_stamp(folder: Path) -> dict[str, str]:
+    try:
+        text = (folder / ".finished").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return {}
+    return dict(re.findall(r"(?m)^(\w+) (.*)$", text))
+
+
+def same_file(first: str | Path, second: str | Path) -> bool:
+    try:
+        return os.path.samefile(first, second)
+    except OSError:
+        return False

@@ -1,0 +1,194 @@
+"""Which variables reach the programs of an installation, and how packages are reached.
+
+pip and uv are given the same way to the packages, whichever of the two it was set for; variables
+win over files. Whatever would change what is installed or imported is set aside.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import urllib.request
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+SET_ASIDE = re.compile(
+    "PYTHON(HOME|PATH|STARTUP|INSPECT|OPTIMIZE|EXECUTABLE|PLATLIBDIR|SAFEPATH|USERBASE|WARNINGS|DEBUG)"
+    "|VIRTUAL_ENV|__PYVENV_LAUNCHER__|PIP_.*|UV_.*"
+)
+KEPT = re.compile(
+    "PIP_.*INDEX.*|PIP_FIND_LINKS|PIP_TRUSTED_HOST|PIP_.*CERT|PIP_PROXY|PIP_CACHE_DIR"
+    "|PIP_.*TIMEOUT|PIP_RETRIES|PIP_KEYRING_PROVIDER|UV_.*INDEX.*|UV_FIND_LINKS|UV_INSECURE_HOST"
+    "|UV_.*CERTS|UV_NATIVE_TLS|UV_CACHE_DIR|UV_HTTP_.*|UV_OFFLINE|UV_KEYRING_PROVIDER"
+    "|UV_CONFIG_FILE|UV_CONCURRENT_.*|UV_LINK_MODE"
+)
+SILENT = ("PIP_CONFIG_FILE", "PIP_DISABLE_PIP_VERSION_CHECK")  # obeyed, not worth a word
+
+
+def clean(environ: MutableMapping[str, str]) -> tuple[list[str], list[str]]:
+    """Remove what would change the result; return the names (used, set aside)."""
+    used, aside = [], []
+    for name in sorted(environ):
+        if not environ[name] or name in SILENT or not SET_ASIDE.fullmatch(name):
+            continue
+        if KEPT.fullmatch(name):
+            used.append(name)
+        else:
+            aside.append(name)
+            del environ[name]
+    return used, aside
+
+
+def pip_conf(environ: MutableMapping[str, str]) -> dict[str, str]:
+    """Return what pip.conf says and no variable does, as PIP_NAME: value."""
+    from vqa_repro.install import pip_config
+
+    found = pip_config.settings()
+    values = {f"PIP_{name.upper()}": found.get(name, "") for name in pip_config.NAMES}
+    return {name: value for name, value in values.items() if value and name not in environ}
+
+
+def uv_index(environ: MutableMapping[str, str]) -> str:
+    """Return the default index that uv.toml names, "" without one."""
+    get, home = environ.get, os.path.expanduser
+    config = get("XDG_CONFIG_HOME") or home("~/.config")
+    shared = (get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")
+    files = [f"{folder}/uv/uv.toml" for folder in (config, *shared, "/etc")]
+    for file in [get("UV_CONFIG_FILE") or ""] if get("UV_CONFIG_FILE") else files:
+        values = read_toml(Path(file))
+        for index in values.get("index", []):
+            if isinstance(index, dict) and index.get("default") is True:
+                return str(index.get("url", ""))
+        pip = values.get("pip")
+        found = values.get("index-url") or (isinstance(pip, dict) and pip.get("index-url"))
+        if isinstance(found, str):
+            return found
+    return ""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    for name in ("tomllib", "pip._vendor.tomli"):
+        try:
+            reader = importlib.import_module(name)
+            values: dict[str, Any] = reader.loads(path.read_text(encoding="utf-8"))
+            return values
+        except (ImportError, OSError, ValueError):
+            continue
+    return {}
+
+
+def existing(path: Path) -> Path:
+    """Return the path, or its nearest folder that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def is_writable(path: Path) -> bool:
+    return os.access(existing(path), os.W_OK)
+
+
+def same_disk(first: Path, second: Path) -> bool:
+    return existing(first).stat().st_dev == existing(second).stat().st_dev
+
+
+def cache_dir(environ: MutableMapping[str, str], state: Path) -> Path:
+    """Return uv's cache; in the project where the usual folder is closed to us."""
+    named = environ.get("UV_CACHE_DIR") or os.path.join(
+        environ.get("XDG_CACHE_HOME") or os.path.join(environ.get("HOME") or state, ".cache"), "uv"
+    )
+    folder = Path(os.path.abspath(named))
+    return folder if is_writable(folder) else state / "cache"
+
+
+def package_environment(
+    environ: dict[str, str],
+    conf: dict[str, str],
+    state: Path,
+    venv: Path,
+    *,
+    offline: bool = False,
+    bundle: bool = False,
+    pages: tuple[str, ...] = (),
+    system_certificates: bool = False,
+) -> dict[str, str]:
+    """Return the environment of pip and uv, in which variables say everything.
+
+    ``pages`` are addresses of further wheels; with ``bundle``, only those of the open bundle count.
+    """
+    result = {**environ, **conf}
+
+    def offer(name: str, value: str) -> None:
+        if value and not result.get(name):
+            result[name] = value
+
+    result |= {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    result["PIP_NO_INPUT"] = "1"
+    links = []
+    for link in (*result.get("PIP_FIND_LINKS", "").split(), *pages):
+        if "://" not in link:
+            link = os.path.abspath(link)
+            if not os.path.isdir(link):
+                continue  # uv stops at a folder that is not there
+        links.append(link)
+    if not result.get("UV_INDEX_URL"):
+        offer("UV_DEFAULT_INDEX", result.get("PIP_INDEX_URL", ""))
+    if not result.get("PIP_INDEX_URL"):
+        index = result.get("UV_DEFAULT_INDEX") or result.get("UV_INDEX_URL") or uv_index(result)
+        offer("PIP_INDEX_URL", index.partition("=")[2] if re.match(r"\w+=", index) else index)
+    offer("UV_NO_INDEX", result.get("PIP_NO_INDEX", ""))
+    if links:
+        result["UV_FIND_LINKS"] = ",".join(filter(None, [result.get("UV_FIND_LINKS", ""), *links]))
+        result["PIP_FIND_LINKS"] = " ".join(links)
+    offer("UV_INSECURE_HOST", result.get("PIP_TRUSTED_HOST", ""))
+    offer("SSL_CERT_FILE", result.get("PIP_CERT", ""))
+    if not result.get("https_proxy"):
+        offer("HTTPS_PROXY", result.get("PIP_PROXY", ""))
+    offer("UV_HTTP_TIMEOUT", "300")
+    offer("UV_HTTP_RETRIES", "10")
+    cache = cache_dir(result, state)
+    result |= {"UV_CACHE_DIR": str(cache), "UV_NO_BUILD": "1", "UV_NO_PROGRESS": "1"}
+    result["UV_PYTHON_DOWNLOADS"] = "never"
+    if not same_disk(cache, venv):
+        offer("UV_LINK_MODE", "copy")
+    if system_certificates:
+        result["UV_SYSTEM_CERTS"] = "1"
+    if offline:
+        result |= {"UV_OFFLINE": "1", "PIP_NO_INDEX": "1"}
+    if bundle:
+        prefixes = ("PIP_INDEX", "PIP_EXTRA_INDEX", "UV_INDEX", "UV_DEFAULT_INDEX")
+        result = {name: value for name, value in result.items() if not name.startswith(prefixes)}
+        # A relative path has neither the spaces at which pip cuts nor the commas at which uv does.
+        wheels = f"{state.name}/bundle/wheels"
+        result |= {"UV_NO_INDEX": "1", "UV_FIND_LINKS": wheels, "PIP_FIND_LINKS": wheels}
+    result["TMPDIR"] = str(scratch(state))  # /tmp is often too small for what pip puts there
+    return result
+
+
+def scratch(state: Path) -> Path:
+    """Return a folder for temporary files that can be written."""
+    folder = state / "tmp"
+    if folder.exists() and not os.access(folder, os.W_OK):  # left by another user
+        folder = state / f"tmp-{os.getpid()}"
+    return folder
+
+
+def default_index() -> str:
+    """Return the index that pip uses unless told otherwise; "" for a Python without pip."""
+    try:
+        known = importlib.import_module("pip._internal.models.index")
+    except ImportError:
+        return ""
+    return str(getattr(getattr(known, "PyPI", None), "simple_url", ""))
+
+
+def socks_proxy() -> str:
+    """Return the name of the variable with a SOCKS proxy if pip of this Python cannot use one."""
+    for scheme, url in urllib.request.getproxies().items():
+        socks = scheme in ("https", "all") and url.startswith("socks")
+        if socks and importlib.util.find_spec("socks") is None:
+            return f"{scheme}_proxy"
+    return ""

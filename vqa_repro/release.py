@@ -1,0 +1,198 @@
+"""Release files of a run: small enough to publish, and enough to ask the model elsewhere.
+
+A release is a folder or a .tar file with the run's description, its weights in float16, a model
+card and SHA256SUMS. ``local_run`` makes any of them, and the address of a .tar file, a run folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import urllib.request
+from pathlib import Path, PurePosixPath
+
+from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import reason, sha256_of
+
+WEIGHTS, CARD, SUMS = "model.safetensors", "README.md", "SHA256SUMS"
+REQUIRED = ("recipe.json", "vocabulary.json", "features.json", WEIGHTS)
+OPTIONAL = ("environment.json", "metrics.json")
+NAMES = {*REQUIRED, *OPTIONAL, CARD, SUMS}
+MAX_BYTES = 2**31  # of a release, unpacked; GitHub accepts no larger file
+ADDRESS = re.compile(r"https?://\S+#sha256=([0-9a-f]{64})")
+
+
+def pack(run: Path, out: Path, card: str) -> str:
+    """Write the finished run in ``run`` as a release; return its sha256, "" for a folder.
+
+    out: a new .tar file, or a new folder. card: the text of the model card. Raise UserError if the
+    run is not finished, if float16 cannot hold its weights, or if ``out`` exists.
+    """
+    if missing := [name for name in (*REQUIRED, "metrics.json") if not (run / name).is_file()]:
+        raise UserError(f"{run}: {missing[0]} is missing: not a finished run (train --resume)")
+    if out.exists():
+        raise UserError(f"--out {out}: exists already; name another file or folder")
+    files = {name: (run / name).read_bytes() for name in (*REQUIRED, *OPTIONAL) if name != WEIGHTS}
+    files[WEIGHTS] = half_precision(run / WEIGHTS)
+    files[CARD] = card.encode()
+    sums = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
+    files[SUMS] = "".join(sums).encode()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == ".tar":
+            return _write_tar(files, out)
+        with tempfile.TemporaryDirectory(prefix=".release-", dir=out.parent) as scratch:
+            folder = Path(scratch, "release")
+            folder.mkdir()
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            os.rename(folder, out)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {reason(error, out.parent)}") from None
+    return ""
+
+
+def half_precision(path: Path) -> bytes:
+    """Return the weights in the safetensors file ``path`` with float32 tensors in float16.
+
+    Raise UserError for a damaged file, and for a value outside the range of float16.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save
+
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged ({error}); train again, or copy the run again") from None
+    for name, value in weights.items():
+        if value.dtype == torch.float32:
+            weights[name] = value.half()
+            if not weights[name].isfinite().all():
+                raise UserError(f"{path}: {name} has values that float16 cannot hold")
+    return save(weights)
+
+
+def _write_tar(files: dict[str, bytes], out: Path) -> str:
+    """Write a .tar that depends on the contents alone; return its sha256."""
+    with tempfile.NamedTemporaryFile(prefix=f".{out.name}.", dir=out.parent, delete=False) as file:
+        scratch = Path(file.name)
+    try:
+        with tarfile.open(scratch, "w", format=tarfile.PAX_FORMAT) as tar:
+            for name in sorted(files):
+                member = tarfile.TarInfo(name)
+                member.size = len(files[name])
+                tar.addfile(member, io.BytesIO(files[name]))
+        scratch.chmod(0o644)
+        os.replace(scratch, out)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    return sha256_of(out)
+
+
+def local_run(name: str | Path, cache: Path | None = None) -> Path:
+    """Return the run folder that ``name`` stands for: a folder, a .tar, or an address of one.
+
+    An address ends in "#sha256=" and the checksum of the file. What is unpacked or downloaded is
+    kept in ``cache``, by default ~/.cache/vqa_repro, under its checksum. Raise UserError for a
+    file that is no release, and for a checksum mismatch.
+    """
+    text = re.sub(r"^(https?):/+", r"\1://", str(name))  # pathlib merges the slashes
+    cache = cache or default_cache()
+    if re.match(r"https?://", text):
+        found = ADDRESS.fullmatch(text)
+        if found is None:
+            raise UserError(f"{text}: add #sha256=CHECKSUM, the 64 digits that the release states")
+        return _unpacked(_downloaded(text.partition("#")[0], found[1], cache), found[1], cache)
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _unpacked(path, sha256_of(path), cache)
+    return path
+
+
+def default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    folder = Path(base) if Path(base).is_absolute() else Path("~/.cache").expanduser()
+    return folder / "vqa_repro"
+
+
+def _downloaded(url: str, checksum: str, cache: Path) -> Path:
+    """Return the file at ``url``, from the cache if it is there."""
+    path = cache / f"{checksum}.tar"
+    if path.is_file() and sha256_of(path) == checksum:
+        return path
+    cache.mkdir(parents=True, exist_ok=True)
+    scratch = cache / f".{checksum}.{os.getpid()}"
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response, scratch.open("wb") as file:
+            size = 0
+            while block := response.read(1 << 20):
+                size += len(block)
+                if size > MAX_BYTES:
+                    raise UserError(f"{url}: larger than {MAX_BYTES:,} bytes")
+                file.write(block)
+        if sha256_of(scratch) != checksum:
+            raise UserError(f"{url}: checksum mismatch: not the file that #sha256 names")
+        os.replace(scratch, path)
+    except (OSError, ValueError) as error:
+        what = getattr(error, "reason", None) or error
+        raise UserError(f"{url}: cannot be downloaded: {what}") from None
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path
+
+
+def _unpacked(archive: Path, checksum: str, cache: Path) -> Path:
+    """Return the folder with the contents of ``archive``, which may come from a stranger."""
+    folder = cache / checksum
+    if folder.is_dir():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=cache) as scratch:
+            fresh = Path(scratch, "release")
+            fresh.mkdir()
+            _extract(archive, fresh)
+            try:
+                os.rename(fresh, folder)
+            except OSError:
+                if not folder.is_dir():  # another process was faster
+                    raise
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{archive}: not a release of a run: {error}") from None
+    except OSError as error:
+        raise UserError(f"{archive}: cannot be unpacked: {reason(error, cache)}") from None
+    return folder
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    size = 0
+    with tarfile.open(archive, "r:") as tar:
+        for member in tar:
+            name = PurePosixPath(member.name).name
+            if member.name != name or name not in NAMES or not member.isreg():
+                raise UserError(f"{archive}: not a release of a run: it contains {member.name!r}")
+            size += member.size
+            if size > MAX_BYTES:
+                raise UserError(f"{archive}: larger than {MAX_BYTES:,} bytes when unpacked")
+            source = tar.extractfile(member)
+            assert source is not None
+            with (folder / name).open("wb") as file:
+                shutil.copyfileobj(source, file)
+    sums = folder / SUMS
+    if not sums.is_file():
+        raise UserError(f"{archive}: not a release of a run: it has no {SUMS}")
+    lines = sums.read_text(encoding="utf-8", errors="replace")
+    listed = {name: value for value, name in re.findall(r"(?m)^([0-9a-f]{64})  ([\w.]+)$", lines)}
+    if missing := [name for name in REQUIRED if name not in listed]:
+        raise UserError(f"{archive}: not a release of a run: {SUMS} does not list {missing[0]}")
+    for name, checksum in listed.items():
+        path = folder / name
+        if name not in NAMES or not path.is_file() or sha256_of(path) != checksum:
+            raise UserError(f"{archive}: {name} is missing or damaged; download it again")

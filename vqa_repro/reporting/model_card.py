@@ -1,0 +1,83 @@
+"""The model card of a run: README.md with the metadata that model hubs read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vqa_repro.run import Run
+
+# What the publishers state about the questions; the images of COCO are under Flickr's terms.
+LICENCES = {
+    "easy-vqa": "easy-VQA: MIT licence (the package's metadata).",
+    "vqa-v1": "VQA annotations: CC BY 4.0. COCO images: terms of use of Flickr.",
+    "vqa-v2": "VQA annotations: CC BY 4.0. COCO images: terms of use of Flickr.",
+    "coco-qa": "COCO-QA: no licence in the published files. COCO images: terms of use of Flickr.",
+    "daquar": "DAQUAR: no licence in the published files. Photos: NYU Depth v2.",
+    "daquar-reduced": "DAQUAR: no licence in the published files. Photos: NYU Depth v2.",
+}
+
+
+def model_card(run: Run, metrics: dict[str, Any]) -> str:
+    """Return the text of README.md for ``run``; ``metrics`` is the content of metrics.json."""
+    recipe = run.recipe
+    data = recipe.data.name
+    accuracy = metrics.get("overall")
+    lines = [
+        "---",
+        "license: mit",
+        "library_name: vqa_repro",
+        "pipeline_tag: visual-question-answering",
+    ]
+    lines += ["tags:", "- visual-question-answering", f"- {recipe.model['name']}"]
+    if accuracy is not None:
+        lines += [
+            "model-index:",
+            f"- name: {json.dumps(recipe.title)}",
+            "  results:",
+            "  - task: {type: visual-question-answering}",
+            f"    dataset: {{name: {json.dumps(data)}, type: {json.dumps(data)}, split: "
+            f"{json.dumps(recipe.data.test)}}}",
+            f"    metrics: [{{type: accuracy, value: {accuracy}}}]",
+        ]
+    lines += ["---", "", f"# {recipe.title}", ""]
+    lines.append(
+        f"{recipe.model['name']}, trained with vqa_repro on {data} ({recipe.data.train}), seed "
+        f"{recipe.training.seed}. It chooses among {len(run.vocabulary.answers):,} answers and "
+        f"knows {len(run.vocabulary.words):,} words."
+    )
+    if accuracy is not None:
+        count = metrics.get("questions")
+        on = f" on {count:,} questions" if isinstance(count, int) else ""
+        lines.append(f"Accuracy on {recipe.data.test}{on}: {accuracy}%.")
+    if recipe.published is not None:
+        lines.append(f"Published figure: {recipe.published.accuracy}% ({recipe.published.source}).")
+    made_by = run.features["made_by"]
+    needs = "no further weights"
+    if made_by.get("weights_sha256"):
+        needs = f"{made_by['weights']} (sha256 {made_by['weights_sha256']}), the frozen backbone"
+    lines += [
+        "",
+        "## Use",
+        "",
+        "    python -m vqa_repro.predict THIS --image IMAGE --question 'what is it?'",
+        "",
+        f"It needs {needs}.",
+        "",
+        "## Limits",
+        "",
+        "The model always answers with one of its classes. An image or a question unlike those of "
+        f"{data} is no basis for its probabilities.",
+        "",
+        "## Configuration",
+        "",
+        "```json",
+        json.dumps(recipe.to_json(), indent=1, ensure_ascii=False),
+        "```",
+        "",
+        "## Licences of the data",
+        "",
+        LICENCES.get(data, "A folder of the author's own: ask the author."),
+        "",
+    ]
+    return "\n".join(lines)
