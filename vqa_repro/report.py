@@ -26,10 +26,10 @@ from vqa_repro.reporting.comparison import (
     tables,
 )
 from vqa_repro.reporting.html import page
-from vqa_repro.reporting.messages import LANGUAGES, words
 from vqa_repro.run import Run, open_run
 from vqa_repro.utils.errors import UserError, main_guard
 from vqa_repro.utils.files import write_atomic
+from vqa_repro.utils.messages import LANGUAGES, messages
 
 SHOWN = 3  # attention pictures of each list among the PNG files
 
@@ -99,7 +99,7 @@ def slides(runs: Sequence[Run], folder: Path, language: str) -> list[Path]:
 
     In English, and says so, where no font here can show ``language``.
     """
-    if not fonts.can_show("".join(texts[language] for texts in words().values())):
+    if not fonts.can_show("".join(texts[language] for texts in messages().values())):
         print("--png: no font here shows Chinese, so these are in English; Noto Sans CJK would do")
         language = "en"
     try:

@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,9 @@ def numbered(count: int, *, per_picture: int = 1) -> dict[int, Example]:
 def chosen(asked: dict[int, Example], right: set[int], **given: Any) -> dict[str, list[int]]:
     flat = dict.fromkeys(asked, 0.5)
     scores = {i: float(i in right) for i in asked}
-    return examples.choose(asked, scores, **{"confidence": flat, "of_label": flat, **given})
+    return examples.choose(
+        asked, scores, **{"confidence": flat, "label_probability": flat, **given}
+    )
 
 
 def test_the_lists_hold_what_they_are_called_after() -> None:
@@ -169,7 +170,7 @@ def write(folder: Path, **changes: object) -> None:
         1, "what?", ["what", "?"], ["cat"], "cat", 1.0, 0.9, [("cat", 0.9)],
         {"hop 1": [0.25] * 4, "word/question": [0.5, 0.5]}, "1.jpg",
     )  # fmt: skip
-    content = {"lists": {"sample": [0]}, "wrong": 0, "asked": [asdict(asked) | changes]}
+    content = {"lists": {"sample": [0]}, "wrong": 0, "asked": [examples._to_json(asked) | changes]}
     (folder / "gallery.json").write_text(json.dumps(content))
     (folder / "gallery").mkdir(exist_ok=True)
     Image.new("RGB", (8, 6)).save(folder / "gallery" / "1.jpg")

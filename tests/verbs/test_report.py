@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from vqa_repro.evaluation import examples
 from vqa_repro.recipe import load_recipe, recipe_names
 from vqa_repro.reporting import comparison, fonts
 from vqa_repro.reporting import html as page
-from vqa_repro.reporting.messages import LANGUAGES, words
 from vqa_repro.run import Run, create_run, open_run, write_json
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.messages import LANGUAGES, messages
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = (
@@ -115,7 +114,7 @@ def add_gallery(folder: Path, wrong: int = 3, question: str = "what is it?") -> 
     """Wrong answers, with attention of SAN and HieCoAtt, and one right one."""
     maps = {"hop 1": [0.1, 0.2, 0.3, 0.4], "phrase/image": [0.25] * 4, "phrase/question": [0.3] * 4}
     asked = [
-        asdict(
+        examples._to_json(
             examples.ExampleRecord(
                 n, f"{question} {n}", ["what", "is", "it", "?"], ["cat"], "cat", float(n == 0),
                 0.25, [("cat" if n == 0 else "dog", 0.5)], maps, "1.jpg",
@@ -226,13 +225,13 @@ def test_a_run_without_a_gallery_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_both_languages_say_everything() -> None:
-    for key, texts in words().items():
+    for key, texts in messages().items():
         assert set(texts) == set(LANGUAGES), key
         fields = [set(re.findall(r"{\w+}", text)) for text in texts.values()]
         assert fields[0] == fields[1] and all(texts.values()), key
     used = (page.FOLDER / "report.html").read_text()
     for key in re.findall(r'\bt\("(\w+)"[,)]', used):
-        assert key in words(), key
+        assert key in messages(), key
 
 
 BAD = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}\ud800"
@@ -425,7 +424,7 @@ def test_leafing_and_the_error_sheet_in_a_browser(browser: Any, tmp_path: Path) 
     sheet.locator(".not-marks").wait_for(state="visible")
 
     tab.get_by_label("中文").check()
-    assert tab.locator("h1").inner_text() == words()["title"]["zh"]
+    assert tab.locator("h1").inner_text() == messages()["title"]["zh"]
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert tab.evaluate(overflow) <= 0, "a small screen needs no scrolling sideways"
     tab.emulate_media(media="print")

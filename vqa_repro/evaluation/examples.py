@@ -239,11 +239,17 @@ def _write(folder: Path, gallery: Gallery) -> Gallery:
     content = {
         "lists": gallery.lists,
         "wrong": gallery.wrong,
-        "asked": [asdict(asked) for asked in gallery.asked],
+        "asked": [_to_json(record) for record in gallery.asked],
     }
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
     _write_bytes(folder / "gallery.json", text)
     return replace(gallery, fingerprint=_fingerprint(text))
+
+
+def _to_json(record: ExampleRecord) -> dict[str, Any]:
+    values = asdict(record)
+    values["of_label"] = values.pop("label_probability")  # its name in the file
+    return values
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
@@ -302,7 +308,8 @@ def _read_picture(path: Path) -> bytes:
 
 def _asked(record: Any, where: str) -> ExampleRecord:
     """A checked Asked from plain values. Raises ValueError, KeyError or TypeError."""
-    asked = ExampleRecord(**{**record, "answers": [(text, p) for text, p in record["answers"]]})
+    values = {**record, "answers": [(text, p) for text, p in record["answers"]]}
+    asked = ExampleRecord(label_probability=values.pop("of_label"), **values)
     for text in (asked.question, asked.label, asked.picture, *(text for text, _ in asked.answers)):
         _check(text is None or _is_text(text), f"{where}: no text")
     for texts in (asked.words, asked.human):

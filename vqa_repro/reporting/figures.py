@@ -18,8 +18,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vqa_repro.reporting import comparison
 from vqa_repro.reporting.fonts import drawable, families
-from vqa_repro.reporting.messages import level, say
 from vqa_repro.utils.files import write_atomic
+from vqa_repro.utils.messages import level_name, translate
 
 P = ParamSpec("P")
 Floats = npt.NDArray[np.floating[Any]]
@@ -98,8 +98,8 @@ def overlaid(
                     marker="." if len(shown) == 1 else None,
                     label=drawable(title) if n == 0 else None,
                 )
-        panel.set_xlabel(say("epoch", language))
-        panel.set_title(say(f"chart_{key}", language), fontsize=10)
+        panel.set_xlabel(translate("epoch", language))
+        panel.set_title(translate(f"chart_{key}", language), fontsize=10)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
     _logarithmic(panels[0])
@@ -133,16 +133,16 @@ def beside_published(
     for y, (_, ours) in enumerate(figures):
         bar = axes.barh(y, ours.mean, xerr=ours.deviation, height=0.5, capsize=3, color="C0")
         axes.text(1, y, ours.text, va="center", color="w")
-        bar.set_label(say("ours", language) if y == 0 else "")
+        bar.set_label(translate("ours", language) if y == 0 else "")
         if ours.published is not None:
             (line,) = axes.plot([ours.published] * 2, [y - 0.4, y + 0.4], color="k", linewidth=2)
             axes.text(ours.published + 1, y, f"{ours.published:.1f}", va="center", fontsize=9)
-            line.set_label(say("published", language))
+            line.set_label(translate("published", language))
     axes.set_xlim(0, 108)  # room for the published number
     axes.set_xticks(range(0, 101, 20))
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel(say("accuracy_png", language))
+    axes.set_xlabel(translate("accuracy_png", language))
     axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
@@ -191,18 +191,18 @@ def attention(
     )
     seen = figure.add_subplot(grid[0, 0])
     seen.imshow(picture)
-    seen.set_title(say("picture", language), fontsize=9)
+    seen.set_title(translate("picture", language), fontsize=9)
     seen.set_axis_off()
     for column, level_ in enumerate(levels, start=1):
         panel = figure.add_subplot(grid[0, column])
         panel.imshow(picture)
         panel.set_axis_off()
-        title = level(level_, language)
+        title = level_name(level_, language)
         weights = maps.get(level_, maps.get(f"{level_}/image"))
         if weights is not None:
             heat = over_picture(weights, (width, height))
             panel.imshow(HEAT[np.rint(heat * (len(HEAT) - 1)).astype(int)])
-            title += say("with_largest_weight", language, value=f"{np.max(weights):.0%}")
+            title += translate("with_largest_weight", language, value=f"{np.max(weights):.0%}")
         panel.set_title(drawable(title), fontsize=9)
         if level_ in over_words:
             _strip(figure.add_subplot(grid[1, column]), over_words[level_], words)
@@ -212,7 +212,7 @@ def attention(
     bars.barh(range(len(texts)), values)
     bars.set_yticks(range(len(texts)), [drawable(text) for text in texts])
     bars.set_xlim(0, 1)
-    bars.set_title(say("probability", language), fontsize=9)
+    bars.set_title(translate("probability", language), fontsize=9)
     figure.suptitle(drawable(f"{question}\n{note}" if note else question), fontsize=11)
     save(figure, path)
 

@@ -30,8 +30,9 @@ from vqa_repro.reporting.comparison import (
     rows,
     tables,
 )
-from vqa_repro.reporting.messages import LANGUAGES, level, say
 from vqa_repro.run import Run
+from vqa_repro.utils.messages import LANGUAGES, translate
+from vqa_repro.utils.messages import level_name as _title_of_level
 
 FOLDER = Path(__file__).parent / "templates"
 STEPS_SHOWN = 100  # points of a curve of few epochs
@@ -86,11 +87,11 @@ def page(runs: Sequence[Run], language: str, refresh: float | None) -> str:
 
 
 def text(key: str, **values: object) -> Markup:
-    return _in_each({language: say(key, language, **values) for language in LANGUAGES})
+    return _in_each({language: translate(key, language, **values) for language in LANGUAGES})
 
 
 def level_name(name: str) -> Markup:
-    return _in_each({language: level(name, language) for language in LANGUAGES})
+    return _in_each({language: _title_of_level(name, language) for language in LANGUAGES})
 
 
 def _in_each(texts: Mapping[str, str]) -> Markup:

@@ -18,9 +18,9 @@ from vqa_repro.evaluation.scoring import score
 from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.models.network import VQAModel
 from vqa_repro.reporting import figures
-from vqa_repro.reporting.messages import say
 from vqa_repro.run import Run, read_json, write_json
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.messages import translate
 
 PICTURES = 8  # attention pictures drawn at the end
 
@@ -96,7 +96,7 @@ def draw(asked: ExampleRecord, picture: bytes, path: Path, language: str = "en")
     note = asked.answers[0][0]
     if asked.accuracy is not None:
         key = "answered_right" if asked.accuracy > 0 else "answered_wrong"
-        note = say(key, language, answer=note, label=asked.label)
+        note = translate(key, language, answer=note, label=asked.label)
     maps = {name: np.array(weights) for name, weights in asked.attention.items()}
     pixels = np.array(Image.open(io.BytesIO(picture)))
     figures.attention(
