@@ -1,10 +1,10 @@
 """A network's answers to many questions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,46 @@ def ask_all(
             if len(batch.questions):
                 look(ask(network, rows, questions, batch), batch.questions)
     network.train(training)
+
+
+class Predictions(NamedTuple):
+    """A network's answers to N questions, on the CPU."""
+
+    answer: Tensor  # (N,) int64: the most probable class
+    confidence: Tensor  # (N,) its probability
+    label_probability: Tensor  # (N,) the probability of the label; 0 where it is not a class
+
+
+def predict_all(
+    network: VQAModel, rows: FeatureLoader, questions: Questions, world: World = SINGLE_PROCESS
+) -> Predictions:
+    """Answer every question once. Attention maps are not kept.
+
+    With several processes each question is answered by one of them, and all return all answers.
+    """
+    probabilities = torch.zeros(2, len(questions), device=questions.label.device)
+    classes = torch.zeros_like(questions.label)
+
+    def look(output: ModelOutput, which: Tensor) -> None:
+        best = classes[which] = output.logits.argmax(1)
+        label = questions.label[which]
+        probability = output.logits.float().softmax(1)
+        probabilities[0, which] = probability.gather(1, best[:, None])[:, 0]
+        probabilities[1, which] = probability.gather(1, label.clamp(min=0)[:, None])[:, 0] * (
+            label >= 0
+        )
+
+    ask_all(network, rows, questions, look, world)
+    confidence, label_probability = world.all_reduce(probabilities.cpu())
+    return Predictions(world.all_reduce(classes.cpu()), confidence, label_probability)
+
+
+def answers_by_id(
+    predictions: Predictions, questions: Questions, classes: Sequence[str]
+) -> dict[int, str]:
+    """Return question id -> the text of the predicted answer."""
+    ids = questions.question_id.tolist()
+    return {i: classes[c] for i, c in zip(ids, predictions.answer.tolist(), strict=True)}
 
 
 def predictions(

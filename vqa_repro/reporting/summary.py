@@ -1,18 +1,16 @@
 """What comes of a training: answers to the test questions, their score, pictures, a table."""
 
-import io
 import shlex
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from vqa_repro.data.registry import DATASETS
 from vqa_repro.data.types import Split
 from vqa_repro.evaluation import examples, vqa_accuracy, wups
-from vqa_repro.evaluation.examples import ExampleRecord, Gallery, Predictions
+from vqa_repro.evaluation.baselines import prior_and_coverage
+from vqa_repro.evaluation.examples import Gallery
+from vqa_repro.evaluation.inference import Predictions, answers_by_id, predict_all
+from vqa_repro.evaluation.titles import model_title
 from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.models.network import VQAModel
 from vqa_repro.reporting import figures
@@ -20,7 +18,6 @@ from vqa_repro.run import Run, read_json, write_json
 from vqa_repro.training.prepare import PreparedData
 from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.messages import translate
 
 PICTURES = 8  # attention pictures drawn at the end
 
@@ -33,7 +30,7 @@ def finish(
     world: World = SINGLE_PROCESS,
 ) -> None:
     """Test, draw, and mark the run as finished. All processes test, the first does the rest."""
-    answered = examples.answer_all(network, material.rows, material.test, world)
+    answered = predict_all(network, material.rows, material.test, world)
     if world.size > 1:  # what is looked at closer may be another process's
         material = replace(
             material, rows=FeatureLoader(material.store, material.rows.device, "disk")
@@ -46,12 +43,15 @@ def write(
 ) -> None:
     """Write and draw what came of the training, metrics.json last."""
     recipe = run.recipe
-    results = examples.results_of(run, material.test, answered)
+    results = answers_by_id(answered, material.test, run.vocabulary.answers)
     vqa_accuracy.write_results(run.folder / "results.json", results)
     log = run.log()
-    figures.curves(log, run.folder / "curves.png", recipe.title)
+    figures.curves(log, run.folder / "curves.png", model_title(recipe))
     try:
-        draw_some(run, examples.make(run, network, material, answered, results))
+        made = examples.make(
+            run, network, material.rows, material.test, material.test_split, answered, results
+        )
+        draw_some(run, made)
     except UserError as error:
         print(f"  no gallery for the report and no attention pictures: {error}")
     epochs = [r for r in log if r["type"] == "epoch"]
@@ -71,6 +71,7 @@ def write(
             "validation_accuracy": kept.get("validation_accuracy"),
             "published": recipe.published.accuracy if recipe.published else None,
             **scores(run, results, material.test_split),
+            **prior_and_coverage(material.test_split, run.vocabulary.answers),
         },
     )
 
@@ -101,20 +102,7 @@ def draw_some(run: Run, made: Gallery) -> None:
         if asked.picture is None:  # a model that sees no picture, and none is there
             print("  no attention pictures: the pictures are missing")
             return
-        draw(asked, made.pictures[asked.picture], folder / f"{number}.png")
-
-
-def draw(asked: ExampleRecord, picture: bytes, path: Path, language: str = "en") -> None:
-    """Write the ``picture`` (a JPEG) with the attention over it as PNG."""
-    note = asked.answers[0][0]
-    if asked.accuracy is not None:
-        key = "answered_right" if asked.accuracy > 0 else "answered_wrong"
-        note = translate(key, language, answer=note, label=asked.label)
-    maps = {name: np.array(weights) for name, weights in asked.attention.items()}
-    pixels = np.array(Image.open(io.BytesIO(picture)))
-    figures.attention(
-        pixels, asked.question, asked.answers, maps, path, note, asked.words, language
-    )
+        figures.example(asked, made.pictures, folder / f"{number}.png")
 
 
 def table(run: Run) -> str:
