@@ -44,7 +44,7 @@ from vqa_repro.features.store import StoreWriter, open_store
 from vqa_repro.install import bundle_build, bundle_open, checkpoints, locks
 from vqa_repro.install.bundle_format import DESCRIPTION, FORMAT, MANIFEST, cut
 from vqa_repro.recipe import load_recipe
-from vqa_repro.reporting import comparison
+from vqa_repro.reporting import commands, comparison
 from vqa_repro.run import open_run
 from vqa_repro.utils.errors import UserError
 
@@ -106,7 +106,7 @@ def damaged_state(data: bytes, rng: Random) -> bytes:
 
 
 def toml(values: dict[str, Any]) -> bytes:
-    return comparison.toml(values).encode()
+    return commands.toml(values).encode()
 
 
 def damaged_recipe(data: bytes, rng: Random) -> bytes:
@@ -115,7 +115,7 @@ def damaged_recipe(data: bytes, rng: Random) -> bytes:
     values = damaged_value(RECIPE, rng)
     if not isinstance(values, dict) or "title" not in values:
         return damaged_bytes(data, rng)
-    return comparison.toml(values).encode(errors="replace")
+    return commands.toml(values).encode(errors="replace")
 
 
 RECIPE: dict[str, Any] = {
@@ -135,8 +135,8 @@ def read_run(folder: Path) -> None:
     comparison.read_environment(run)
     comparison.read_log(run)
     examples.read(folder)
-    comparison.repeat(run)
-    comparison.rows([run])
+    commands.repeat(run)
+    comparison.group_runs([comparison.RunSummary.load(folder)])
 
 
 def ask_run(folder: Path) -> None:

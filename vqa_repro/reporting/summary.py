@@ -1,26 +1,22 @@
 """The results of a training: test predictions, scores, attention images, a table."""
 
-import io
 import shlex
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from vqa_repro.data.registry import DATASETS
 from vqa_repro.data.types import Split
 from vqa_repro.evaluation import examples, vqa_accuracy, wups
-from vqa_repro.evaluation.examples import ExampleRecord, Gallery
+from vqa_repro.evaluation.baselines import prior_and_coverage
+from vqa_repro.evaluation.examples import Gallery
 from vqa_repro.evaluation.inference import Predictions, answers_by_id
 from vqa_repro.evaluation.scoring import score
+from vqa_repro.evaluation.titles import model_title
 from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.models.network import VQAModel
 from vqa_repro.reporting import figures
 from vqa_repro.run import Run, read_json, write_json
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.messages import translate
 
 PICTURES = 8  # attention pictures drawn at the end
 
@@ -33,12 +29,15 @@ def finish(
     results = answers_by_id(predictions, data.test, run.vocabulary.answers)
     vqa_accuracy.write_results(run.folder / "results.json", results)
     log = run.log()
-    figures.curves(log, run.folder / "curves.png", recipe.title)
+    figures.curves(log, run.folder / "curves.png", model_title(recipe))
     if len(data.loader) < len(data.store.rows):  # examples may be another process's
         loader = FeatureLoader(data.store, data.loader.device, "disk")
         data = replace(data, loader=loader)
     try:
-        draw_some(run, examples.make(run, network, data, predictions, results))
+        made = examples.make(
+            run, network, data.loader, data.test, data.test_split, predictions, results
+        )
+        draw_some(run, made)
     except UserError as error:
         print(f"  no examples for the report and no attention images: {error}")
     epochs = [r for r in log if r["type"] == "epoch"]
@@ -58,6 +57,7 @@ def finish(
             "validation_accuracy": selected.get("validation_accuracy"),
             "published": recipe.published.accuracy if recipe.published else None,
             **score_run(run, results, data.test_split),
+            **prior_and_coverage(data.test_split, run.vocabulary.answers),
         },
     )
 
@@ -88,20 +88,7 @@ def draw_some(run: Run, made: Gallery) -> None:
         if asked.picture is None:  # a model that sees no picture, and none is there
             print("  no attention pictures: the pictures are missing")
             return
-        draw(asked, made.pictures[asked.picture], folder / f"{number}.png")
-
-
-def draw(asked: ExampleRecord, picture: bytes, path: Path, language: str = "en") -> None:
-    """Write the ``picture`` (a JPEG) with the attention over it as PNG."""
-    note = asked.answers[0][0]
-    if asked.accuracy is not None:
-        key = "answered_right" if asked.accuracy > 0 else "answered_wrong"
-        note = translate(key, language, answer=note, label=asked.label)
-    maps = {name: np.array(weights) for name, weights in asked.attention.items()}
-    pixels = np.array(Image.open(io.BytesIO(picture)))
-    figures.attention(
-        pixels, asked.question, asked.answers, maps, path, note, asked.words, language
-    )
+        figures.example(asked, made.pictures, folder / f"{number}.png")
 
 
 def table(run: Run) -> str:
