@@ -4,8 +4,8 @@ Every line of a fenced block without a language is a command. All options, recip
 checked; the verbs in ``RUN`` are run in a folder that has the names used in the documents. Python
 blocks are run, one document's in order; the three examples of extending.md are added to a copy of
 the package, and the Slurm script is pre-empted. Git, checksums, tunnels and the five lines of VQA
-use folders in place of a server and a network. For other programs (rsync, sftp, lftp, plink, vncserver,
-Slurm's) only the shell syntax is checked.
+use folders in place of a server and a network. For other programs (rsync, sftp, lftp, plink,
+vncserver, Slurm's) only the shell syntax is checked.
 """
 
 import ast
