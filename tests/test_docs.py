@@ -38,7 +38,7 @@ from vqa_repro.install import checkpoints
 from vqa_repro.models.network import build
 from vqa_repro.recipe import load_recipe
 from vqa_repro.run import Run
-from vqa_repro.train import change
+from vqa_repro.train import parse_change
 
 DOCUMENTS = [*sorted(PROJECT.glob("README*.md")), *sorted((PROJECT / "docs").glob("*.md"))]
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -187,7 +187,7 @@ def test_recipes_data_sets_and_what_is_set_in_them_exist(document: Path) -> None
         name = value_of("--recipe", words) or "easy-vqa"
         if verb == "train" and name not in written and not STANDS_FOR.fullmatch(name):
             given = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-            try_recipe(name, dict(change(each) for each in given if "KEY" not in each))
+            try_recipe(name, dict(parse_change(each) for each in given if "KEY" not in each))
     for names in re.findall(r"^recipes=\(([^)]*)\)", text, flags=re.M):
         for name in names.split():
             try_recipe(name, {})

@@ -193,7 +193,7 @@ def test_damaged_pictures_are_counted_named_and_mended_one_by_one(
 
 def test_damaged_pictures_are_left_out_if_told_so(tmp_path: Path) -> None:
     images, path = damaged(tmp_path), tmp_path / "p.safetensors"
-    store = store_pixels(images, path, 8, leave_out_damaged=True)
+    store = store_pixels(images, path, 8, skip_damaged=True)
     assert store.row_of == {"a": 0, "c": 1, "e": 2} and store.left_out.keys() == {"b", "d"}
     assert store.left_out["b"] == "missing" and "not a readable" in store.left_out["d"]
     for key, row in store.row_of.items():
@@ -203,7 +203,7 @@ def test_damaged_pictures_are_left_out_if_told_so(tmp_path: Path) -> None:
     for name in "ace":
         images[name].unlink()
     picture(images["b"])
-    again = store_pixels(images, path, 8, leave_out_damaged=True)
+    again = store_pixels(images, path, 8, skip_damaged=True)
     assert again.left_out == store.left_out, "what is finished is not begun again"
     with pytest.raises(UserError, match=r"^1 of 5 .*d\.png"):
         store_pixels(images, path, 8)
@@ -224,7 +224,7 @@ def test_pictures_that_are_damaged_all_make_no_store(tmp_path: Path) -> None:
     for path in images.values():
         path.write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"^9 of 9 .*4\.png \(not .*\), \.\.\.; mend") as error:
-        store_pixels(images, tmp_path / "p.safetensors", 8, leave_out_damaged=True)
+        store_pixels(images, tmp_path / "p.safetensors", 8, skip_damaged=True)
     assert "5.png" not in str(error.value)
 
 
