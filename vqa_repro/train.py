@@ -42,17 +42,15 @@ def train(
 ) -> Run:
     """Train ``recipe`` and return the finished run.
 
-    out: the run folder; by default the first free one of runs/NAME, runs/NAME-2, ... With
-    ``resume`` an unfinished run is resumed and a finished one returned as it is; without ``out``
-    that is the newest run of this recipe, and a new one where there is none.
-    tensorboard: write event files too, in the run folder.
-    runtime: device, processes and folders; by default the best device of this machine. With
-    several processes all of them call this.
+    out: the run folder; by default the first free one of runs/NAME, runs/NAME-2, ...
+    resume: continue the run in ``out``, or else the newest of this recipe if there is one.
+    runtime: device, processes and folders; by default the best device of this machine.
     Raise UserError for bad input, ``training.loop.Stopped`` when a signal ended it early.
     """
     import torch
 
     from vqa_repro.evaluation.inference import predict_all
+    from vqa_repro.evaluation.titles import model_title
     from vqa_repro.features.provider import Runtime, open_or_extract
     from vqa_repro.models.network import build, check_memory
     from vqa_repro.reporting import summary
@@ -72,7 +70,7 @@ def train(
         if resumed:
             world.run_on_main(lambda: _enter(stack, lock_run(folder)))
         torch.manual_seed(recipe.training.seed)
-        print(recipe.title)
+        print(model_title(recipe))
         splits = world.run_together(lambda: load_splits(recipe, runtime.root))
         store = world.run_together(lambda: open_or_extract(recipe.data, splits, runtime))
         run = resumed or world.run_together(lambda: new_run(recipe, folder, splits[0], store))

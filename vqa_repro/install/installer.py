@@ -10,7 +10,7 @@ import subprocess
 import time
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from vqa_repro.install import settings
 from vqa_repro.install.console import say
@@ -18,9 +18,6 @@ from vqa_repro.install.errors import ExitCode, InstallError
 from vqa_repro.install.options import STATE
 from vqa_repro.install.processes import free_bytes
 from vqa_repro.install.session import Session, remove
-
-if TYPE_CHECKING:
-    from vqa_repro.install.environment import Environment
 
 ROOM_FOR_UV = 4000 << 20  # bytes, below which uv needs the room of half a download more
 TRIES = 3
@@ -48,10 +45,22 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
 
 
+class Target(Protocol):
+    """What an installer needs of the environment that it fills."""
+
+    folder: Path
+    locks: list[Path]
+    make_stage: str
+
+    def command(self, *words: str) -> str: ...
+
+    def without_venv(self) -> str: ...
+
+
 class Installer:
     """Installs what the locks of an environment name. ``uv`` is its program, "" for pip."""
 
-    def __init__(self, session: Session, environment: Environment) -> None:
+    def __init__(self, session: Session, environment: Target) -> None:
         self.session, self.environment = session, environment
         self.uv = ""
         self.cut_off = False  # an installation was, by a kill or by the network

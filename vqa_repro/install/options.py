@@ -74,6 +74,14 @@ def program() -> str:
     return str(PROJECT / "bootstrap.sh")
 
 
+def _bundle_folder(words: list[str]) -> str:
+    """Take the folder that follows "bundle" off ``words``."""
+    out = words.pop(0) if words else ""
+    if not out or out.startswith("-"):
+        raise UserError(f"bundle needs a folder to make: {program()} bundle OUT")
+    return out
+
+
 def parse(arguments: list[str], environ: Mapping[str, str]) -> Options:
     """Return the options. Raise UserError for arguments or variables that make no sense."""
     values = {option: environ.get(name, "") for option, name in VALUES.items() if name}
@@ -108,9 +116,7 @@ def parse(arguments: list[str], environ: Mapping[str, str]) -> Options:
                 rest = words
                 break
             if verb == "bundle":
-                out = words.pop(0) if words else ""
-                if not out or out.startswith("-"):
-                    raise UserError(f"bundle needs a folder to make: {program()} bundle OUT")
+                out = _bundle_folder(words)
         else:
             raise UserError(
                 f"unknown argument '{word}' (arguments for train and jupyter go after --)"

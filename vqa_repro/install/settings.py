@@ -11,7 +11,7 @@ import importlib.util
 import os
 import re
 import urllib.request
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,13 @@ def cache_dir(environ: MutableMapping[str, str], state: Path) -> Path:
     return folder if is_writable(folder) else state / "cache"
 
 
+def _links(links: Iterable[str]) -> list[str]:
+    """Return the addresses and the absolute folders of ``links``."""
+    found = [link if "://" in link else os.path.abspath(link) for link in links]
+    # uv stops at a folder that does not exist
+    return [link for link in found if "://" in link or os.path.isdir(link)]
+
+
 def package_environment(
     environ: dict[str, str],
     conf: dict[str, str],
@@ -127,13 +134,7 @@ def package_environment(
 
     result |= {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     result["PIP_NO_INPUT"] = "1"
-    links = []
-    for link in (*result.get("PIP_FIND_LINKS", "").split(), *pages):
-        if "://" not in link:
-            link = os.path.abspath(link)
-            if not os.path.isdir(link):
-                continue  # uv stops at a folder that is not there
-        links.append(link)
+    links = _links((*result.get("PIP_FIND_LINKS", "").split(), *pages))
     if not result.get("UV_INDEX_URL"):
         offer("UV_DEFAULT_INDEX", result.get("PIP_INDEX_URL", ""))
     if not result.get("PIP_INDEX_URL"):

@@ -19,29 +19,35 @@ LICENCES = {
 }
 
 
-def model_card(run: Run, metrics: dict[str, Any]) -> str:
-    """Return the text of README.md for ``run``; ``metrics`` is the content of metrics.json."""
-    recipe = run.recipe
-    data = recipe.data.name
-    accuracy = metrics.get("overall")
+def _metadata(run: Run, accuracy: float | None) -> list[str]:
+    """Return the lines that model hubs read."""
+    name = json.dumps(run.recipe.data.name)
     lines = [
         "---",
         "license: mit",
         "library_name: vqa_repro",
         "pipeline_tag: visual-question-answering",
     ]
-    lines += ["tags:", "- visual-question-answering", f"- {recipe.model['name']}"]
+    lines += ["tags:", "- visual-question-answering", f"- {run.recipe.model['name']}"]
     if accuracy is not None:
         lines += [
             "model-index:",
-            f"- name: {json.dumps(model_title(recipe))}",
+            f"- name: {json.dumps(model_title(run.recipe))}",
             "  results:",
             "  - task: {type: visual-question-answering}",
-            f"    dataset: {{name: {json.dumps(data)}, type: {json.dumps(data)}, split: "
-            f"{json.dumps(recipe.data.test)}}}",
+            f"    dataset: {{name: {name}, type: {name}, split: "
+            f"{json.dumps(run.recipe.data.test)}}}",
             f"    metrics: [{{type: accuracy, value: {accuracy}}}]",
         ]
-    lines += ["---", "", f"# {model_title(recipe)}", ""]
+    return [*lines, "---"]
+
+
+def model_card(run: Run, metrics: dict[str, Any]) -> str:
+    """Return the text of README.md for ``run``; ``metrics`` is the content of metrics.json."""
+    recipe = run.recipe
+    data = recipe.data.name
+    accuracy = metrics.get("overall")
+    lines = [*_metadata(run, accuracy), "", f"# {model_title(recipe)}", ""]
     lines.append(
         f"{recipe.model['name']}, trained with vqa_repro on {data} ({recipe.data.train}), seed "
         f"{recipe.training.seed}. It chooses among {len(run.vocabulary.answers):,} answers and "
