@@ -115,7 +115,8 @@ class Application:
             return Response(status=403)
         if not self._is_authorized(request, path):
             if (request.method, path) == ("GET", "/"):
-                return _token_page(request.accept_languages.best_match(["en", "zh"], "en"))
+                preferred = next(iter(request.accept_languages.values()), "")
+                return _token_page("zh" if preferred.lower().startswith("zh") else "en")
             return Response(status=403)
         if request.method == "GET" and (sample := re.fullmatch(r"/samples/([0-9]{1,4})", path)):
             return self._sample(int(sample[1]))
