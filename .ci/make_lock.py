@@ -60,6 +60,7 @@ LOCKS = {
     PROJECT / "requirements-cu126.lock": TRAINING,
     PROJECT / "wordnet.lock": ["--group", "wordnet", "--no-deps"],
     PROJECT / "jupyter.lock": ["--group", "jupyter"],
+    PROJECT / "docs.lock": ["--group", "docs"],
 }
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 DOWNLOAD_SITE = "https://download.pytorch.org/whl/"

@@ -1,7 +1,8 @@
 """HieCoAtt, one question at a time, straight from the equations: the oracle of test_hiecoatt.
 
 Nothing here comes from the package. There is no batch, hence no padding, mask or gather. As in the
-paper vectors are columns: V is (d, R), Q is (d, T). ``p`` maps parameter names to tensors.
+paper vectors are columns: V is (d, R), Q is (d, T). ``p`` maps parameter names to tensors; a layer
+without a bias has none there.
 """
 
 import torch
@@ -27,7 +28,7 @@ def answer(
         rows = slice(number * d, (number + 1) * d)
         W = {name.removeprefix(f"{level}."): value for name, value in p.items()}
         W["W_v.weight"] = p["W_V.weight"][rows]
-        if released:
+        if "W_V.bias" in p:
             W["W_v.bias"] = p["W_V.bias"][rows]
         attention = parallel if coattention == "parallel" else alternating
         a_v, a_q = attention(W, Q, V)
@@ -59,7 +60,7 @@ def phrases(p: dict[str, Tensor], Q: Tensor, released: bool) -> Tensor:
         grams = []
         for s, window in enumerate(released_windows if released else paper_windows):
             kernel = p[f"W_c.{s}.weight"]  # (d, d, s + 1)
-            total = p[f"W_c.{s}.bias"] if released else torch.zeros(d, dtype=Q.dtype)
+            total = p.get(f"W_c.{s}.bias", torch.zeros(d, dtype=Q.dtype))
             for k, offset in enumerate(window):
                 if 0 <= t + offset < T:
                     total = total + kernel[:, :, k] @ Q[:, t + offset]

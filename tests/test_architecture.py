@@ -12,11 +12,11 @@ import pytest
 from conftest import PROJECT
 
 PACKAGE = PROJECT / "vqa_repro"
-VERBS = {"train", "evaluate", "predict", "extract", "report", "serve", "doctor"}
+VERBS = {"train", "evaluate", "predict", "extract", "report", "serve", "doctor", "export"}
 # Higher ones may import lower ones; neighbours on one line do not import each other.
 LAYERS = [
     {"utils"},
-    {"data", "recipe", "install"},
+    {"data", "recipe", "install", "release"},
     {"features", "run"},
     {"models"},
     {"evaluation", "diagnostics"},

@@ -1,11 +1,11 @@
-"""The documents: what they tell to type works, what they point to is there.
+"""The documentation: its commands work and its links lead somewhere.
 
-Every line of a fenced block without a language is a command. Options, recipes and stages are
-checked for all of them; those of ``RUN`` are run in a folder where the names that the documents
-use are there. Python blocks are run, a document's one after the other; the three examples of
-extending.md are added to a copy of the package, and the Slurm script is pre-empted. Git, sums,
-tunnels and the five lines of VQA are run with a server and a network that are folders here. Of
-other programs (rsync, sftp, lftp, plink, vncserver, Slurm's) the shell's syntax is checked alone.
+Every line of a fenced block without a language is a command. All options, recipes and stages are
+checked; the verbs in ``RUN`` are run in a folder that has the names used in the documents. Python
+blocks are run, one document's in order; the three examples of extending.md are added to a copy of
+the package, and the Slurm script is pre-empted. Git, checksums, tunnels and the five lines of VQA
+use folders in place of a server and a network. For other programs (rsync, sftp, lftp, plink,
+vncserver, Slurm's) only the shell syntax is checked.
 """
 
 import ast
@@ -84,7 +84,7 @@ def blocks(document: Path) -> list[Block]:
 
 
 def shell_blocks(document: Path) -> list[Block]:
-    """Commands and scripts; a block that begins with the name of a folder shows a layout."""
+    """Return commands and scripts, without the blocks that show a directory layout."""
     return [
         block
         for block in blocks(document)
@@ -93,9 +93,9 @@ def shell_blocks(document: Path) -> list[Block]:
 
 
 def lines(text: str) -> list[str]:
-    """The commands of a block: a backslash at a line's end continues it, && begins another."""
-    init_distributed = text.replace("\\\n", " ").replace(" && ", "\n")
-    return [line.strip() for line in init_distributed.splitlines() if line.strip()]
+    """Return the commands of a block: a trailing backslash continues, && separates."""
+    joined = text.replace("\\\n", " ").replace(" && ", "\n")
+    return [line.strip() for line in joined.splitlines() if line.strip()]
 
 
 def prose(document: Path) -> str:
@@ -111,9 +111,9 @@ def in_sentences(document: Path) -> Iterator[str]:
 
 
 def ours(document: Path, begin: str) -> Iterator[list[str]]:
-    """The words after ``begin`` of every command that begins with it, or with srun and it."""
-    told = [line for block in shell_blocks(document) for line in lines(block.text)]
-    for command in [*told, *in_sentences(document)]:
+    """Yield the words after ``begin`` of every command that starts with it, also after srun."""
+    typed = [line for block in shell_blocks(document) for line in lines(block.text)]
+    for command in [*typed, *in_sentences(document)]:
         command = re.sub(r"^srun (-\S+ )*(\.venv/bin/)?", "", command)
         if command.startswith(begin):
             words = shlex.split(command.removeprefix(begin), comments=True)
@@ -121,8 +121,10 @@ def ours(document: Path, begin: str) -> Iterator[list[str]]:
 
 
 def verbs(document: Path) -> Iterator[tuple[str, list[str]]]:
-    for words in ours(document, "python -m vqa_repro."):
-        yield words[0], words[1:]
+    for begin in ("python -m vqa_repro.", "vqa "):
+        for words in ours(document, begin):
+            if words and words[0] not in ("VERB", "list"):
+                yield words[0], words[1:]
 
 
 def value_of(option: str, words: list[str]) -> str | None:
@@ -163,11 +165,11 @@ def test_shell_blocks_are_commands_that_a_shell_can_read(document: Path) -> None
                 r"(-m (vqa_repro\.|zipfile )|checkpoints_setup\.py|tests/faults/table\.py)",
                 line,
             )
-            assert known or OTHERS.fullmatch(line.split()[0]), f"{document}: who reads this? {line}"
+            assert known or OTHERS.fullmatch(line.split()[0]), f"{document}: unknown: {line}"
 
 
 @each_document
-def test_verbs_have_the_options_that_are_given_to_them(document: Path) -> None:
+def test_verbs_accept_their_options(document: Path) -> None:
     for verb, words in verbs(document):
         usage = help_of(f"vqa_repro.{verb}")
         assert lacking(words, usage) == set(), f"{document}: {verb} {shlex.join(words)}"
@@ -200,7 +202,7 @@ def try_recipe(name: str, changes: dict[str, object]) -> None:
 
 
 @each_document
-def test_bootstrap_has_what_is_shown(document: Path) -> None:
+def test_bootstrap_accepts_its_options(document: Path) -> None:
     usage = bootstrap("--help").stdout
     for words in ours(document, "./bootstrap.sh"):
         words = words if words[:1] != ["test"] else ["test"]  # the rest is pytest's
@@ -227,7 +229,7 @@ def bootstrap(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @each_document
-def test_checkpoints_setup_has_what_is_shown(document: Path) -> None:
+def test_checkpoints_setup_accepts_its_options(document: Path) -> None:
     usage = help_of("checkpoints_setup")
     for words in ours(document, "python checkpoints_setup.py"):
         assert lacking(words, usage) == set(), f"{document}: {shlex.join(words)}"
@@ -246,12 +248,12 @@ def workspace(
     finished_hiecoatt: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
-    """We are in a folder where the documents' names are there: PICTURE, FOLDER, runs, resources."""
+    """Change to a folder with the names used in the documents: IMAGE, FOLDER, runs, resources."""
     place = tmp_path / "workspace"
     place.mkdir()
     monkeypatch.chdir(place)
     (place / "FOLDER").symlink_to(drawn_folder)
-    for name in ("PICTURE", "picture.png"):
+    for name in ("IMAGE", "image.png"):
         shutil.copy(drawn_folder / "images" / "1.png", place / name)
     (place / "runs").mkdir()
     (place / "runs" / "easy-vqa").symlink_to(finished)
@@ -356,7 +358,7 @@ def test_the_examples_of_extending_work_as_they_stand(drawn_folder: Path, tmp_pa
         elif block.text.startswith("# "):
             (tmp_path / block.text.splitlines()[0].removeprefix("# ")).write_text(block.text)
     mine_from(drawn_folder, tmp_path / "resources")
-    shutil.copy(drawn_folder / "images" / "1.png", tmp_path / "PICTURE")
+    shutil.copy(drawn_folder / "images" / "1.png", tmp_path / "IMAGE")
 
     env = {**environ(), "PYTHONPATH": str(tmp_path)}
     commands = [["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]]
@@ -380,20 +382,20 @@ def test_the_examples_of_extending_work_as_they_stand(drawn_folder: Path, tmp_pa
 
 def mine_from(folder: Path, root: Path) -> None:
     """The drawn questions as extending.md's data set has them."""
-    shutil.copytree(folder / "images", root / "pictures")
+    shutil.copytree(folder / "images", root / "images")
     for split, name in (("train", "mine_train.csv"), ("val", "mine_test.csv")):
         questions = json.loads((folder / f"{split}_questions.json").read_text())["questions"]
         annotations = json.loads((folder / f"{split}_annotations.json").read_text())
         with (root / name).open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["picture", "question", "answer"])
+            writer.writerow(["image", "question", "answer"])
             for question, annotation in zip(questions, annotations["annotations"], strict=True):
                 answer = annotation["answers"][0]["answer"]
                 writer.writerow([f"{question['image_id']}.png", question["question"], answer])
 
 
 @pytest.mark.slow
-def test_the_slurm_script_is_queued_again_and_goes_on(drawn_folder: Path, tmp_path: Path) -> None:
+def test_the_slurm_script_is_requeued_and_resumes(drawn_folder: Path, tmp_path: Path) -> None:
     document = PROJECT / "docs" / "slurm.md"
     script = next(b.text for b in shell_blocks(document) if "scontrol requeue" in b.text)
     small = shlex.join(["--data", str(drawn_folder), *OPTIONS, "--epochs", "60"])
@@ -404,7 +406,8 @@ def test_the_slurm_script_is_queued_again_and_goes_on(drawn_folder: Path, tmp_pa
     (programs / "activate").write_text(f'PATH="{programs}:$PATH"\n')
     for name, text in {
         "python": f'exec {shlex.quote(sys.executable)} "$@"',
-        "srun": 'echo $$ >step; exec "$@"',  # the step's process, to which Slurm sends signals
+        # Slurm sends signals to the process of the step.
+        "srun": '[[ $1 == --ntasks=1 ]] || exit 9; shift; echo $$ >step; exec "$@"',
         "scontrol": 'echo "$@" >>requeued',
     }.items():
         (programs / name).write_text(f"#!/bin/bash\n{text}\n")
@@ -461,7 +464,7 @@ def stub(folder: Path, name: str, script: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def test_code_travels_by_git_as_moving_tells(tmp_path: Path) -> None:
+def test_the_git_commands_of_moving_transfer_the_code(tmp_path: Path) -> None:
     campus, laptop, server = (tmp_path / name for name in ("campus", "laptop", "server"))
     programs = tmp_path / "programs"
     stub(programs, "ssh", f'shift; cd {shlex.quote(str(server))} && eval "$*"')
@@ -499,7 +502,7 @@ def test_code_travels_by_git_as_moving_tells(tmp_path: Path) -> None:
     assert run("git remote get-url --all campus", laptop).endswith("/GROUP/vqa_repro.git")
 
 
-def test_sums_are_compared_as_moving_tells(tmp_path: Path) -> None:
+def test_the_checksum_commands_of_moving_work(tmp_path: Path) -> None:
     texts = [" && ".join(block) for block in section("docs/moving.md", "## Files: which program")]
     make, compare = (text for text in texts if "sha256sum" in text)
     folder = tmp_path / "vqa_repro" / "resources" / "features"
@@ -512,7 +515,7 @@ def test_sums_are_compared_as_moving_tells(tmp_path: Path) -> None:
     assert subprocess.run(["bash", "-ec", compare], **here).returncode == 1
 
 
-def test_the_published_sums_are_of_files_that_are_named_and_check(tmp_path: Path) -> None:
+def test_the_published_checksums_name_known_files_and_are_checked(tmp_path: Path) -> None:
     sums = (PROJECT / "docs" / "SHA256SUMS").read_text()
     named = re.findall(r"^[0-9a-f]{64}  (\S+)$", sums, flags=re.M)
     assert len(named) == len(set(named)) == sums.count("\n") > 10
@@ -528,7 +531,7 @@ def test_the_published_sums_are_of_files_that_are_named_and_check(tmp_path: Path
     assert done.returncode == 1 and done.stdout == f"{named[0]}: FAILED\n"
 
 
-def test_tunnels_are_what_ssh_understands() -> None:
+def test_ssh_accepts_the_tunnels() -> None:
     if shutil.which("ssh") is None:
         pytest.skip("no ssh here")
     tunnels = {
@@ -545,7 +548,7 @@ def test_tunnels_are_what_ssh_understands() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its own parts
-def test_tensorboard_has_what_is_shown() -> None:
+def test_tensorboard_accepts_its_options() -> None:
     from tensorboard.program import TensorBoard
 
     shown = [
@@ -568,7 +571,7 @@ for url in sys.argv[5:]:
 """
 
 
-def test_vqa_arrives_by_the_five_lines_of_the_readme(drawn_folder: Path, tmp_path: Path) -> None:
+def test_the_five_lines_of_the_readme_download_vqa(drawn_folder: Path, tmp_path: Path) -> None:
     network, programs, unpacked = (tmp_path / name for name in ("network", "bin", "unpacked"))
     network.mkdir()
     small_vqa_v2(drawn_folder, unpacked)
@@ -653,7 +656,7 @@ def sources() -> Iterator[str]:
     yield (PROJECT / "bootstrap.sh").read_text(encoding="utf-8")
 
 
-def test_the_messages_explained_are_those_that_come() -> None:
+def test_explained_messages_exist_in_the_sources() -> None:
     text = (PROJECT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     explained = text.partition("## Messages of other programs")[0]
     messages = re.findall(r"\*\*`([^`]+)`\*\*", explained)
@@ -664,7 +667,7 @@ def test_the_messages_explained_are_those_that_come() -> None:
         parts = [part.strip() for part in " ".join(message.split()).split("…")]
         patterns[message] = re.compile(".*".join(map(re.escape, parts)))
     lost = [m for m, pattern in patterns.items() if not any(map(pattern.search, come))]
-    assert lost == [], "nothing says these"
+    assert lost == [], "no source contains these"
 
 
 def test_the_chinese_readme_has_the_same_commands_and_numbers() -> None:

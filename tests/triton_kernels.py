@@ -5,16 +5,16 @@ import torch
 from torch import Tensor
 
 from vqa_repro.models.common import QuestionGroups, group_by_image
-from vqa_repro.models.ops import attention, triton_kernels
+from vqa_repro.models.ops import reference, triton_kernels
 
-COUNTS = [3, 0, 1, 2]  # questions about each of four pictures
-N, PICTURES, R, K = 6, 4, 5, 7
-IMAGE_OF = torch.arange(PICTURES).repeat_interleave(torch.tensor(COUNTS))
+COUNTS = [3, 0, 1, 2]  # questions about each of four images
+N, IMAGES, R, K = 6, 4, 5, 7
+IMAGE_INDEX = torch.arange(IMAGES).repeat_interleave(torch.tensor(COUNTS))
 IDS = ["grouped", "in any order", "one each"]
-ASKED = group_by_image(IMAGE_OF, torch.empty(PICTURES))
+GROUPS = group_by_image(IMAGE_INDEX, torch.empty(IMAGES))
 ORDERS = [
-    ASKED,
-    group_by_image(IMAGE_OF[[5, 0, 3, 1, 4, 2]], torch.empty(PICTURES)),
+    GROUPS,
+    group_by_image(IMAGE_INDEX[[5, 0, 3, 1, 4, 2]], torch.empty(IMAGES)),
     group_by_image(None, torch.empty(N)),
 ]
 
@@ -23,8 +23,8 @@ def numbers(*shape: int) -> Tensor:
     return torch.randn(*shape, requires_grad=True)
 
 
-def scores_input(asked: QuestionGroups) -> list[Tensor]:
-    return [numbers(len(asked.starts) - 1, R, K), numbers(N, K), numbers(K)]
+def scores_input(groups: QuestionGroups) -> list[Tensor]:
+    return [numbers(len(groups.starts) - 1, R, K), numbers(N, K), numbers(K)]
 
 
 def same(ours: Tensor, plain: Tensor, inputs: list[Tensor], tolerance: float = 1e-5) -> None:
@@ -35,86 +35,86 @@ def same(ours: Tensor, plain: Tensor, inputs: list[Tensor], tolerance: float = 1
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("asked", ORDERS, ids=IDS)
-def test_scores(asked: QuestionGroups) -> None:
+@pytest.mark.parametrize("groups", ORDERS, ids=IDS)
+def test_scores(groups: QuestionGroups) -> None:
     torch.manual_seed(0)
-    inputs = scores_input(asked)
-    plain = attention.additive_scores_reference(*inputs, asked)
-    same(triton_kernels.additive_scores(*inputs, asked), plain, inputs)
+    inputs = scores_input(groups)
+    plain = reference.additive_scores(*inputs, groups)
+    same(triton_kernels.additive_scores(*inputs, groups), plain, inputs)
 
 
-@pytest.mark.parametrize("asked", ORDERS, ids=IDS)
+@pytest.mark.parametrize("groups", ORDERS, ids=IDS)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_scores_of_questions_that_add_something_else_to_each_region(
-    asked: QuestionGroups, transposed: bool
+    groups: QuestionGroups, transposed: bool
 ) -> None:
     torch.manual_seed(0)
-    image, _, w = scores_input(asked)
+    image, _, w = scores_input(groups)
     question = numbers(R, N, K) if transposed else numbers(N, R, K)
     inputs = [image, question, w]
     given = [image, question.transpose(0, 1) if transposed else question, w]
-    plain = attention.additive_scores_reference(*given, asked)
-    same(triton_kernels.additive_scores(*given, asked), plain, inputs)
+    plain = reference.additive_scores(*given, groups)
+    same(triton_kernels.additive_scores(*given, groups), plain, inputs)
 
 
-@pytest.mark.parametrize("asked", ORDERS, ids=IDS)
-def test_pooling(asked: QuestionGroups) -> None:
+@pytest.mark.parametrize("groups", ORDERS, ids=IDS)
+def test_pooling(groups: QuestionGroups) -> None:
     torch.manual_seed(0)
-    inputs = [numbers(N, R), numbers(len(asked.starts) - 1, R, K)]
-    plain = attention.pooled_reference(*inputs, asked)
-    same(triton_kernels.pooled(*inputs, asked), plain, inputs)
+    inputs = [numbers(N, R), numbers(len(groups.starts) - 1, R, K)]
+    plain = reference.pool(*inputs, groups)
+    same(triton_kernels.pool(*inputs, groups), plain, inputs)
 
 
-def test_blocks_smaller_than_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_smaller_than_a_image(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    for tile in ("TILE", "POOLED_TILE"):
+    for tile in ("TILE", "POOL_TILE"):
         monkeypatch.setattr(triton_kernels, tile, 16)
-    image, question, w = scores_input(ASKED)
+    image, question, w = scores_input(GROUPS)
     for inputs in ([image, question, w], [image, numbers(N, R, K), w]):
-        plain = attention.additive_scores_reference(*inputs, ASKED)
-        same(triton_kernels.additive_scores(*inputs, ASKED), plain, inputs)
-    inputs = [numbers(N, R), numbers(PICTURES, R, K)]
-    plain = attention.pooled_reference(*inputs, ASKED)
-    same(triton_kernels.pooled(*inputs, ASKED), plain, inputs)
+        plain = reference.additive_scores(*inputs, GROUPS)
+        same(triton_kernels.additive_scores(*inputs, GROUPS), plain, inputs)
+    inputs = [numbers(N, R), numbers(IMAGES, R, K)]
+    plain = reference.pool(*inputs, GROUPS)
+    same(triton_kernels.pool(*inputs, GROUPS), plain, inputs)
 
 
 def test_a_part_of_a_joint_projection() -> None:
     torch.manual_seed(0)
-    image = numbers(PICTURES, R, 2 * K)
+    image = numbers(IMAGES, R, 2 * K)
     for half in image.chunk(2, dim=2):
         inputs = [image, numbers(N, K), numbers(K)]
-        plain = attention.additive_scores_reference(half, *inputs[1:], ASKED)
-        same(triton_kernels.additive_scores(half, *inputs[1:], ASKED), plain, inputs)
+        plain = reference.additive_scores(half, *inputs[1:], GROUPS)
+        same(triton_kernels.additive_scores(half, *inputs[1:], GROUPS), plain, inputs)
 
 
 @pytest.mark.parametrize("of_regions", [False, True])
 def test_dropout_is_that_of_one_mask_and_leaves_out_its_share(of_regions: bool) -> None:
     """The mask is read off the kernel itself, column by column, and given to the plain form."""
-    image, question, w = scores_input(ASKED)
+    image, question, w = scores_input(GROUPS)
     if of_regions:
         question = numbers(N, R, K)
     columns = []
     for k in range(K):
         torch.manual_seed(3)  # the same numbers are left out
         one = torch.eye(K)[k]
-        columns.append(triton_kernels.additive_scores(image, question, one, ASKED, 0.5))
-    H = torch.tanh(image[IMAGE_OF] + (question if of_regions else question[:, None, :]))
+        columns.append(triton_kernels.additive_scores(image, question, one, GROUPS, 0.5))
+    H = torch.tanh(image[IMAGE_INDEX] + (question if of_regions else question[:, None, :]))
     mask = (torch.stack(columns, dim=2) / H).detach()
     assert set(mask.round(decimals=3).unique().tolist()) == {0.0, 2.0}
     assert 0.35 < (mask == 0).float().mean() < 0.65
     torch.manual_seed(3)
-    ours = triton_kernels.additive_scores(image, question, w, ASKED, 0.5)
+    ours = triton_kernels.additive_scores(image, question, w, GROUPS, 0.5)
     same(ours, (H * mask.round()) @ w, [image, question, w])
     torch.manual_seed(4)
-    other = triton_kernels.additive_scores(image, question, w, ASKED, 0.5)
+    other = triton_kernels.additive_scores(image, question, w, GROUPS, 0.5)
     assert not torch.equal(ours, other)
 
 
 def test_low_precision_is_computed_in_float32() -> None:
     torch.manual_seed(0)
-    inputs = [value.detach().bfloat16() for value in scores_input(ASKED)]
-    ours = triton_kernels.additive_scores(*inputs, ASKED)
-    exact = attention.additive_scores_reference(*(value.double() for value in inputs), ASKED)
+    inputs = [value.detach().bfloat16() for value in scores_input(GROUPS)]
+    ours = triton_kernels.additive_scores(*inputs, GROUPS)
+    exact = reference.additive_scores(*(value.double() for value in inputs), GROUPS)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5)
 
@@ -124,15 +124,15 @@ def test_they_are_checked_before_they_are_used(
     training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever is the first to use them, and without a change to the random numbers of others."""
-    for tile in ("TILE", "POOLED_TILE"):  # the interpreter takes its time for each program
+    for tile in ("TILE", "POOL_TILE"):  # the interpreter takes its time for each program
         monkeypatch.setattr(triton_kernels, tile, 2**18)
     before = torch.get_rng_state()
     with torch.inference_mode(not training):
-        assert triton_kernels.fails_on(torch.device("cpu")) is None
+        assert triton_kernels.self_test(torch.device("cpu")) is None
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_without_dropout_no_random_number_is_drawn() -> None:
-    inputs, before = scores_input(ASKED), torch.get_rng_state()
-    triton_kernels.additive_scores(*inputs, ASKED).sum().backward()
+    inputs, before = scores_input(GROUPS), torch.get_rng_state()
+    triton_kernels.additive_scores(*inputs, GROUPS).sum().backward()
     assert torch.equal(torch.get_rng_state(), before)

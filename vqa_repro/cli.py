@@ -27,6 +27,7 @@ VERBS = {
     "extract": "store the features of a frozen backbone",
     "report": "compare runs with the reported results in one HTML page",
     "serve": "ask a run questions in the browser",
+    "export": "pack a finished run into one file for others",
     "doctor": "check the environment and explain what to fix",
 }
 LIST = "list"

@@ -1,15 +1,16 @@
-"""A recipe is one row of a table: data, model, training, and the published number beside it.
+"""A recipe is one row of a table: data, model, training, and the reported result to compare with.
 
 Recipes are TOML files in ``vqa_repro/recipes/``; ``--recipe`` takes a name from there or a path.
 """
 
 import dataclasses
-import math
 import sys
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from vqa_repro.utils.errors import UserError
 
@@ -20,90 +21,96 @@ else:
 
 FOLDER = Path(__file__).parent / "recipes"
 
+# Recipes may come from strangers, so every number has a range.
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+
 
 @dataclass(frozen=True)
 class Data:
-    name: str  # a data set, or a folder of VQA-format JSON and pictures
+    """The data set, its splits, and the features of its images."""
+
+    name: str  # a data set, or a folder of VQA-format JSON and images
     train: str = "train"
     test: str = "test"
-    validation: float = 0.05  # share of the training pictures held out of training
-    # "cnn": trained along; "none": no picture is seen; "vgg19", "vgg19-caffe", ...: of a frozen
-    # backbone; else the path of a feature store.
+    validation: Share = 0.05  # share of the training images in the validation split
+    # "cnn": a CNN trained with the model; "none": no image; "vgg19", "vgg19-caffe", ...: a frozen
+    # backbone; otherwise the path of a feature store.
     features: str = "cnn"
-    picture_size: int = 64  # pixels a side, where the network is trained along
-    num_answers: int = 1000
+    # Scale of region vectors: "unit" mean square, "none" (raw), or "auto": raw for a released form.
+    feature_scale: Literal["auto", "unit", "none"] = "auto"
+    picture_size: Annotated[int, msgspec.Meta(ge=8, le=1024)] = 64  # pixels a side, for "cnn"
+    num_answers: Count = 1000
     single_answers: bool = False  # leave out questions with several answers ("table, chair")
 
 
 @dataclass(frozen=True)
 class Training:
-    epochs: int
-    learning_rate: float
+    """The optimiser, its schedule, the batches and the stopping rule."""
+
+    epochs: Annotated[int, msgspec.Meta(ge=1, le=10**6)]
+    learning_rate: NotNegative
     optimizer: Literal["adamw", "sgd", "rmsprop"] = "adamw"
-    momentum: float = 0.9  # of sgd
-    weight_decay: float = 0.0  # adamw: decoupled; else added to the gradient, biases included
-    embedding_rate: float = 1.0  # word embeddings learn so many times faster
-    clip: float = 0.0  # largest L2 norm of a gradient; 0 leaves gradients as they are
+    momentum: NotNegative = 0.9  # of sgd
+    # adamw: decoupled; otherwise added to the gradient, biases included
+    weight_decay: NotNegative = 0.0
+    embedding_rate: NotNegative = 1.0  # learning-rate multiplier for word embeddings
+    clip: NotNegative = 0.0  # largest L2 norm of a gradient; 0: no clipping
     clip_per: Literal["tensor", "all"] = "all"
     schedule: Literal["cosine", "constant", "exponential"] = "cosine"
-    decade: int = 360_000  # steps in which an exponential rate falls to a tenth
-    answers: Literal["label", "sampled", "soft"] = "label"  # what is learnt
-    batch_size: int = 100  # questions
-    order: Literal["grouped", "iid"] = "iid"  # whole pictures, or questions drawn singly
-    regions: float = 1.0  # share of a picture's regions, drawn anew for every batch, that it sees
-    keep: Literal["last", "best"] = "last"  # the weights of which epoch, by the held-out pictures
-    patience: int = 0  # stop after so many epochs without a better one; 0: never
+    # steps in which an exponential learning rate falls to a tenth
+    decade: Annotated[int, msgspec.Meta(ge=1, le=10**12)] = 360_000
+    answers: Literal["label", "sampled", "soft"] = "label"  # the training target
+    batch_size: Count = 100  # questions
+    order: Literal["grouped", "iid"] = "iid"  # shuffle whole images, or single questions
+    regions: Share = 1.0  # share of an image's regions that each batch sees, drawn at random
+    keep: Literal["last", "best"] = "last"  # which epoch's weights, by validation accuracy
+    patience: Annotated[int, msgspec.Meta(ge=0)] = 0  # early stopping, in epochs; 0: never
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products
-    seed: int = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**32)] = 0
 
 
 @dataclass(frozen=True)
 class Published:
-    accuracy: float  # percent, on the recipe's test split
+    """The reported result of a paper's table that a recipe reproduces."""
+
+    accuracy: NotNegative  # percent, on the recipe's test split
     source: str
     # Other figures of the same row, by the names of metrics.json: "wups_0.9", "yes/no", "color".
     others: dict[str, float] = field(default_factory=dict)
-    note: str = ""  # what to mind in a comparison
+    note: str = ""  # caveats of a comparison
 
 
 @dataclass(frozen=True)
 class Recipe:
+    """One row of a table."""
+
     title: str
     data: Data
-    model: dict[str, Any]  # "name" and the model's constructor arguments
+    model: dict[str, Any]  # "name" and the constructor arguments of the model
     training: Training
     published: Published | None = None
     name: str = ""
-    changed: list[str] = field(default_factory=list)  # options set away from the named recipe's
+    changed: list[str] = field(default_factory=list)  # options that differ from the named recipe
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
-# The least and the most that makes sense; recipes may come from strangers. Other numbers: from 0.
-_RANGES = {
-    "validation": (0, 1),
-    "regions": (0, 1),
-    "picture_size": (8, 1024),
-    "num_answers": (1, 10**9),
-    "epochs": (1, 10**6),
-    "decade": (1, 10**12),
-    "batch_size": (1, 10**9),
-    "seed": (0, 2**32),
-}
 _SECTIONS = {"data": Data, "training": Training, "published": Published}
 
 
 def recipe_names() -> list[str]:
-    """The recipes of the package. Files whose names begin with "_" are only built upon."""
+    """Return the names of the package's recipes. Files that begin with "_" are only bases."""
     return sorted(path.stem for path in FOLDER.glob("*.toml") if path.stem[0] != "_")
 
 
 def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
-    """The recipe called ``name`` (or the TOML file of that path) with ``changes`` made to it.
+    """Return the recipe called ``name``, or the TOML file at that path, with ``changes`` applied.
 
-    ``changes`` maps "section.key" to a value. Raises UserError for an unknown recipe, section or
-    key and for a value of the wrong kind.
+    ``changes`` maps "section.key" to a value. Raise UserError for an unknown recipe, section or
+    key, and for a value of the wrong type.
     """
     path = FOLDER / f"{name}.toml"
     if not path.is_file():
@@ -129,7 +136,7 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
     raw.setdefault("name", path.stem)
     another_data_set = "data.name" in raw.get("changed", [])
     if another_data_set or another_model:
-        # The published number and the recipe's title are not about it.
+        # Neither the published number nor the title applies.
         raw.pop("published", None)
         data = Path(str(raw["data"]["name"])).name
         raw["title"] = f"{raw.get('model', {}).get('name')} on {data}"
@@ -139,9 +146,9 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The content of a recipe's file, laid over that of the recipe it is ``base``d on.
+    """Return the content of a recipe file, merged over that of its ``base``.
 
-    A [model] with a name begins anew: another model has other options.
+    A [model] with a name replaces that of the base: another model has other options.
     """
     if path in above:
         raise UserError(f"{path}: is based on itself")
@@ -167,7 +174,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A value as written in TOML: 3, 0.5, true, [1, 2]; anything else is the text itself."""
+    """Return the value of a TOML literal (3, 0.5, true, [1, 2]); any other text stays text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -175,62 +182,56 @@ def parse_value(text: str) -> Any:
 
 
 def from_json(raw: Any, where: str) -> Recipe:
-    """A checked Recipe from plain values. Raises UserError, naming ``where`` and the key."""
+    """Return the recipe that plain values describe.
+
+    Raise UserError that names ``where`` and the key of a value that is unknown, missing or wrong.
+    """
     if not isinstance(raw, dict):
         raise UserError(f"{where}: is not a table of options")
-    raw = dict(raw)
     name = raw.get("name", "")
     if isinstance(name, str) and (name in (".", "..") or "/" in name or "\\" in name):
-        raise UserError(f"{where}: name = {name!r} is a path; run folders are called by it")
-    sections: dict[str, Any] = {}
-    for section, cls in _SECTIONS.items():
-        values = raw.pop(section, None)
-        if values is not None:  # a recipe without a published number has none
-            sections[section] = _checked(cls, values, f"{where}: [{section}]")
-    model = raw.pop("model", None)
-    if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+        raise UserError(f"{where}: name = {name!r} is a path; run folders are named after it")
+    if not isinstance(raw.get("model"), dict) or not isinstance(raw["model"].get("name"), str):
         raise UserError(f"{where}: [model] needs a name")
-    return typing.cast(Recipe, _checked(Recipe, {**raw, **sections, "model": model}, where))
+    _refuse_unknown(Recipe, raw, where)
+    for section, cls in _SECTIONS.items():
+        if isinstance(raw.get(section), dict):
+            _refuse_unknown(cls, raw[section], f"{where}: [{section}]")
+    try:
+        return msgspec.convert(raw, Recipe)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).partition(" - at `$.")
+        key = path.rstrip("`")
+        raise UserError(
+            f"{where}: {key}: {what}{_choices(key)}" if key else f"{where}: {what}"
+        ) from None
 
 
-def _checked(cls: type[Any], values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise UserError(f"{where} is not a table of options")
-    hints = typing.get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}
-    for key, value in values.items():
+def upgrade(raw: Any) -> Any:
+    """Return the stored recipe ``raw`` with the options that its model had before they existed.
+
+    Recipes stored before ``data.feature_scale`` have HieCoAtt in the paper's form without biases.
+    """
+    if not (isinstance(raw, dict) and isinstance(raw.get("data"), dict)):
+        return raw
+    model = raw.get("model")
+    if "feature_scale" in raw["data"] or not isinstance(model, dict):
+        return raw
+    if model.get("name") == "hiecoatt" and model.get("fidelity", "paper") == "paper":
+        return {**raw, "model": {"bias": False, **model}}
+    return raw
+
+
+def _refuse_unknown(cls: type[Any], values: dict[str, Any], where: str) -> None:
+    names = [each.name for each in dataclasses.fields(cls)]
+    for key in values:
         if key not in names:
             raise UserError(f"{where} has no option {key!r}; there are {', '.join(sorted(names))}")
-        if not _fits(value, hints[key]):
-            raise UserError(f"{where} {key} = {value!r}: expected {_in_words(hints[key])}")
-        least, most = _RANGES.get(key, (0, math.inf))
-        if type(value) in (int, float) and not least <= value <= most:
-            limit = "" if most == math.inf else f" and at most {most:,}"
-            raise UserError(f"{where} {key} = {value!r}: expected at least {least:,}{limit}")
-    for f in dataclasses.fields(cls):
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and f.name not in values:
-            raise UserError(f"{where} needs the option {f.name!r}")
-    return cls(**values)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
-    if hint in (str, int, bool):
-        return type(value) is hint
-    if hint is float:
-        return type(value) in (int, float)
-    if hint == dict[str, float]:
-        return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
-    if hint == list[str]:
-        return isinstance(value, list) and all(type(v) is str for v in value)
-    return True  # a section, already checked
-
-
-def _in_words(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return " or ".join(repr(choice) for choice in typing.get_args(hint))
-    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(
-        hint, "a table of numbers"
-    )
+def _choices(path: str) -> str:
+    """Return the values that an option with a fixed set of them accepts, as the end of a line."""
+    section, _, key = path.partition(".")
+    hint = typing.get_type_hints(_SECTIONS[section]).get(key) if section in _SECTIONS else None
+    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    return f"; choose {' or '.join(map(repr, choices))}" if choices else ""

@@ -173,7 +173,7 @@ def open_run(folder: Path) -> Run:
     path = folder / "recipe.json"
     if not path.is_file():
         raise UserError(f"{folder}: not a run folder (it has no recipe.json)")
-    recipe = recipes.from_json(read_json(path), str(path))
+    recipe = recipes.from_json(recipes.upgrade(read_json(path)), str(path))
     path = folder / "vocabulary.json"
     vocabulary = Vocabulary.from_json(read_json(path), str(path))
     path = folder / "features.json"

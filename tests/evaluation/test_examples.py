@@ -3,10 +3,10 @@
 import io
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from conftest import options, run_verb
@@ -29,7 +29,9 @@ def numbered(count: int, *, per_picture: int = 1) -> dict[int, Example]:
 def chosen(asked: dict[int, Example], right: set[int], **given: Any) -> dict[str, list[int]]:
     flat = dict.fromkeys(asked, 0.5)
     scores = {i: float(i in right) for i in asked}
-    return examples.choose(asked, scores, **{"confidence": flat, "of_label": flat, **given})
+    return examples.choose(
+        asked, scores, **{"confidence": flat, "label_probability": flat, **given}
+    )
 
 
 def test_the_lists_hold_what_they_are_called_after() -> None:
@@ -124,7 +126,9 @@ def test_the_verb_makes_the_gallery_of_an_old_run_anew(
     (old / "gallery.json").unlink()
     shutil.rmtree(old / "gallery")
     assert examples.read(old) is None
-    done = run_verb("gallery", old, "--root", place / "resources", "--device", "cpu", cwd=place)
+    done = run_verb(
+        "report", "--examples", old, "--root", place / "resources", "--device", "cpu", cwd=place
+    )
     assert done.returncode == 0, done.stderr
     made, before = examples.read(old), examples.read(finished)
     assert made is not None and before is not None
@@ -169,7 +173,11 @@ def write(folder: Path, **changes: object) -> None:
         1, "what?", ["what", "?"], ["cat"], "cat", 1.0, 0.9, [("cat", 0.9)],
         {"hop 1": [0.25] * 4, "word/question": [0.5, 0.5]}, "1.jpg",
     )  # fmt: skip
-    content = {"lists": {"sample": [0]}, "wrong": 0, "asked": [asdict(asked) | changes]}
+    content = {
+        "lists": {"sample": [0]},
+        "wrong": 0,
+        "asked": [msgspec.to_builtins(asked) | changes],
+    }
     (folder / "gallery.json").write_text(json.dumps(content))
     (folder / "gallery").mkdir(exist_ok=True)
     Image.new("RGB", (8, 6)).save(folder / "gallery" / "1.jpg")
@@ -249,7 +257,7 @@ def test_pictures_of_a_strangers_are_checked(tmp_path: Path) -> None:
     Image.new("RGB", (4000, 6)).save(picture)
     with pytest.raises(UserError, match=r"1\.jpg: 4000x6 pixels"):
         examples.read(tmp_path)
-    picture.write_bytes(b"\xff" * (examples.MAX_PICTURE + 1))
+    picture.write_bytes(b"\xff" * (examples.MAX_IMAGE + 1))
     with pytest.raises(UserError, match=r"1\.jpg: more than"):
         examples.read(tmp_path)
     picture.unlink()

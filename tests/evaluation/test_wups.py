@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from vqa_repro.data.types import Example
-from vqa_repro.evaluation import wups as module
-from vqa_repro.evaluation.wups import WordNet, score, wups
+from vqa_repro.evaluation import wordnet as module
+from vqa_repro.evaluation.wordnet import WordNet
+from vqa_repro.evaluation.wups import score, wups
 from vqa_repro.utils.errors import UserError
 
 LICENSE = "  1 This software is provided to you\n  2 WordNet 3.0 Copyright 2006 by Princeton\n"

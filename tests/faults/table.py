@@ -1,12 +1,12 @@
-"""Inject every fault there is a test for, and count how each ended.
+"""Inject every tested fault and count the outcomes.
 
     python tests/faults/table.py            # about as long as the tests take
     VQA_KILLS=100 VQA_FUZZ=1000000 python tests/faults/table.py
     python tests/faults/table.py -m "not slow"    # what pytest takes
 
-A fault ends well in one of two ways: what was wanted is there all the same, verified; or one clear
-line says what is wrong, and nothing wrong lies under a right name. Which of the two a test wants is
-told here. docs/faults.md says what happens in words.
+A fault has one of two acceptable outcomes: the result is complete and verified, or one line says
+what is wrong and no bad file is left under a valid name. This table says which of the two each
+test expects; docs/faults.md describes them.
 """
 
 import re
@@ -23,7 +23,7 @@ TESTS = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Row:
-    """Tests by what they want: file::test[parameter], as regular expressions."""
+    """Tests by expected outcome: regular expressions of file::test[parameter]."""
 
     recovers: str = ""
     says: str = ""
@@ -51,7 +51,7 @@ def hostile(*names: str) -> str:
 DOWNLOAD = "test_checkpoints_setup"
 # A test belongs to the first row that names it.
 DOWNLOADS = {
-    "truncated body, its length unsaid": Row(
+    "truncated body without a length": Row(
         fault("drop_half_unannounced_once", "drop_half_chunked_once")
     ),
     "connection drops": Row(
@@ -66,8 +66,8 @@ DOWNLOADS = {
     "416": Row(
         fault("range_refused") + "|" + of(DOWNLOAD, "test_a_checkpoint_of_roughly_known_size")
     ),
-    "206 with another piece or a wrong total": Row(fault("range_.*"), given_up("unasked_piece")),
-    "file changed, or the part is junk": Row(
+    "206 with another range or a wrong total": Row(fault("range_.*"), given_up("unasked_piece")),
+    "file changed, or the partial file is junk": Row(
         fault("etag_.*", "no_validators")
         + "|"
         + of(DOWNLOAD, "test_a_junk_part.*", "test_junk_notes.*", "test_a_part_of_wrong_bytes.*")
@@ -82,13 +82,15 @@ DOWNLOADS = {
     "401, 403, 404, 407 and others": Row(
         "", given_up("forbidden", "missing", "needs_password", "proxy_password", "teapot")
     ),
-    "server stalls or drips": Row(fault("stall_.*", "drip_once"), given_up("stall_always", "drip")),
-    "gzip, unasked": Row("", given_up("gzipped")),
-    "redirects: in circles, to files, away from https": Row(
+    "server stalls or is very slow": Row(
+        fault("stall_.*", "drip_once"), given_up("stall_always", "drip")
+    ),
+    "unrequested gzip": Row("", given_up("gzipped")),
+    "redirects: loops, to files, away from https": Row(
         fault("redirected"),
         given_up("redirected_.*") + "|" + of(DOWNLOAD, "test_https_is_never_left_for_http"),
     ),
-    "no name, no answer; proxies, private CA": Row(
+    "unknown host, no answer; proxies, private CA": Row(
         of(DOWNLOAD, "test_private_ca", "test_proxy_is_used.*"),
         of(
             DOWNLOAD,
@@ -108,12 +110,12 @@ DOWNLOADS = {
         ),
         of(DOWNLOAD, "test_verify_sets_.*"),
     ),
-    "killed or stopped in the middle": Row(
+    "killed or stopped during the download": Row(
         of(DOWNLOAD, "test_resumes_over_kills", "test_stopped_by_a_signal", "test_orphans_.*")
         + "|"
         + of("test_kills", "test_checkpoint_download")
     ),
-    "two at once; locks that are stale, lie or fail": Row(
+    "two at once; stale, false or failing locks": Row(
         of(DOWNLOAD, "test_two_at_once.*", "test_the_lock_of_a_killed_.*", "test_whose_lock_.*"),
         of(DOWNLOAD, "test_waiting_ends"),
     ),
@@ -125,7 +127,7 @@ DOWNLOADS = {
             "test_a_file_in_the_place_.*",
         ),
     ),
-    "a wrong file on the stick": Row(
+    "a wrong file on the USB stick": Row(
         of(DOWNLOAD, "test_copies_whatever_the_name"),
         of(DOWNLOAD, "test_a_wrong_file_is_refused.*", "test_a_folder_without_it"),
     ),
@@ -140,7 +142,7 @@ OTHERS = {
         ),
         of("test_bootstrap", "test_a_lock_of_another_machine_.*"),
     ),
-    "bootstrap.sh on a full disk, with wrong hashes, on a strange machine": Row(
+    "bootstrap.sh on a full disk, with wrong hashes, on an unsupported machine": Row(
         of(
             "test_bootstrap",
             *("test_a_vanished_python.*", "test_a_moved_project.*", "test_surroundings_.*"),
@@ -155,7 +157,7 @@ OTHERS = {
             *("test_a_project_that_.*", "test_a_driver_in_trouble_.*"),
         ),
     ),
-    "a bundle killed while it is made, damaged, for another machine, from a stranger": Row(
+    "a bundle interrupted while built, damaged, for another machine, or untrusted": Row(
         of(
             "test_bundle",
             *("test_killed_.*", "test_a_big_wheel_.*", "test_making_it_once_more_.*"),
@@ -179,17 +181,17 @@ OTHERS = {
     "training stopped by Ctrl-C, SIGTERM, SIGUSR1": Row(
         of("test_train", "test_stopped_anywhere.*")
     ),
-    "several processes train: a signal, the end of one": Row(
+    "several processes train: a signal, a failure of one": Row(
         of("test_distributed", "test_stopped_by_a_signal_.*"),
         of("test_distributed", "test_the_end_of_one_.*"),
     ),
-    "checkpoint cut off, or a bit of it flipped": Row(
+    "checkpoint truncated, or with a flipped bit": Row(
         of("test_train", "test_a_damaged_checkpoint_.*") + "|" + of("test_training", "test_one_.*")
     ),
     "disk full while training": Row(
         of("test_training", "test_a_disk_that_.*") + "|" + of("test_train", "test_a_full_disk_.*")
     ),
-    "disk without inodes, or read-only": Row(
+    "disk without free inodes, or read-only": Row(
         of(
             "test_disks", "test_inodes_that_run_out_in_training_.*", "test_a_read_only_.*_read_from"
         ),
@@ -207,26 +209,26 @@ OTHERS = {
         + "|"
         + of("test_memory", "test_memory_.*"),
     ),
-    "code in a checkpoint, weights or picture": Row("", hostile("code .*", "a program .*")),
-    "paths and links out of a folder": Row(
+    "code in a checkpoint, weights or image": Row("", hostile("code .*", "a program .*")),
+    "paths and links that leave a folder": Row(
         "", hostile("a link .*", "a path .*", "a run .* name.*")
     ),
-    "bombs: small files that unpack to gigabytes or claim to": Row(
+    "bombs: small files that unpack, or claim to unpack, to gigabytes": Row(
         "",
         hostile("a bomb .*", ".* of gigabytes", ".* gigabytes", "rows .*", ".* size", ".* end"),
     ),
-    "recipes and run folders with sizes that no memory holds": Row(
+    "recipes and run folders with sizes beyond any memory": Row(
         "", of("test_hostile", "test_sizes_.*")
     ),
     "control characters for the terminal": Row("", hostile("control .*")),
-    "a checkpoint of something else": Row("", of("test_training", "test_a_checkpoint_of_.*")),
+    "a checkpoint of another program": Row("", of("test_training", "test_a_checkpoint_of_.*")),
     "files damaged at random (fuzzing)": Row("", of("test_fuzz", "test_damaged_files_.*")),
 }
 ROWS = DOWNLOADS | OTHERS
 
 
 def place_of(node: str) -> tuple[str, str] | None:
-    """The row of a test, and how it is to end."""
+    """Return the row of a test and its expected outcome, or None."""
     name = node.rpartition("/")[2] if "[" not in node else re.sub(r"^.*?([^/]*\.py::)", r"\1", node)
     for row, wanted in ROWS.items():
         for ending in ("recovers", "says"):
@@ -237,7 +239,7 @@ def place_of(node: str) -> tuple[str, str] | None:
 
 
 class Count:
-    """A pytest plugin: runs the tests that have a row, and counts."""
+    """A pytest plugin that runs the tests with a row and counts their outcomes."""
 
     def __init__(self) -> None:
         self.ended: dict[str, Counter[str]] = {row: Counter() for row in ROWS}
@@ -254,12 +256,12 @@ class Count:
         if not report.passed:
             counts["skipped" if report.skipped else "WRONG"] += 1
             return
-        # A test that injects many faults says how many of them ended how.
-        said = dict(report.user_properties)
-        if not said:
+        # A test that injects many faults counts their outcomes itself.
+        properties = dict(report.user_properties)
+        if not properties:
             counts[ending] += 1
-        counts["recovers"] += said.get("recovered", 0)
-        counts["says"] += said.get("said", 0)
+        counts["recovers"] += properties.get("recovered", 0)
+        counts["says"] += properties.get("said", 0)
 
     def lines(self) -> Iterator[str]:
         total: Counter[str] = Counter()
@@ -274,7 +276,7 @@ class Count:
 
 
 def named() -> set[str]:
-    """The test files of all rows, without their ending."""
+    """Return the stems of the test files of all rows."""
     patterns = [pattern for row in ROWS.values() for pattern in (row.recovers, row.says)]
     return {name for pattern in patterns for name in re.findall(r"(\w+)\\\.py", pattern)}
 

@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import shutil
+import socket
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ from vqa_repro.features.store import StoreWriter, open_store
 from vqa_repro.install import bundle_build, bundle_open, checkpoints, locks
 from vqa_repro.install.bundle_format import DESCRIPTION, FORMAT, MANIFEST, cut
 from vqa_repro.recipe import load_recipe
-from vqa_repro.reporting import comparison
+from vqa_repro.reporting import commands, comparison
 from vqa_repro.run import open_run
 from vqa_repro.utils.errors import UserError
 
@@ -105,7 +106,7 @@ def damaged_state(data: bytes, rng: Random) -> bytes:
 
 
 def toml(values: dict[str, Any]) -> bytes:
-    return comparison.toml(values).encode()
+    return commands.toml(values).encode()
 
 
 def damaged_recipe(data: bytes, rng: Random) -> bytes:
@@ -114,7 +115,7 @@ def damaged_recipe(data: bytes, rng: Random) -> bytes:
     values = damaged_value(RECIPE, rng)
     if not isinstance(values, dict) or "title" not in values:
         return damaged_bytes(data, rng)
-    return comparison.toml(values).encode(errors="replace")
+    return commands.toml(values).encode(errors="replace")
 
 
 RECIPE: dict[str, Any] = {
@@ -134,8 +135,8 @@ def read_run(folder: Path) -> None:
     comparison.read_environment(run)
     comparison.read_log(run)
     examples.read(folder)
-    comparison.repeat(run)
-    comparison.rows([run])
+    commands.repeat(run)
+    comparison.group_runs([comparison.RunSummary.load(folder)])
 
 
 def ask_run(folder: Path) -> None:
@@ -163,8 +164,8 @@ def read_notes(folder: Path) -> None:
     target = folder / checkpoint.filename
     checkpoints.verified_sha256(checkpoint.file, target)
     checkpoints.state_of(checkpoint, folder)
-    with locks.hold(folder / f".{target.name}.in-use", 60, print):
-        pass
+    owner = locks.current_owner(folder / f".{target.name}.in-use")
+    assert owner is None or isinstance(owner.is_gone(), bool)
 
 
 def pictures() -> dict[str, bytes]:
@@ -288,7 +289,7 @@ def of_checkpoints(scratch: Path) -> dict[str, Reader]:
     save_tar({key: value for key, value in state.items() if value.ndim}, scratch / "tar.pth")
     notes = {
         ".toy-00000000.pth.verified.json": {"size": 4, "mtime_ns": 1, "inode": 1, "sha256": "00"},
-        ".toy-00000000.pth.owner": {"pid": 2**30, "host": "h", "since": "now"},
+        ".toy-00000000.pth.in-use": f"{2**30} 1 {socket.gethostname()} 2020-01-01 00:00:00",
         "toy-00000000.pth.part.json": {"url": "http://h/", "validator": "v", "length": 4},
     }
     beside = {name: json.dumps(note).encode() for name, note in notes.items()}

@@ -31,7 +31,7 @@ from vqa_repro.evaluation import vqa_accuracy
 from vqa_repro.features import backbones, store
 from vqa_repro.models import network
 from vqa_repro.recipe import from_json, load_recipe
-from vqa_repro.reporting import comparison
+from vqa_repro.reporting import commands
 from vqa_repro.run import MAX_JSON, Run, open_run
 from vqa_repro.utils.errors import UserError
 
@@ -304,7 +304,7 @@ SIZES: list[tuple[str, Any, str]] = [
     ("model.layers", 0, "from 1 to 65,536"),
     ("model.filters", [10**9] * 3, "3 whole numbers from 1 to 65,536"),
     ("model.filters", [1] * 10**6, "3 whole numbers from 1 to 65,536"),
-    ("training.batch_size", 0, "batch_size = 0: expected at least 1 and"),
+    ("training.batch_size", 0, "batch_size: Expected `int` >= 1"),
     ("training.epochs", 2**62, "at most 1,000,000"),
     ("training.decade", 0, "at least 1"),
     ("training.learning_rate", -1.0, "at least 0"),
@@ -335,7 +335,7 @@ def ask_all_verbs(run: Path, recipe: dict[str, Any], said: Path) -> None:
         torch.nn.LSTM(1, 1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     toml = run / "recipe.toml"
-    toml.write_text(comparison.toml({k: v for k, v in recipe.items() if v is not None}))
+    toml.write_text(commands.toml({k: v for k, v in recipe.items() if v is not None}))
     picture = next(Path(recipe["data"]["name"], "images").iterdir())
     here = ["--root", str(run), "--device", "cpu"]
     for main, arguments in (

@@ -1,4 +1,4 @@
-"""The table of faults has a row for every test of faults, and docs/faults.md for every row."""
+"""Every fault test has a row in the table, and every row is in docs/faults.md."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ def test_the_document_has_the_same_rows() -> None:
 
 
 def test_every_row_has_tests_and_every_injected_fault_a_row(request: pytest.FixtureRequest) -> None:
-    """Of the tests that were collected with this one; all of them, where it runs in the suite."""
+    """Check the tests collected with this one: all of them if the whole suite runs."""
     nodes = [item.nodeid for item in request.session.items]
     found = {place_of(node) for node in nodes}
     files = {Path(node.partition("::")[0]).stem for node in nodes}
@@ -35,8 +35,8 @@ def test_every_row_has_tests_and_every_injected_fault_a_row(request: pytest.Fixt
         assert not fault or fault[2] in harmless or place_of(node), f"{node} has no row"
 
 
-def test_a_wrong_ending_is_counted_as_one(tmp_path: Path) -> None:
-    """The same counting, of a test that fails, one that passes and one that is skipped."""
+def test_a_wrong_outcome_is_counted(tmp_path: Path) -> None:
+    """Count a failing, a passing and a skipped test."""
     (tmp_path / "test_kills.py").write_text(
         "import pytest\n"
         "def test_training(record_property): record_property('recovered', 7)\n"
@@ -55,11 +55,11 @@ def test_a_wrong_ending_is_counted_as_one(tmp_path: Path) -> None:
         cwd=tmp_path,
         env={**environ(), "PYTHONPATH": str(Path(__file__).parent)},
     )
-    said = dict(re.findall(r"^(\S.*?)  +([\d, ]+)$", done.stdout, re.M))
-    assert said["training killed at random moments"].split() == ["7", "7", "0", "0", "0"]
-    assert said["extraction killed at random moments"].split() == ["1", "0", "0", "1", "0"]
-    assert said["killed or stopped in the middle"].split() == ["0", "0", "0", "0", "1"]
-    assert said["all"].split() == ["8", "7", "0", "1", "1"]
+    counts = dict(re.findall(r"^(\S.*?)  +([\d, ]+)$", done.stdout, re.M))
+    assert counts["training killed at random moments"].split() == ["7", "7", "0", "0", "0"]
+    assert counts["extraction killed at random moments"].split() == ["1", "0", "0", "1", "0"]
+    assert counts["killed or stopped during the download"].split() == ["0", "0", "0", "0", "1"]
+    assert counts["all"].split() == ["8", "7", "0", "1", "1"]
 
 
 def test_counting_starts_at_nothing() -> None:

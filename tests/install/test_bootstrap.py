@@ -728,7 +728,7 @@ def test_using_an_environment_whose_python_is_not_here_deletes_nothing(
     stamp.write_text(re.sub("(?m)^base .*", "base /opt/module/python3", stamp.read_text()))
     before = files_below(copy.venv)
     del copy.environ["VQA_PYTHON"]
-    err = copy.run(stage, "--python", sys.executable, exits=2).stderr
+    err = copy.run("--python", sys.executable, stage, exits=2).stderr
     assert "/opt/module/python3" in err and f"env --python={sys.executable}" in err
     assert "/opt/module/python3" in copy.run(stage, exits=2).stderr
     assert files_below(copy.venv) == before
@@ -1078,10 +1078,10 @@ def connected(copy: Copy, tmp_path: Path) -> Iterator[Copy]:
     (tmp_path / "index/usual").symlink_to(copy.wheelhouse)
     copy.lock("alpha==1.0", "beta==1.0", uv_marker="")
     name = f"vgg19-{hashlib.sha256(CHECKPOINT).hexdigest()[:8]}.pth"
-    known = (ROOT / "checkpoints_setup.py").read_text(encoding="utf-8")
+    known = (ROOT / "vqa_repro/install/checkpoints.py").read_text(encoding="utf-8")
     known, count = re.subn(r'"vgg19-dcbb9e9d.pth", [\d_]+', f'"{name}", {len(CHECKPOINT)}', known)
     assert count == 1
-    (copy.root / "checkpoints_setup.py").write_text(known, encoding="utf-8")
+    (copy.root / "vqa_repro/install/checkpoints.py").write_text(known, encoding="utf-8")
     (copy.home / "hub/checkpoints").mkdir(parents=True)
     (copy.home / "hub/checkpoints" / name).write_bytes(CHECKPOINT)
     with served(tmp_path / "index") as url:

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from wheel_index import lock_text, make_wheel, served
 
 from vqa_repro.install import bundle_open, lockfile
-from vqa_repro.install.bundle_format import BundleError
+from vqa_repro.install.errors import InstallError
 from vqa_repro.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,12 +116,12 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "bootstrap.sh").chmod(0o755)
     (root / ".venv").mkdir()
     (root / ".venv/not-ours").touch()
-    known = (ROOT / "checkpoints_setup.py").read_text(encoding="utf-8")
+    known = (ROOT / "vqa_repro/install/checkpoints.py").read_text(encoding="utf-8")
     known, count = re.subn(
         r'"vgg19-dcbb9e9d.pth", [\d_]+', f'"{CHECKPOINT_NAME}", {len(CHECKPOINT)}', known
     )
     assert count == 1
-    (root / "checkpoints_setup.py").write_text(known, encoding="utf-8")
+    (root / "vqa_repro/install/checkpoints.py").write_text(known, encoding="utf-8")
     (root / "wordnet.lock").write_text(lock_text(index, "words==1.0"))
     (root / "jupyter.lock").write_text(lock_text(index, "lab==1.0", "alpha==1.0"))
     with in_place(folder) as project:
@@ -703,7 +703,7 @@ def test_whatever_the_index_files_hold_there_is_one_clear_error(
     (tmp_path / "MANIFEST.sha256").write_bytes(manifest.encode("utf-8", "surrogatepass"))
     try:
         read = bundle_open.read_bundle(tmp_path)
-    except BundleError:
+    except InstallError:
         return
     paths = [piece.path for whole in read.files.values() for piece in whole.pieces]
     assert all(".." not in path.split("/") and not path.startswith("/") for path in paths)

@@ -10,47 +10,47 @@ import torch
 from conftest import PROJECT, environ
 from torch import Tensor
 
-from vqa_repro.models.common import QuestionGroups, group_by_image
-from vqa_repro.models.ops import attention
+from vqa_repro.models.common import Dropout, QuestionGroups, group_by_image
+from vqa_repro.models.ops import attention, reference
 
-COUNTS = [3, 1, 2]  # questions about each of three pictures
-N, PICTURES, R, T, D = 6, 3, 5, 4, 7
-IMAGE_OF = torch.arange(PICTURES).repeat_interleave(torch.tensor(COUNTS))
-ASKED = group_by_image(IMAGE_OF, torch.empty(PICTURES))
+COUNTS = [3, 1, 2]  # questions about each of three images
+N, IMAGES, R, T, D = 6, 3, 5, 4, 7
+IMAGE_INDEX = torch.arange(IMAGES).repeat_interleave(torch.tensor(COUNTS))
+GROUPS = group_by_image(IMAGE_INDEX, torch.empty(IMAGES))
 
 
 def numbers(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
-def scores_input(asked: QuestionGroups) -> list[Tensor]:
-    return [numbers(len(asked.starts) - 1, R, D), numbers(N, D), numbers(D)]
+def scores_input(groups: QuestionGroups) -> list[Tensor]:
+    return [numbers(len(groups.starts) - 1, R, D), numbers(N, D), numbers(D)]
 
 
-def coattention_input(asked: QuestionGroups) -> list[Tensor]:
-    pictures = len(asked.starts) - 1
+def coattention_input(groups: QuestionGroups) -> list[Tensor]:
+    images = len(groups.starts) - 1
     words = [numbers(N, T, D), numbers(N, T), numbers(N, T, D)]
-    return [*words, numbers(pictures, R, D), numbers(pictures, R, D), numbers(D)]
+    return [*words, numbers(images, R, D), numbers(images, R, D), numbers(D)]
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "groups",
     [
-        ASKED,
-        group_by_image(IMAGE_OF[[5, 0, 3, 1, 4, 2]], torch.empty(PICTURES)),
+        GROUPS,
+        group_by_image(IMAGE_INDEX[[5, 0, 3, 1, 4, 2]], torch.empty(IMAGES)),
         group_by_image(None, torch.empty(N)),
     ],
     ids=["grouped", "in any order", "one each"],
 )
-def test_values_and_gradients_are_those_of_the_plain_form(asked: QuestionGroups) -> None:
+def test_values_and_gradients_are_those_of_the_plain_form(groups: QuestionGroups) -> None:
     torch.manual_seed(0)
-    pictures = len(asked.starts) - 1
+    images = len(groups.starts) - 1
     for kernel, plain, inputs in (
-        (attention.additive_scores, attention.additive_scores_reference, scores_input(asked)),
-        (attention.coattention, attention.coattention_reference, coattention_input(asked)),
-        (attention.pooled, attention.pooled_reference, [numbers(N, R), numbers(pictures, R, D)]),
+        (attention.additive_scores, reference.additive_scores, scores_input(groups)),
+        (attention.coattention, reference.coattention, coattention_input(groups)),
+        (attention.pool, reference.pool, [numbers(N, R), numbers(images, R, D)]),
     ):
-        ours, theirs = kernel(*inputs, asked), plain(*inputs, asked)
+        ours, theirs = kernel(*inputs, groups), plain(*inputs, groups)
         if isinstance(ours, Tensor):
             ours, theirs = (ours,), (theirs,)
         weights = [torch.randn_like(value) for value in theirs]
@@ -63,11 +63,11 @@ def test_values_and_gradients_are_those_of_the_plain_form(asked: QuestionGroups)
 
 
 def test_strided_input_as_it_comes_from_a_joint_projection() -> None:
-    image = numbers(PICTURES, R, 2 * D)
+    image = numbers(IMAGES, R, 2 * D)
     question, w = numbers(N, D), numbers(D)
     for half in image.chunk(2, dim=2):
-        ours = attention.additive_scores(half, question, w, ASKED)
-        theirs = attention.additive_scores_reference(half, question, w, ASKED)
+        ours = attention.additive_scores(half, question, w, GROUPS)
+        theirs = reference.additive_scores(half, question, w, GROUPS)
         a, b = (
             torch.autograd.grad(s.square().sum(), image, retain_graph=True) for s in (ours, theirs)
         )
@@ -77,7 +77,7 @@ def test_strided_input_as_it_comes_from_a_joint_projection() -> None:
 def test_dropout_leaves_out_its_share_and_the_gradient_is_that_of_what_is_left() -> None:
     torch.manual_seed(0)
     drop, x = (
-        attention.Dropout(0.3),
+        Dropout(0.3),
         torch.ones(100, 10_001, dtype=torch.float64, requires_grad=True),
     )
     left = drop(x)
@@ -88,29 +88,29 @@ def test_dropout_leaves_out_its_share_and_the_gradient_is_that_of_what_is_left()
     assert torch.equal(drop.eval()(x), x)
 
     for kernel, inputs in (
-        (attention.additive_scores, scores_input(ASKED)),
-        (attention.coattention, coattention_input(ASKED)),
+        (attention.additive_scores, scores_input(GROUPS)),
+        (attention.coattention, coattention_input(GROUPS)),
     ):
 
         def again(*given: Tensor, kernel: object = kernel) -> object:
             torch.manual_seed(1)  # the same numbers are left out
-            return kernel(*given, ASKED, 0.5)  # type: ignore[operator]
+            return kernel(*given, GROUPS, 0.5)  # type: ignore[operator]
 
         assert torch.autograd.gradcheck(again, inputs)
 
 
 def test_dropout_is_right_on_average() -> None:
     torch.manual_seed(0)
-    inputs = [value.detach() for value in scores_input(ASKED)]
-    mean = sum(attention.additive_scores(*inputs, ASKED, 0.5) for _ in range(4000)) / 4000
-    torch.testing.assert_close(mean, attention.additive_scores(*inputs, ASKED), rtol=0, atol=0.2)
+    inputs = [value.detach() for value in scores_input(GROUPS)]
+    mean = sum(attention.additive_scores(*inputs, GROUPS, 0.5) for _ in range(4000)) / 4000
+    torch.testing.assert_close(mean, attention.additive_scores(*inputs, GROUPS), rtol=0, atol=0.2)
 
 
 def test_low_precision_comes_out_in_float32() -> None:
-    inputs = [value.detach().bfloat16() for value in scores_input(ASKED)]
-    scores = attention.additive_scores(*inputs, ASKED)
+    inputs = [value.detach().bfloat16() for value in scores_input(GROUPS)]
+    scores = attention.additive_scores(*inputs, GROUPS)
     assert scores.dtype == torch.float32
-    exact = attention.additive_scores_reference(*(v.double() for v in inputs), ASKED)
+    exact = reference.additive_scores(*(v.double() for v in inputs), GROUPS)
     torch.testing.assert_close(scores.double(), exact, rtol=1e-5, atol=1e-5)
 
 
@@ -164,7 +164,7 @@ def test_triton_s_kernels_compile_for_gpus_and_keep_to_their_registers(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(JITFunction, "run", compile_only)
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
-    asked = group_by_image(torch.tensor([0, 0, 1]), torch.empty(2))
+    groups = group_by_image(torch.tensor([0, 0, 1]), torch.empty(2))
     for dtype in (torch.bfloat16, torch.float32):
         image, question, v, w = (
             torch.zeros(shape, dtype=dtype, requires_grad=True)
@@ -173,9 +173,9 @@ def test_triton_s_kernels_compile_for_gpus_and_keep_to_their_registers(
         for words in (question, question[:, None, :].repeat(1, 196, 1)):
             for dropout in (0.0, 0.5):
                 half = image.chunk(2, dim=2)[0]
-                scores = triton_kernels.additive_scores(half, words, w, asked, dropout)
+                scores = triton_kernels.additive_scores(half, words, w, groups, dropout)
                 scores.sum().backward()
-        triton_kernels.pooled(scores.detach().softmax(1), v, asked).sum().backward()
+        triton_kernels.pool(scores.detach().softmax(1), v, groups).sum().backward()
     assert len({name for name, _ in compiled}) == 5 and len(compiled) == 22
     for number, (name, binary) in enumerate(compiled):
         file = tmp_path / f"{number}.cubin"
@@ -191,10 +191,10 @@ def test_without_triton_the_plain_form_computes_and_that_is_said(
     monkeypatch.setitem(
         sys.modules, "vqa_repro.models.ops.triton_kernels", None
     )  # as if it were not there
-    attention._fused.cache_clear()
+    attention._triton_or_reference.cache_clear()
     try:
-        assert attention._fused(torch.device("cuda:0")) is None
-        assert attention._fused(torch.device("cuda:0")) is None
+        assert attention._triton_or_reference(torch.device("cuda:0")) is reference
+        assert attention._triton_or_reference(torch.device("cuda:0")) is reference
     finally:
-        attention._fused.cache_clear()
-    assert capsys.readouterr().out.count("done without Triton's attention kernels") == 1
+        attention._triton_or_reference.cache_clear()
+    assert capsys.readouterr().out.count("Triton kernels unavailable") == 1

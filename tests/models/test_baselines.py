@@ -14,7 +14,7 @@ from vqa_repro.models.baselines import (
     QuestionOnly,
     ShowAskAttendAnswer,
 )
-from vqa_repro.models.ops.lstm import states_in_time
+from vqa_repro.models.ops.lstm import states_in_time_order
 
 # No two sizes alike: a hard-coded or exchanged dimension cannot pass.
 VOCABULARY, ANSWERS, CHANNELS, REGIONS = 11, 7, 9, 5
@@ -264,9 +264,9 @@ def test_dropout_is_where_the_papers_have_it(
     def states_of(x: Tensor, counts: list[int], *weights: Tensor) -> tuple[Tensor, Tensor]:
         layer = sum(training == net.training for name, training in nonzero if "LSTM" in name)
         nonzero[f"LSTM {layer}", net.training] = (x != 0).double().mean().item()
-        return states_in_time(x, counts, *weights)
+        return states_in_time_order(x, counts, *weights)
 
-    monkeypatch.setattr(baselines, "states_in_time", states_of)
+    monkeypatch.setattr(baselines, "states_in_time_order", states_of)
     for name in layers:
         count(name)
     for training in (True, False):
@@ -330,7 +330,7 @@ def test_word_by_word_as_on_a_gpu_states_and_gradients_are_the_same() -> None:
     x, lengths = torch.randn(4, 6, 3, dtype=torch.float64), torch.tensor([2, 6, 1, 6])
     for which in (0, 1):  # hidden states, cell states: each without the other's gradient
         found = []
-        for ends in (question._in_time(x, lengths), question._by_word(x, lengths)):
+        for ends in (question._in_time_order(x, lengths), question._word_by_word(x, lengths)):
             states = torch.stack([layer[which] for layer in ends])
             gradients = torch.autograd.grad(states.sin().sum(), list(question.cells.parameters()))
             found.append((states, *gradients))

@@ -18,7 +18,7 @@ LENGTHS = [4, 1, 8, 2, 3, 4]
 IMAGE_OF = [0, 0, 2, 1, 2, 2]
 
 
-def model(coattention: str, fidelity: str, dropout: float = 0.5) -> HieCoAtt:
+def model(coattention: str, fidelity: str, dropout: float = 0.5, *, bias: bool = True) -> HieCoAtt:
     torch.manual_seed(1)
     return HieCoAtt(
         VOCABULARY,
@@ -28,6 +28,7 @@ def model(coattention: str, fidelity: str, dropout: float = 0.5) -> HieCoAtt:
         hidden=HIDDEN,
         last_hidden=LAST,
         dropout=dropout,
+        bias=bias,
         fidelity=fidelity,
     ).double()
 
@@ -48,9 +49,12 @@ def objective(logits: Tensor, maps: list[Tensor]) -> Tensor:
     return (values * torch.linspace(0.5, 1.5, len(values), dtype=values.dtype).cos()).sum()
 
 
+@pytest.mark.parametrize("bias", [True, False], ids=["biases", "no biases"])
 @each_variant
-def test_values_and_gradients_follow_the_equations(coattention: str, fidelity: str) -> None:
-    net = model(coattention, fidelity).eval()
+def test_values_and_gradients_follow_the_equations(
+    coattention: str, fidelity: str, bias: bool
+) -> None:
+    net = model(coattention, fidelity, bias=bias).eval()
     grid, tokens, lengths, image_of = batch()
     grid.requires_grad_()
     answer = net(grid, tokens, lengths, image_of)
@@ -263,3 +267,17 @@ def test_bfloat16_autocast_is_finite_and_close(coattention: str, fidelity: str) 
 def test_unknown_variant_is_refused(option: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=next(iter(option.values()))):
         HieCoAtt(VOCABULARY, ANSWERS, CHANNELS, **option)
+
+
+@each_variant
+def test_every_layer_of_the_equations_has_a_bias(coattention: str, fidelity: str) -> None:
+    """Section 3.1: the biases are omitted from the equations only."""
+    attention = ["W_b", "W_q"] if coattention == "parallel" else ["W_x1", "W_x3"]
+    layers = ["W_c.0", "W_c.1", "W_c.2", "W_I", "W_V", "W_w", "W_p", "W_s", "W_h"]
+    for level in ("word", "phrase", "question"):
+        layers += [f"{level}.{layer}" for layer in attention]
+    for bias in (True, False):
+        names = {name for name, _ in model(coattention, fidelity, bias=bias).named_parameters()}
+        assert {layer for layer in layers if f"{layer}.bias" in names} == set(
+            layers if bias else ()
+        )

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from vqa_repro.models.ops.lstm import LSTM, at_last_words
+from vqa_repro.models.ops.lstm import LSTM, last_states
 
 
 def packed(lstm: LSTM, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,7 +25,7 @@ def test_values_and_gradients_are_those_of_packed_questions(
     x = torch.randn(len(count), 9, 7, dtype=torch.float64, requires_grad=True)
     for which in (0, 1):
         states = lstm(x, count)
-        ours = (states, at_last_words(states, count))[which]
+        ours = (states, last_states(states, count))[which]
         theirs = packed(lstm, x, count)[which]
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
         weight = torch.randn_like(ours)
@@ -43,9 +43,7 @@ def test_states_over_the_padding_too_end_at_the_same_words() -> None:
     lstm, lengths = LSTM(4, 8).double(), torch.tensor([2, 5, 3])
     x = torch.randn(3, 5, 4, dtype=torch.float64)
     states, _ = nn.LSTM.forward(lstm, x)
-    torch.testing.assert_close(
-        at_last_words(states, lengths), at_last_words(lstm(x, lengths), lengths)
-    )
+    torch.testing.assert_close(last_states(states, lengths), last_states(lstm(x, lengths), lengths))
 
 
 def test_dropout_is_between_the_layers_in_training_only() -> None:

@@ -52,7 +52,7 @@ def reference(model: SAN, grid: Tensor, words: list[int]) -> tuple[Tensor, list[
     the logit; reversed words, h = o * c; the maximum over time runs into the padding.
     """
     p = dict(model.named_parameters())
-    released = model.fidelity == "released"
+    released = model.released
     x = [p["question.W_e.weight"][word] for word in words]
     if "question.W_c.0.weight" in p:
         zero = torch.zeros_like(x[0])
@@ -221,18 +221,6 @@ def test_input_dropout_is_of_words_and_regions(question: str) -> None:
     assert not torch.equal(first, seen["question"])
 
 
-def test_normalized_regions_count_by_their_direction() -> None:
-    model = make("lstm", 2, "paper", normalize=True)
-    grid, tokens, lengths, image_of = some_input()
-    longer = grid * torch.rand(3, REGIONS, 1, dtype=torch.float64).add(0.5)
-    a, b = (model(g, tokens, lengths, image_of).logits for g in (grid, longer))
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-    plain = make("lstm", 2, "paper")
-    root_mean_square = grid.square().mean(dim=2, keepdim=True).sqrt()
-    unit = plain(grid / root_mean_square, tokens, lengths, image_of).logits
-    torch.testing.assert_close(a, unit, rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("question", ["lstm", "cnn"])
 def test_released_initial_values(question: str) -> None:
     torch.manual_seed(0)
@@ -271,7 +259,129 @@ def test_half_precision_stays_close_and_maps_stay_float32() -> None:
     torch.testing.assert_close(half.logits.float(), exact.logits, rtol=0.1, atol=0.2)
 
 
-@pytest.mark.parametrize("option", ["question", "fidelity"])
+@pytest.mark.parametrize("option", ["question", "fidelity", "init"])
 def test_an_unknown_variant_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match=option):
         SAN(WORDS, ANSWERS, CHANNELS, **{option: "other"})
+
+
+# Dropout switches, against the equations with the very masks that the model drew.
+SWITCHES = ["word_dropout", "image_dropout", "question_dropout", "attention_dropout"]
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+@pytest.mark.parametrize("option", SWITCHES)
+def test_each_dropout_switch_is_inactive_outside_training(option: str, fidelity: str) -> None:
+    inputs = some_input()
+    expected = make("lstm", 2, fidelity, dropout=0.0)(*inputs)
+    model = make("lstm", 2, fidelity, dropout=0.0, **{option: 0.5})
+    assert torch.equal(model(*inputs).logits, expected.logits)
+    torch.manual_seed(3)
+    first, second = (model.train()(*inputs).logits for _ in range(2))
+    assert not torch.allclose(first, second)
+    # The same question about the same image twice in a batch: a mask for each.
+    grid, tokens, lengths, _ = inputs
+    twice = model(grid[:1], tokens[[0, 0]], lengths[[0, 0]], torch.tensor([0, 0])).logits
+    assert not torch.allclose(twice[0], twice[1])
+
+
+def mask(x: Tensor) -> Tensor:
+    """A fixed dropout mask with p = 0.5 for an array of the shape of ``x``."""
+    generator = torch.Generator().manual_seed(x.numel())
+    return 2.0 * torch.randint(0, 2, x.shape, generator=generator).to(x.dtype)
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+@pytest.mark.parametrize("question", ["lstm", "cnn"])
+def test_dropout_of_words_image_and_question_by_given_masks(
+    question: str, fidelity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """v_I, v_Q and word vectors are multiplied by a mask for every question; v~ uses the mask."""
+    options = {name: 0.5 for name in SWITCHES if name != "attention_dropout"}
+    model = make(question, 2, fidelity, dropout=0.0, **options).train()
+    grid, tokens, lengths, image_index = some_input()
+    drops = {model.image_dropout, model.question_dropout, model.question.dropout}
+    for part in drops:
+        monkeypatch.setattr(part, "forward", lambda x: x * mask(x))
+    logits = model(grid, tokens, lengths, image_index).logits
+
+    # Independent: the network's layers one by one, one question at a time.
+    p = dict(model.named_parameters())
+    plain = make(question, 2, fidelity).question
+    plain.dropout.p = 0.5
+    monkeypatch.setattr(plain.dropout, "forward", lambda x: x * mask(x))
+    v_Q = plain.train()(tokens, lengths)
+    v_Q = v_Q * mask(v_Q)
+    image_mask = mask(torch.empty(len(tokens), REGIONS, 8, dtype=torch.float64))
+    for n in range(len(tokens)):
+        features = grid[image_index[n]]
+        v = torch.tanh(features @ p["W_I.weight"].T + p["W_I.bias"]) * image_mask[n]
+        u = v_Q[n]
+        for hop in range(2):
+            a = v @ p[f"W_IA.{hop}.weight"].T
+            query = p[f"W_QA.{hop}.weight"] @ u + p[f"W_QA.{hop}.bias"]
+            w = p[f"W_P.{hop}.weight"][0]
+            if fidelity == "released":
+                a = torch.tanh(a + p[f"W_IA.{hop}.bias"]) + torch.tanh(query)
+                scores = torch.tanh(a @ w + p[f"W_P.{hop}.bias"])
+            else:
+                scores = torch.tanh(a + query) @ w
+            e = scores.exp()
+            u = (e / e.sum()) @ v + u
+        expected = p["W_u.weight"] @ u + p["W_u.bias"]
+        torch.testing.assert_close(logits[n], expected, rtol=1e-9, atol=1e-11)
+
+
+def test_attention_dropout_of_the_released_form_by_a_given_mask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make("lstm", 1, "released", dropout=0.0, attention_dropout=0.5).train()
+    monkeypatch.setattr(model.attention_dropout, "forward", lambda x: x * mask(x))
+    grid, tokens, lengths, image_index = some_input()
+    maps = model(grid, tokens, lengths, image_index).attention["hop 1"]
+    p = dict(model.named_parameters())
+    v_Q = model.question(tokens, lengths)
+    H_mask = mask(torch.empty(len(tokens), REGIONS, 5, dtype=torch.float64))
+    for n in range(len(tokens)):
+        v = torch.tanh(grid[image_index[n]] @ p["W_I.weight"].T + p["W_I.bias"])
+        H = torch.tanh(v @ p["W_IA.0.weight"].T + p["W_IA.0.bias"])
+        H = H + torch.tanh(p["W_QA.0.weight"] @ v_Q[n] + p["W_QA.0.bias"])
+        e = torch.tanh((H * H_mask[n]) @ p["W_P.0.weight"][0] + p["W_P.0.bias"]).exp()
+        torch.testing.assert_close(maps[n], e / e.sum(), rtol=1e-9, atol=1e-12)
+
+
+def test_attention_dropout_of_the_paper_s_form_is_of_the_hidden_layer() -> None:
+    """With p = 0.5 the mean of the scores over many masks is that without dropout."""
+    model = make("lstm", 1, "paper", dropout=0.0, attention_dropout=0.5)
+    grid, tokens, lengths, image_index = some_input()
+    exact = model(grid, tokens, lengths, image_index).attention["hop 1"].log()
+    exact = exact - exact.mean(1, keepdim=True)  # scores but for their mean over regions
+    model.train()
+    many = [model(grid, tokens, lengths, image_index).attention["hop 1"] for _ in range(4000)]
+    scores = torch.stack(many).log()
+    mean = (scores - scores.mean(2, keepdim=True)).mean(0)
+    torch.testing.assert_close(mean, exact, rtol=0, atol=0.12)
+
+
+@pytest.mark.parametrize("question", ["lstm", "cnn"])
+def test_initial_values_are_independent_of_the_equations(question: str) -> None:
+    """The paper's equations from the code's initial values, and the reverse."""
+    torch.manual_seed(0)
+    model = SAN(50, 30, 40, question=question, hidden=60, init="code")
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        if name == "question.W_e.weight":
+            assert (values[0] == 0).all() and 0.49 < values.abs().max() <= 0.5
+        elif name == "question.lstm.bias_ih_l0":
+            assert values.tolist() == [0.0] * 60 + [1.0] * 60 + [0.0] * 120  # the forget gate's
+        elif values.ndim == 1:
+            assert (values == 0).all(), name
+        else:
+            assert 0.009 < values.abs().max() <= 0.01, name
+    own = SAN(50, 30, 40, question=question, hidden=60, fidelity="released", init="own")
+    assert own.W_I.weight.abs().max() > 0.1 and own.W_QA[0].bias.abs().max() > 0
+
+
+def test_word_dropout_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="word_dropout"):
+        SAN(WORDS, ANSWERS, CHANNELS, word_dropout=0.5, input_dropout=0.5)

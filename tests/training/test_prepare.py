@@ -22,9 +22,17 @@ def test_root_mean_square() -> None:
     assert root_mean_square(wide) == 300
 
 
-@pytest.mark.parametrize("fidelity", ["paper", "released"])
-def test_region_vectors_are_scaled_but_for_the_released_form(
-    fidelity: str, drawn_folder: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("fidelity", "feature_scale", "expected"),
+    [
+        ("paper", "auto", 0.2),
+        ("released", "auto", 1.0),
+        ("paper", "none", 1.0),
+        ("released", "unit", 0.2),
+    ],
+)
+def test_region_vectors_are_scaled_as_the_recipe_says(
+    fidelity: str, feature_scale: str, expected: float, drawn_folder: Path, tmp_path: Path
 ) -> None:
     keys = []
     for split in ("train", "val"):
@@ -39,8 +47,9 @@ def test_region_vectors_are_scaled_but_for_the_released_form(
         "data.test": "val",
         "data.features": str(tmp_path / "f.safetensors"),
         "model.fidelity": fidelity,
+        "data.feature_scale": feature_scale,
     }
     recipe = load_recipe("easy-vqa", changes)
     run, material = prepare(recipe, tmp_path, None, tmp_path, torch.device("cpu"))
-    assert run.features["scale"] == (0.2 if fidelity == "paper" else 1.0)
+    assert run.features["scale"] == expected
     assert run.features["channels"] == 6 and len(material.test) == 36

@@ -21,7 +21,8 @@ from torch import nn
 from vqa_repro import train
 from vqa_repro.data.questions import batches
 from vqa_repro.features.store import StoreWriter
-from vqa_repro.utils.distributed import BatchNorm2d, World
+from vqa_repro.models.cnn import BatchNorm2d
+from vqa_repro.utils.distributed import World
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 

@@ -46,6 +46,23 @@ def test_every_row_of_the_papers_tables_has_its_recipe() -> None:
     assert {"san-2-cnn-vqa-v1-test", "san-1-lstm-vqa-v2", "hiecoatt-alternating-vqa-v2"} <= names
 
 
+@pytest.mark.parametrize("question", ["lstm", "cnn"])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("data", "epochs"), [("daquar", 100), ("daquar-reduced", 200)])
+def test_the_authors_training_procedure_on_daquar(
+    question: str, layers: int, data: str, epochs: int
+) -> None:
+    own = load_recipe(f"san-{layers}-{question}-{data}", {})
+    recipe = load_recipe(f"san-{layers}-{question}-{data}-paper", {})
+    training = recipe.training
+    assert recipe.published == own.published and recipe.data.feature_scale == "none"
+    assert recipe.model == {**own.model, "init": "code", "input_dropout": 0.0}
+    assert (training.optimizer, training.momentum, training.epochs) == ("sgd", 0.9, epochs)
+    assert (training.schedule, training.keep) == ("constant", "last")
+    assert (training.clip, training.clip_per, training.embedding_rate) == (0.1, "tensor", 80)
+    assert (training.weight_decay, training.learning_rate) == (1e-3, 0.05)  # 1e-3 p: 5e-4 sum p^2
+
+
 def test_a_recipe_builds_upon_another(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('base = "easy-vqa"\ntitle = "mine"\n[model]\nlayers = 1\n')
@@ -83,9 +100,12 @@ def test_bases_that_are_not_there_or_go_round_are_said(
     ("key", "value", "said"),
     [
         ("training.answers", "all", "'label' or 'sampled' or 'soft'"),
-        ("data.single_answers", 1, "true or false"),
-        ("published.others", {"yes/no": "many"}, "a table of numbers"),
-        ("training.clip", "0.1", "a number"),
+        ("data.single_answers", 1, r"data\.single_answers: Expected `bool`"),
+        ("published.others", {"yes/no": "many"}, r"published\.others.*: Expected `float`"),
+        ("training.clip", "0.1", r"training\.clip: Expected `float`"),
+        ("training.clip", float("nan"), r"training\.clip: Expected `float` >= 0"),
+        ("training.epochs", 0, r"training\.epochs: Expected `int` >= 1"),
+        ("data.validation", 1.5, r"data\.validation: Expected `float` <= 1"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_said(key: str, value: object, said: str) -> None:

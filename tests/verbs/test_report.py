@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import environ
 from PIL import Image
@@ -18,12 +19,14 @@ from PIL import Image
 from vqa_repro import report
 from vqa_repro.data.vocabulary import Vocabulary
 from vqa_repro.evaluation import examples
+from vqa_repro.evaluation.titles import model_title, procedure
 from vqa_repro.recipe import load_recipe, recipe_names
-from vqa_repro.reporting import comparison, fonts
+from vqa_repro.reporting import charts, commands, comparison, figures, tables
 from vqa_repro.reporting import html as page
-from vqa_repro.reporting.messages import LANGUAGES, words
+from vqa_repro.reporting.comparison import RunSummary
 from vqa_repro.run import Run, create_run, open_run, write_json
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.messages import LANGUAGES, messages
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = (
@@ -55,8 +58,11 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_nearly_all_right_does_not_read_as_all(tmp_path: Path) -> None:
-    runs = [open_run(finished(tmp_path, seed, right)) for seed, right in enumerate((99.96, 99.98))]
-    assert rows(report.markdown(runs))[2][3] == "**99.97 ± 0.01** (+53.8)"
+    runs = [
+        RunSummary.load(finished(tmp_path, seed, right))
+        for seed, right in enumerate((99.96, 99.98))
+    ]
+    assert rows(tables.markdown(runs))[2][3] == "**99.97 ± 0.01** (+53.8)"
 
 
 def test_seeds_are_one_row_beside_the_paper_and_changes_another(
@@ -68,10 +74,10 @@ def test_seeds_are_one_row_beside_the_paper_and_changes_another(
     said = capsys.readouterr().out
     assert "### daquar-reduced, test (290 questions)" in said
     _, _, same, changed = rows(said)
-    assert same[:3] == ["SAN(2, LSTM) on DAQUAR-REDUCED", "3", "46.2"]
+    assert same[:3] == ["SAN (2 layers, LSTM) on DAQUAR-REDUCED", "3", "46.2"]
     assert same[3] == "**46.0 ± 1.0** (-0.2)"
     assert same[4] == "51.0 ± 1.0 (51.2)"
-    assert changed[0] == "SAN(2, LSTM) on DAQUAR-REDUCED, model.input_dropout=0.0"
+    assert changed[0] == "SAN (2 layers, LSTM) on DAQUAR-REDUCED, model.input_dropout=0.0"
     assert changed[1] == "1" and changed[3] == "**40.0** (-6.2)"
     assert "a machine, torch 9.9" in said and "weights_sha256 abc123" in said
 
@@ -87,7 +93,7 @@ def test_a_run_that_is_not_finished_is_named(tmp_path: Path) -> None:
     folder = finished(tmp_path, 0, 45.0)
     (folder / "metrics.json").unlink()
     with pytest.raises(UserError, match=r"45\.0: not finished"):
-        report.markdown([open_run(folder)])
+        tables.markdown([RunSummary.load(folder)])
 
 
 def test_hidden_answers_have_no_figure(tmp_path: Path) -> None:
@@ -95,7 +101,7 @@ def test_hidden_answers_have_no_figure(tmp_path: Path) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     shutil.copytree(folder, tmp_path / "hidden")
     write_json(tmp_path / "hidden" / "metrics.json", {**metrics, "overall": None})
-    assert rows(report.markdown([open_run(tmp_path / "hidden")]))[2][3] == ""
+    assert rows(tables.markdown([RunSummary.load(tmp_path / "hidden")]))[2][3] == ""
 
 
 def log(folder: Path, epochs: int, *, of: int = 20) -> None:
@@ -115,7 +121,7 @@ def add_gallery(folder: Path, wrong: int = 3, question: str = "what is it?") -> 
     """Wrong answers, with attention of SAN and HieCoAtt, and one right one."""
     maps = {"hop 1": [0.1, 0.2, 0.3, 0.4], "phrase/image": [0.25] * 4, "phrase/question": [0.3] * 4}
     asked = [
-        asdict(
+        msgspec.to_builtins(
             examples.ExampleRecord(
                 n, f"{question} {n}", ["what", "is", "it", "?"], ["cat"], "cat", float(n == 0),
                 0.25, [("cat" if n == 0 else "dog", 0.5)], maps, "1.jpg",
@@ -131,7 +137,7 @@ def add_gallery(folder: Path, wrong: int = 3, question: str = "what is it?") -> 
 
 
 def made(*runs: Path, language: str = "en") -> str:
-    return page.page([open_run(run) for run in runs], language, None)
+    return page.page([RunSummary.load(run) for run in runs], language, None)
 
 
 def unfinished(folder: Path, epochs: int) -> Path:
@@ -151,15 +157,16 @@ def test_the_page_is_one_file_that_asks_nothing_of_the_network(
     assert not re.search(r"""(?:src|href|url|action)\s*[=(]\s*["']?\s*(?!#|data:)[a-z/.]""", html)
     assert "default-src 'none'" in html and 'http-equiv="refresh"' not in html
     assert "Question level" in html and "问题层" in html
-    assert "HieCoAtt, drawn squares" in html and "data:image/jpeg" in html
+    assert "HieCoAtt (parallel) on " in html and "data:image/jpeg" in html
 
 
 def test_the_difference_is_marked_in_words(tmp_path: Path) -> None:
     runs = [finished(tmp_path, 0, 45.0), finished(tmp_path, 0, 20.0, **{"model.layers": 1})]
     html = made(*runs)
-    assert '<span class="within">≈ -1.2' in html and "within the sampling error (±5.8)" in html
+    assert '<span class="within">≈ -1.2' in html
+    assert "95% interval 39.4 to 50.8, 290 questions" in html
     assert '<span class="lower">▼ -26.2' in html
-    assert "Yang et al. 2016" in html and "model.layers=1" in html
+    assert "Yang et al. 2016" in html and "SAN (1 layer, LSTM) on DAQUAR-REDUCED" in html
     assert "--recipe san-2-lstm-daquar-reduced --set model.layers=1" in html
 
 
@@ -187,7 +194,7 @@ def test_an_unfinished_run_shows_what_there_is(tmp_path: Path) -> None:
     (fresh / "log.jsonl").unlink()
     assert "not finished: epoch 0 of 20" in made(fresh) and "Nothing is logged yet" in made(fresh)
     log(fresh, 0)
-    assert made(fresh).count("<polyline") > 1, "the first steps are a curve"
+    assert made(fresh).count('id="loss-group-0"') == 1, "the first steps are a curve"
     log(fresh, 3)
     with (fresh / "log.jsonl").open("a") as file:
         file.write('{"type": "epoch", "st')  # being written
@@ -220,19 +227,19 @@ def test_watch_ends_with_the_last_run_and_only_then_the_page_stays(tmp_path: Pat
 
 def test_a_run_without_a_gallery_says_how_to_make_one(tmp_path: Path) -> None:
     run = finished(tmp_path, 0, 45.0)
-    assert f"python -m vqa_repro.evaluation.examples {run}" in made(run)
+    assert f"python -m vqa_repro.report --examples {run}" in made(run)
     (run / "metrics.json").unlink()
-    assert "vqa_repro.evaluation.examples" not in made(run)
+    assert "--examples" not in made(run)
 
 
 def test_both_languages_say_everything() -> None:
-    for key, texts in words().items():
+    for key, texts in messages().items():
         assert set(texts) == set(LANGUAGES), key
         fields = [set(re.findall(r"{\w+}", text)) for text in texts.values()]
         assert fields[0] == fields[1] and all(texts.values()), key
     used = (page.FOLDER / "report.html").read_text()
     for key in re.findall(r'\bt\("(\w+)"[,)]', used):
-        assert key in words(), key
+        assert key in messages(), key
 
 
 BAD = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}\ud800"
@@ -285,9 +292,9 @@ def test_the_command_or_the_recipe_repeats_the_run(tmp_path: Path) -> None:
         changes = {"training.seed": 3, "model.dropout": 0.25}
         recipe = load_recipe(name, {} if "question-only" in name else changes)
         run = Run(tmp_path / str(number), recipe, VOCABULARY, {})
-        command, file = comparison.repeat(run)
+        command, file = commands.repeat(run)
         assert f"--recipe {name}" in command and not file
-        (tmp_path / "recipe.toml").write_text(comparison.toml(recipe.to_json()))
+        (tmp_path / "recipe.toml").write_text(commands.toml(recipe.to_json()))
         again = load_recipe(str(tmp_path / "recipe.toml"), {}).to_json()
         for key in ("title", "data", "model", "training", "published"):
             assert again[key] == recipe.to_json()[key], (name, key)
@@ -309,21 +316,81 @@ def test_pictures_for_slides(tmp_path: Path) -> None:
 def test_curves_hold_steps_or_epochs_and_never_both(tmp_path: Path) -> None:
     run = finished(tmp_path, 0, 45.0)
     log(run, 2)
-    assert page._curve(comparison.read_log(open_run(run)), "loss") == [
+    assert charts.curve(comparison.read_log(open_run(run)), "loss") == [
         (n / 10, 3.0) for n in range(1, 8)
     ]
     log(run, 3)
-    curve = page._curve(comparison.read_log(open_run(run)), "loss")
+    curve = charts.curve(comparison.read_log(open_run(run)), "loss")
     assert curve == [(1, 3.0), (2, 1.5), (3, 1.0)]
 
 
-CHINESE = [name for name in fonts.CHINESE if name in fonts.families()]
+def test_titles_follow_the_model_and_not_the_changed_recipe() -> None:
+    changed = load_recipe("easy-vqa", {"model.layers": 1, "model.question": "cnn"})
+    assert model_title(changed) == "SAN (1 layer, CNN) on easy-VQA"
+    moved = load_recipe("hiecoatt-alternating-vqa-v2", {"data.name": "a/folder", "data.test": "x"})
+    assert model_title(moved) == "HieCoAtt (alternating) on folder"
+    for name in recipe_names():
+        assert " on " in model_title(load_recipe(name, {})), name
+
+
+def test_a_run_is_the_papers_procedure_only_unchanged() -> None:
+    names = ("san-2-lstm-vqa-v2", "hiecoatt-parallel-coco-qa", "easy-vqa", "deeper-lstm-daquar")
+    assert [procedure(load_recipe(n, {})) for n in names] == ["paper", "paper", "ours", ""]
+    assert procedure(load_recipe(names[0], {"training.learning_rate": 0.1})) == "ours"
+    assert procedure(load_recipe(names[0], {"training.seed": 3})) == "paper"
+
+
+def test_namesakes_are_told_apart_by_their_options(tmp_path: Path) -> None:
+    one = RunSummary.load(finished(tmp_path, 0, 45.0))
+    recipe = load_recipe("san-2-lstm-daquar-reduced-regions", {})
+    other = replace(one, run=replace(one.run, recipe=recipe))
+    first, second = comparison.group_runs([one, other])
+    assert first.title != second.title and "training.regions=0.25" in second.title
+    html = page.page([one, other], "en", None)
+    assert "Differences in configuration" in html and ">training.regions</th>" in html
+
+
+def test_prior_and_coverage_stand_by_the_score(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    metrics = json.loads((run / "metrics.json").read_text())
+    write_json(run / "metrics.json", {**metrics, "prior": 12.25, "coverage": 87.5})
+    html = made(run)
+    assert "Most frequent answer" in html and "<td>12.2</td>" in html
+    assert "<td>87.5</td>" in html
+    head, _, row = rows(tables.markdown([RunSummary.load(run)]))
+    assert row[head.index("most frequent answer, %")] == "12.2"
+    assert row[head.index("95% interval")] == "39.4 to 50.8"
+
+
+def test_what_is_no_run_is_skipped_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = finished(tmp_path, 0, 45.0), tmp_path / "r.html"
+    (tmp_path / "slurm-77.log").write_text("log")
+    (tmp_path / "tb").mkdir()
+    others = [str(tmp_path / "slurm-77.log"), str(tmp_path / "tb")]
+    assert report.main([*others, str(run), "--out", str(out)]) == 0
+    noted = capsys.readouterr().err
+    assert "slurm-77.log" in noted and "tb" in noted and "slurm-77.log" in out.read_text()
+    with pytest.raises(UserError, match=r"slurm-77\.log"):
+        report.main(others)
+
+
+def test_examples_goes_alone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--examples"):
+        report.main(["--examples", str(tmp_path), "--markdown"])
+    run = unfinished(tmp_path, 1)
+    with pytest.raises(UserError, match="not finished"):
+        report.main(["--examples", str(run), "--device", "cpu"])
+
+
+CHINESE = [name for name in figures.CHINESE if name in figures.families()]
 
 
 @pytest.fixture
 def without_chinese(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    caches = (fonts.families, fonts._characters, fonts._say_so)
-    monkeypatch.setattr(fonts, "CHINESE", ())
+    caches = (figures.families, figures._characters, figures._note_missing_font)
+    monkeypatch.setattr(figures, "CHINESE", ())
     for cached in caches:
         cached.cache_clear()
     yield
@@ -358,9 +425,9 @@ def test_slides_are_in_english_where_no_font_has_chinese_and_it_is_said(
 ) -> None:
     assert len(chinese_slides(tmp_path)) == 4
     said = capsys.readouterr()
-    assert "no font here shows Chinese, so these are in English" in said.out
+    assert "these are in English" in said.out
     assert said.err.count("question marks") == 1
-    assert fonts.drawable("这 is $5\ud800") == r"? is \$5?"
+    assert figures.drawable("这 is $5\ud800") == r"? is \$5?"
 
 
 @pytest.fixture
@@ -425,7 +492,7 @@ def test_leafing_and_the_error_sheet_in_a_browser(browser: Any, tmp_path: Path) 
     sheet.locator(".not-marks").wait_for(state="visible")
 
     tab.get_by_label("中文").check()
-    assert tab.locator("h1").inner_text() == words()["title"]["zh"]
+    assert tab.locator("h1").inner_text() == messages()["title"]["zh"]
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert tab.evaluate(overflow) <= 0, "a small screen needs no scrolling sideways"
     tab.emulate_media(media="print")

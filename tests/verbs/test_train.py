@@ -255,7 +255,7 @@ def test_weights_of_another_model_are_refused(
         (["--recipe", "none-such"], "no such recipe; there are"),
         (["--data", "none-such"], "no such folder or data set"),
         (["--set", "training.epoch=3"], "no option 'epoch'"),
-        (["--set", "training.epochs=three"], "expected a whole number"),
+        (["--set", "training.epochs=three"], "training.epochs: Expected `int`"),
         (["--set", "training.order=sorted"], "'grouped' or 'iid'"),
         (["--set", "model.layer=3"], "san has no option 'layer'"),
         (["--set", "model.name=mcan"], "there are san, hiecoatt"),

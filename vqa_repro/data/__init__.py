@@ -1,6 +1,5 @@
-"""Data sets: questions, answers and image files, read as their authors publish them."""
+"""Questions, answers and image files of every data set, as one kind of record."""
 
 from vqa_repro.data.registry import load_all, load_split
-from vqa_repro.data.types import Example, Split
 
-__all__ = ["Example", "Split", "load_all", "load_split"]
+__all__ = ["load_all", "load_split"]

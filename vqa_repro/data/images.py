@@ -46,7 +46,7 @@ class DamagedPictureError(UserError):
 def read_image(source: Picture, size: int) -> npt.NDArray[np.uint8]:
     """Decode a picture to (size, size, 3) uint8 RGB, squashed: the aspect ratio is not kept.
 
-    Squashing (rather than cropping) is what SAN section 4.2 and HieCoAtt section 4.2 do: every
+    Squashing (rather than cropping) is what SAN section 3.1 and HieCoAtt section 4.2 do: every
     part of the picture stays visible. The filter is Pillow's bilinear with anti-aliasing.
 
     Grey, palette and CMYK pictures become RGB, of 16 bits the upper 8 count, transparency is

@@ -21,7 +21,7 @@ ANSWERS = 10  # people asked per question of VQA v1 and v2
 
 # Split -> its published subsets, and which pictures of each by the parity of the COCO id
 # (None: all). SAN trains on train + one half of val and tests on the other (arXiv 1511.02274,
-# section 4.3). Its files of the halves are not to be had, so the halves here are our own: val1
+# section 4.1). Its files of the halves are not to be had, so the halves here are our own: val1
 # has the pictures with an even COCO id, val2 those with an odd one.
 _SUBSETS: dict[str, tuple[tuple[str, int | None], ...]] = {
     "train": (("train2014", None),),

@@ -1,40 +1,33 @@
-"""Test questions worth looking at, kept in the run's folder for its report.
-
-python -m vqa_repro.evaluation.examples runs/old    # for a run without; reads the data
+"""Qualitative examples of a run: test questions chosen for its report.
 
 gallery.json    the questions: answers, probabilities, attention; and the lists they are in
-gallery/*.jpg   their pictures, small, each once
+gallery/*.jpg   their images, small, each once
 """
 
-import argparse
 import hashlib
 import io
 import json
-import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated
 
+import msgspec
 import numpy as np
-import torch
+from msgspec import Meta
 from PIL import Image
-from torch import Tensor
 
 from vqa_repro.data.images import read_image
 from vqa_repro.data.questions import Questions
 from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vocabulary import tokenize
 from vqa_repro.evaluation import vqa_accuracy
-from vqa_repro.evaluation.inference import ask_all
+from vqa_repro.evaluation.inference import Predictions, outputs
 from vqa_repro.features.loader import FeatureLoader
-from vqa_repro.models.common import ModelOutput
-from vqa_repro.models.network import VQAModel, load_model
-from vqa_repro.run import Run, open_run, read_bounded
-from vqa_repro.training.prepare import PreparedData, prepare
-from vqa_repro.utils.device import add_device_option, choose_device
-from vqa_repro.utils.distributed import SINGLE_PROCESS, World
-from vqa_repro.utils.errors import UserError, first_line, main_guard
+from vqa_repro.models.network import VQAModel
+from vqa_repro.run import Run, read_bounded
+from vqa_repro.utils.errors import UserError, first_line
 from vqa_repro.utils.files import write_atomic
 
 SAMPLE = 24  # questions drawn from all
@@ -45,41 +38,43 @@ TOP = 5  # answers kept of a question
 SIDE = 320  # pixels of a kept picture's longer side
 DIGITS = 4  # of probabilities and weights
 
-# What is read back may come from strangers.
+# Limits of what is read back: a run folder may come from anybody.
 MAX_FILE = 2**24  # bytes of gallery.json
-MAX_PICTURE = 2**18  # bytes
+MAX_IMAGE = 2**18  # bytes
 MAX_QUESTIONS = 1000
 MAX_TEXT = 1000  # characters
 MAX_REGIONS = 64**2
 MAX_MAPS = 16
-_PICTURE = re.compile(r"[0-9]{1,4}\.jpg")
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Texts = Annotated[list[Text], Meta(max_length=MAX_TEXT)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Weights = Annotated[list[Share], Meta(min_length=1, max_length=MAX_REGIONS)]
+MapName = Annotated[str, Meta(max_length=100)]
+Positions = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(max_length=MAX_QUESTIONS)]
 
 
-class Predictions(NamedTuple):
-    """The model's answers to N questions, on the CPU."""
+class ExampleRecord(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    rename={"label_probability": "of_label"},
+):
+    """A question, the annotators' answers and the model's, as in gallery.json.
 
-    answer: Tensor  # (N,) int64: the likeliest class
-    confidence: Tensor  # (N,) its probability
-    label_probability: Tensor  # (N,) the probability of the label; 0 where the model cannot give it
-
-
-@dataclass(frozen=True)
-class ExampleRecord:
-    """A question, what people answered and what the model did.
-
-    Attention is as in ``predict.Prediction``.
+    Attention is as in ``Prediction``.
     """
 
     question_id: int
-    question: str
-    words: list[str]  # as the model read them
-    human: list[str]  # the data set's answers; none where it hides them
-    label: str | None
-    accuracy: float | None  # 0 to 1; None where the answers are hidden
-    label_probability: float | None  # the probability of the label; None where it has no class
-    answers: list[tuple[str, float]]  # the likeliest, probability falling
-    attention: dict[str, list[float]]
-    picture: str | None  # name of a file in gallery/
+    question: Text
+    words: Texts  # as the model read them
+    human: Texts  # the data set's answers; none where it hides them
+    label: Text | None
+    accuracy: Share | None  # None where the answers are hidden
+    label_probability: Share | None  # None where the label is not a class of the model
+    answers: Annotated[list[tuple[Text, Share]], Meta(max_length=TOP)]  # most probable first
+    attention: Annotated[dict[MapName, Weights], Meta(max_length=MAX_MAPS)]
+    # Name of a file in gallery/; None: no image.
+    picture: Annotated[str, Meta(pattern=r"^[0-9]{1,4}\.jpg\Z")] | None
 
 
 @dataclass(frozen=True)
@@ -91,49 +86,28 @@ class Gallery:
     fingerprint: str  # of gallery.json
 
 
-def answer_all(
-    network: VQAModel, rows: FeatureLoader, questions: Questions, world: World = SINGLE_PROCESS
-) -> Predictions:
-    """Ask everything once. ``network`` is put into evaluation meanwhile; maps are not kept.
-
-    Over several processes each question is asked by one, and all get the answers.
-    """
-    numbers = torch.zeros(2, len(questions), device=questions.label.device)
-    answers = torch.zeros_like(questions.label)
-
-    def look(answer: ModelOutput, which: Tensor) -> None:
-        likeliest = answers[which] = answer.logits.argmax(1)
-        label = questions.label[which]
-        probability = answer.logits.float().softmax(1)
-        numbers[0, which] = probability.gather(1, likeliest[:, None])[:, 0]
-        numbers[1, which] = probability.gather(1, label.clamp(min=0)[:, None])[:, 0] * (label >= 0)
-
-    ask_all(network, rows, questions, look, world)
-    confidence, label_probability = world.all_reduce(numbers.cpu())
-    return Predictions(world.all_reduce(answers.cpu()), confidence, label_probability)
-
-
 def make(
     run: Run,
     network: VQAModel,
-    material: PreparedData,
-    answered: Predictions,
+    loader: FeatureLoader,
+    questions: Questions,
+    split: Split,
+    predictions: Predictions,
     results: Mapping[int, str],
 ) -> Gallery:
-    """Choose, and write gallery.json and the pictures into the run's folder.
+    """Choose examples and write gallery.json and their images into the run's folder.
 
-    results: question id -> answer. Raises UserError for a picture that is missing or damaged; a
-    model that sees none does without.
+    questions: the encoded ``split``. results: question id -> answer. Raise UserError for an image
+    that is missing or damaged, unless the model uses no images.
     """
-    split, questions = material.test_split, material.test
     examples = {example.question_id: example for example in split.examples}
     scores = {} if split.hidden else vqa_accuracy.per_question(results, split.examples)
     ids = questions.question_id.tolist()
     chosen = choose(
         examples,
         scores,
-        confidence=dict(zip(ids, answered.confidence.tolist(), strict=True)),
-        label_probability=dict(zip(ids, answered.label_probability.tolist(), strict=True)),
+        confidence=dict(zip(ids, predictions.confidence.tolist(), strict=True)),
+        label_probability=dict(zip(ids, predictions.label_probability.tolist(), strict=True)),
     )
     wanted = {question_id for listed in chosen.values() for question_id in listed}
     positions = [position for position, i in enumerate(ids) if i in wanted]
@@ -142,14 +116,15 @@ def make(
         dict.fromkeys(examples[ids[position]].image for position in positions),
         needed=run.recipe.data.features != "none",
     )
-    asked = []
-    label_probability = answered.label_probability.tolist()
+    probability = predictions.label_probability.tolist()
+    records = []
     for position, (answers, attention) in zip(
-        positions, _closer(network, material.rows, questions, positions), strict=True
+        positions, _top_answers_and_attention(network, loader, questions, positions), strict=True
     ):
         example = examples[ids[position]]
         length = int(questions.lengths[position])
-        asked.append(
+        is_class = int(questions.label[position]) >= 0
+        records.append(
             ExampleRecord(
                 question_id=example.question_id,
                 question=example.question,
@@ -157,21 +132,23 @@ def make(
                 human=list(example.answers),
                 label=example.answer,
                 accuracy=scores.get(example.question_id),
-                label_probability=round(label_probability[position], DIGITS)
-                if int(questions.label[position]) >= 0
-                else None,
+                label_probability=round(probability[position], DIGITS) if is_class else None,
                 answers=[(run.vocabulary.answers[c], p) for c, p in answers],
-                attention={
-                    name: weights[:length] if name.endswith("/question") else weights
-                    for name, weights in attention.items()
-                },
+                attention=_without_padding(attention, length),
                 picture=names.get(example.image),
             )
         )
-    where = {a.question_id: position for position, a in enumerate(asked)}
+    where = {record.question_id: position for position, record in enumerate(records)}
     lists = {name: [where[i] for i in listed] for name, listed in chosen.items()}
     wrong = sum(score == 0 for score in scores.values()) if scores else None
-    return _write(run.folder, Gallery(lists, asked, wrong, pictures, ""))
+    return _write(run.folder, Gallery(lists, records, wrong, pictures, ""))
+
+
+def _without_padding(attention: Mapping[str, list[float]], length: int) -> dict[str, list[float]]:
+    return {
+        name: weights[:length] if name.endswith("/question") else weights
+        for name, weights in attention.items()
+    }
 
 
 def choose(
@@ -209,15 +186,13 @@ def choose(
     return lists
 
 
-def _closer(
-    network: VQAModel, rows: FeatureLoader, questions: Questions, positions: Sequence[int]
+def _top_answers_and_attention(
+    network: VQAModel, loader: FeatureLoader, questions: Questions, positions: Sequence[int]
 ) -> list[tuple[list[tuple[int, float]], dict[str, list[float]]]]:
-    """The likeliest (class, probability) and the attention maps of a few questions."""
+    """Return the most probable (class, probability) and the attention maps of a few questions."""
     few = Questions(*(getattr(questions, f)[positions] for f in questions.__dataclass_fields__))
     found = []
-
-    def look(answer: ModelOutput, _: Tensor) -> None:
-        logits, attention = answer
+    for _, (logits, attention) in outputs(network, loader, few):
         values, classes = logits.float().softmax(1).topk(min(TOP, logits.shape[1]))
         for n in range(len(logits)):
             probabilities = [round(p, DIGITS) for p in values[n].tolist()]
@@ -226,8 +201,6 @@ def _closer(
                 for name, weights in attention.items()
             }
             found.append((list(zip(classes[n].tolist(), probabilities, strict=True)), maps))
-
-    ask_all(network, rows, few, look)
     return found
 
 
@@ -275,7 +248,7 @@ def _write(folder: Path, gallery: Gallery) -> Gallery:
     content = {
         "lists": gallery.lists,
         "wrong": gallery.wrong,
-        "asked": [asdict(asked) for asked in gallery.asked],
+        "asked": msgspec.to_builtins(gallery.asked),
     }
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
     _write_bytes(folder / "gallery.json", text)
@@ -290,121 +263,61 @@ def _fingerprint(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def read(folder: Path) -> Gallery | None:
-    """The gallery of a run's folder; None where there is none.
+class _Content(msgspec.Struct, frozen=True):
+    """What gallery.json holds."""
 
-    Raises UserError, naming the file, for one that is damaged, too large, or names a file
-    elsewhere.
+    lists: dict[str, Positions]
+    wrong: Annotated[int, Meta(ge=0)] | None
+    asked: Annotated[list[ExampleRecord], Meta(max_length=MAX_QUESTIONS)]
+
+
+def read(folder: Path) -> Gallery | None:
+    """Return the examples in a run's folder; None if there are none.
+
+    Raise UserError, naming the file, if it is damaged, too large or names a file elsewhere.
     """
     path = folder / "gallery.json"
     if not path.exists():
         return None
     data = read_bounded(path, MAX_FILE)
     try:
-        content = json.loads(data)
-        lists, wrong, records = content["lists"], content["wrong"], content["asked"]
-        _check(isinstance(lists, dict) and set(lists) <= set(LISTS), "has other lists")
-        _check(wrong is None or _is_count(wrong), "wrong: no count")
-        _check(isinstance(records, list) and len(records) <= MAX_QUESTIONS, "too many questions")
-        for name in lists:
-            good = isinstance(lists[name], list) and len(lists[name]) <= MAX_QUESTIONS
-            _check(good, f"{name}: no list")
-            within = all(_is_count(n) and n < len(records) for n in lists[name])
-            _check(within, f"{name}: no such question")
-        asked = [_asked(record, f"question {n}") for n, record in enumerate(records, start=1)]
-        names = {a.picture for a in asked if a.picture is not None}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        # ValueError: by _check and json; the others: something of a shape unlike a gallery's
+        content = msgspec.convert(json.loads(data), _Content)
+        _check(content)
+    except (ValueError, RecursionError) as error:  # msgspec's and json's errors are ValueErrors
         raise UserError(
-            f"{path}: damaged: {first_line(error)}; "
-            "`python -m vqa_repro.evaluation.examples` makes it anew"
+            f"{path}: damaged: {first_line(error)}; rewrite it with "
+            f"python -m vqa_repro.report --examples {shlex.quote(str(folder))}"
         ) from None
-    pictures = {name: _read_picture(folder / "gallery" / name) for name in sorted(names)}
-    return Gallery(lists, asked, wrong, pictures, _fingerprint(data))
+    names = sorted({record.picture for record in content.asked if record.picture is not None})
+    images = {name: _read_image(folder / "gallery" / name) for name in names}
+    return Gallery(content.lists, content.asked, content.wrong, images, _fingerprint(data))
 
 
-def _read_picture(path: Path) -> bytes:
-    data = read_bounded(path, MAX_PICTURE)
+def _check(content: _Content) -> None:
+    """Raise ValueError for what the types cannot express."""
+    if not set(content.lists) <= set(LISTS):
+        raise ValueError("unknown lists")
+    for name, positions in content.lists.items():
+        if any(position >= len(content.asked) for position in positions):
+            raise ValueError(f"{name}: no such question")
+    for record in content.asked:
+        for name, weights in record.attention.items():
+            side = round(len(weights) ** 0.5)
+            over_words = name.endswith("/question")
+            if len(weights) != (len(record.words) if over_words else side * side):
+                raise ValueError(
+                    f"question {record.question_id}: {name!r}: wrong number of weights"
+                )
+
+
+def _read_image(path: Path) -> bytes:
+    data = read_bounded(path, MAX_IMAGE)
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
             size = image.size
             image.verify()
     except Exception as error:  # Pillow's decoders raise many kinds
-        raise UserError(f"{path}: no JPEG picture: {first_line(error)}") from None
+        raise UserError(f"{path}: no JPEG image: {first_line(error)}") from None
     if max(size) > 4 * SIDE:
         raise UserError(f"{path}: {size[0]}x{size[1]} pixels: not made by this program")
     return data
-
-
-def _asked(record: Any, where: str) -> ExampleRecord:
-    """A checked Asked from plain values. Raises ValueError, KeyError or TypeError."""
-    asked = ExampleRecord(**{**record, "answers": [(text, p) for text, p in record["answers"]]})
-    for text in (asked.question, asked.label, asked.picture, *(text for text, _ in asked.answers)):
-        _check(text is None or _is_text(text), f"{where}: no text")
-    for texts in (asked.words, asked.human):
-        good = isinstance(texts, list) and len(texts) <= MAX_TEXT and all(map(_is_text, texts))
-        _check(good, f"{where}: no list of texts")
-    _check(type(asked.question_id) is int, f"{where}: question_id: no whole number")
-    _check(len(asked.answers) <= TOP, f"{where}: too many answers")
-    for share in (asked.accuracy, asked.label_probability, *(p for _, p in asked.answers)):
-        _check(share is None or _is_share(share), f"{where}: no share of 0 to 1")
-    good = isinstance(asked.attention, dict) and len(asked.attention) <= MAX_MAPS
-    _check(good, f"{where}: attention: not maps by name")
-    for name, weights in asked.attention.items():
-        good = isinstance(weights, list) and 0 < len(weights) <= MAX_REGIONS and len(name) <= 100
-        _check(good and all(map(_is_share, weights)), f"{where}: attention: no weights")
-        if name.endswith("/question"):
-            _check(len(weights) == len(asked.words), f"{where}: {name!r}: not a weight a word")
-        else:
-            side = round(len(weights) ** 0.5)
-            _check(len(weights) == side * side, f"{where}: {name!r}: no square grid")
-    if asked.picture is not None:
-        _check(bool(_PICTURE.fullmatch(asked.picture)), f"{where}: no picture {asked.picture!r}")
-    return asked
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= MAX_TEXT
-
-
-def _is_share(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1
-
-
-def _check(good: bool, what: str) -> None:
-    if not good:
-        raise ValueError(what)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m vqa_repro.evaluation.examples", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("run", type=Path, help="a finished run's folder")
-    parser.add_argument("--root", type=Path, default=Path("resources"), help="where data sets lie")
-    add_device_option(parser)
-    args = parser.parse_args(arguments)
-    run, device = open_run(args.run), choose_device(args.device)
-    if not run.finished:
-        raise UserError(f"{run.folder}: not finished; train it with --resume")
-    _, material = prepare(run.recipe, run.folder, run, args.root, device)
-    network = load_model(run, device)
-    answered = answer_all(network, material.rows, material.test)
-    made = make(run, network, material, answered, results_of(run, material.test, answered))
-    print(f"{len(made.asked)} questions: {run.folder / 'gallery.json'}")
-    return 0
-
-
-def results_of(run: Run, questions: Questions, answered: Predictions) -> dict[int, str]:
-    """Question id -> the model's answer."""
-    answers = run.vocabulary.answers
-    ids = questions.question_id.tolist()
-    return {i: answers[a] for i, a in zip(ids, answered.answer.tolist(), strict=True)}
-
-
-if __name__ == "__main__":
-    main_guard(main)

@@ -1,18 +1,19 @@
-"""A network's answers to many questions."""
+"""Inference: a network's predictions for many questions, a run's prediction for one."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from vqa_repro.data.batching import Batch, plan_batches
 from vqa_repro.data.images import Picture, read_image
-from vqa_repro.data.questions import Batch, Questions, batches
+from vqa_repro.data.questions import Questions
 from vqa_repro.data.vocabulary import tokenize
 from vqa_repro.features.backbones import FrozenBackbone
 from vqa_repro.features.loader import FeatureLoader
@@ -29,48 +30,65 @@ TOP = 5  # answers of a Prediction
 SIZES = range(8, 4097)  # pixels a side of what a network sees: runs may come from strangers
 
 
-def ask(network: VQAModel, rows: FeatureLoader, questions: Questions, batch: Batch) -> ModelOutput:
-    """The network's answer to the questions of ``batch``."""
-    which = batch.questions
-    tokens, lengths = questions.tokens[:, : batch.longest][which], questions.lengths[which]
-    answer: ModelOutput = network(rows[batch.rows], tokens, lengths, batch.image_of)
-    return answer
+class Predictions(NamedTuple):
+    """A network's answers to N questions, on the CPU."""
+
+    answer: Tensor  # (N,) int64: the most probable class
+    confidence: Tensor  # (N,) its probability
+    label_probability: Tensor  # (N,) the probability of the label; 0 where it is not a class
 
 
-def ask_all(
-    network: VQAModel,
-    rows: FeatureLoader,
-    questions: Questions,
-    look: Callable[[ModelOutput, Tensor], None],
-    world: World = SINGLE_PROCESS,
-) -> None:
-    """``look`` at the answer to every batch of this process's share, and at its positions (B,).
+def forward(network: VQAModel, batch: Batch) -> ModelOutput:
+    """Return the network's output for ``batch``."""
+    output: ModelOutput = network(batch.features, batch.tokens, batch.lengths, batch.image_index)
+    return output
 
-    The network is put into evaluation meanwhile.
+
+def outputs(
+    network: VQAModel, loader: FeatureLoader, questions: Questions, world: World = SINGLE_PROCESS
+) -> Iterator[tuple[Batch, ModelOutput]]:
+    """Yield every batch of this process's share of ``questions`` and the network's output.
+
+    Exhaust or close it: the network is in evaluation mode until then.
     """
     training = network.training
     network.eval()
-    with torch.inference_mode():
-        for batch in rows.ahead(batches(questions, BATCH, "stored", world=world)):
-            if len(batch.questions):
-                look(ask(network, rows, questions, batch), batch.questions)
-    network.train(training)
+    try:
+        for batch in loader.epoch(questions, plan_batches(questions, BATCH, "stored", world=world)):
+            if len(batch):
+                with torch.inference_mode():
+                    output = forward(network, batch)
+                yield batch, output
+    finally:
+        network.train(training)
 
 
-def predictions(
-    network: VQAModel, rows: FeatureLoader, questions: Questions, world: World = SINGLE_PROCESS
-) -> Tensor:
-    """(N,) int64 on the CPU: the class of the likeliest answer to each question.
+def predict_all(
+    network: VQAModel, loader: FeatureLoader, questions: Questions, world: World = SINGLE_PROCESS
+) -> Predictions:
+    """Answer every question once. Attention maps are not kept.
 
-    Over several processes each question is answered by one, and all get the answers.
+    With several processes each question is answered by one of them, and all return all answers.
     """
+    probabilities = torch.zeros(2, len(questions), device=questions.label.device)
     classes = torch.zeros_like(questions.label)
+    for batch, output in outputs(network, loader, questions, world):
+        best = output.logits.argmax(1)
+        probability = output.logits.float().softmax(1)
+        label = probability.gather(1, batch.label.clamp(min=0)[:, None])[:, 0]
+        classes[batch.positions] = best
+        probabilities[0, batch.positions] = probability.gather(1, best[:, None])[:, 0]
+        probabilities[1, batch.positions] = label * (batch.label >= 0)
+    confidence, label_probability = world.all_reduce(probabilities.cpu())
+    return Predictions(world.all_reduce(classes.cpu()), confidence, label_probability)
 
-    def look(answer: ModelOutput, which: Tensor) -> None:
-        classes[which] = answer.logits.argmax(1)
 
-    ask_all(network, rows, questions, look, world)
-    return world.all_reduce(classes.cpu())
+def answers_by_id(
+    predictions: Predictions, questions: Questions, classes: Sequence[str]
+) -> dict[int, str]:
+    """Return question id -> the text of the predicted answer."""
+    ids = questions.question_id.tolist()
+    return {i: classes[c] for i, c in zip(ids, predictions.answer.tolist(), strict=True)}
 
 
 @dataclass(frozen=True)

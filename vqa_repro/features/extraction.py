@@ -1,344 +1,311 @@
-"""Pictures -> a whole feature store: decode, compute and write at the same time, resumable.
+"""Images -> a complete feature store: decode, compute and write concurrently, resumable.
 
-Pictures are decoded by threads into rooms, a few batches ahead; what computes the rows gets one
-room after the other; another thread waits for the rows and writes them. So a GPU has always
-something to do, as long as decoding keeps up.
+Threads decode images into a few buffers ahead of the computation, which gets one buffer after the
+other; another thread waits for the rows and writes them. A GPU is never idle as long as decoding
+keeps up.
 
-A picture has its place in a batch by its row. The rows are therefore the same, bit by bit, however
-often the work was interrupted and over how many processes it is dealt.
+An image's place in a batch follows from its row. So the rows are the same, bit by bit, however
+often the work was interrupted and over how many processes it is divided.
 """
 
-import fcntl
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from vqa_repro.data.images import ImageReader, few
 from vqa_repro.features.store import Store, StoreWriter, open_store
+from vqa_repro.install import locks
 from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import reason
+from vqa_repro.utils.memory import processes_here
+from vqa_repro.utils.progress import Progress
 
-ROOMS = 4  # batches on their way: being decoded, copied, computed, written
+NUM_BUFFERS = 4  # batches in flight: being decoded, copied, computed, written
 SAVE_EVERY = 2.0  # seconds of work that a kill can cost
-SAY_EVERY = 30.0  # seconds, where there is no terminal to draw a bar on
+LOCK_WAIT = 7 * 24 * 3600.0  # seconds
 
 
 class Compute(Protocol):
-    """What makes rows of pictures."""
+    """Computes rows from images."""
 
-    def room(self) -> npt.NDArray[np.uint8]:
-        """Room for one batch of pictures, (B, size, size, 3) RGB."""
+    def buffer(self) -> npt.NDArray[np.uint8]:
+        """Return a buffer for one batch of images, (B, size, size, 3) RGB."""
 
-    def __call__(self, room: npt.NDArray[np.uint8]) -> Callable[[], npt.NDArray[Any]]:
-        """Begin with the pictures in ``room``; what is returned waits for their rows (B, ...).
+    def __call__(self, buffer: npt.NDArray[np.uint8]) -> Callable[[], npt.NDArray[Any]]:
+        """Start on the images in ``buffer``; return what waits for their rows (B, ...).
 
-        The room is used again once that has returned, and the rows are written.
+        The buffer is reused once that has returned and the rows are written.
         """
 
 
 class DamagedImagesError(UserError):
-    """Counts the pictures that could not be read and names the first. The others' rows are kept."""
+    """Counts the images that could not be read and names the first. Other rows are kept."""
 
 
-def fill(
-    path: Path,
-    images: Mapping[str, Path],
-    compute: Compute,
-    row_shape: tuple[int, ...],
-    dtype: npt.DTypeLike,
-    made_by: dict[str, Any],
-    *,
-    leave_out_damaged: bool = False,
-    world: World = SINGLE_PROCESS,
-) -> Store:
-    """Give the store at ``path`` a row for each of ``images`` and return it open.
+@dataclass(frozen=True)
+class ExtractionJob:
+    """A feature store to be filled with a row for each of ``images``.
 
-    What is there is kept: the rows of a store that the same thing made, those of other pictures
-    too, and what a run that was stopped had written. A picture is known by its key: one whose file
-    was replaced since is not read again.
-
-    With several processes each makes its share of the rows and all return the same store.
-
-    Raises DamagedPicturesError after the last picture if some cannot be read; with
-    ``leave_out_damaged`` the store is finished without them. How many were not RGB is said.
+    An image is identified by its key: one whose file was replaced since is not read again.
     """
-    with ExitStack() as lock:
 
-        def begin() -> tuple[list[str], dict[str, str]] | None:
-            """The keys of the store to be filled and what it leaves out; None if it is whole."""
-            if _holding(path, images, made_by, leave_out_damaged):
-                return None
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(
-                    f"{path.parent}: cannot be made: {error.strerror}; set --root"
-                ) from None
-            lock.enter_context(_alone(path))
-            if _holding(path, images, made_by, leave_out_damaged):
-                return None  # another process made it meanwhile
-            return _begin(path, images, row_shape, dtype, made_by, leave_out_damaged)
+    path: Path  # of the store
+    images: Mapping[str, Path]
+    compute: Compute
+    row_shape: tuple[int, ...]
+    dtype: npt.DTypeLike
+    made_by: dict[str, Any]  # provenance: a store with another one is replaced
+    skip_damaged: bool = False
+    world: World = SINGLE_PROCESS
 
-        begun = world.run_on_main(begin)
-        if begun is None:
-            return world.run_together(lambda: open_store(path))
-        keys, left_out = begun
-        writer = StoreWriter(path, keys, row_shape, dtype, made_by)
-        missing = world.broadcast(writer.missing().tolist())
-        reader = _make(writer, keys, missing, images, compute, world)
-        damaged = {k: why for part in world.all_gather(reader.damaged) for k, why in part.items()}
-        not_rgb = {k: kind for part in world.all_gather(reader.not_rgb) for k, kind in part.items()}
-        if not_rgb and world.is_main:
-            print(
-                f"note: {len(not_rgb):,} of {len(missing):,} pictures read were not RGB and "
-                f"were converted: {few(not_rgb, images)}",
-                file=sys.stderr,
-            )
-        if damaged and (not leave_out_damaged or len(damaged) == len(keys)):
+    def run(self) -> Store:
+        """Fill the store and return it open; keep the rows of a store with the same provenance.
+
+        Rows of other images, and those that an interrupted run has written, are kept too. With
+        several processes each computes its share of the rows, and all return the same store.
+
+        Raise DamagedImagesError after the last image if some cannot be read; with
+        ``skip_damaged`` the store is finished without them.
+        """
+        with ExitStack() as lock:
+            started = self.world.run_on_main(lambda: self._start(lock))
+            if started is None:
+                return self.world.run_together(lambda: open_store(self.path))
+            keys, left_out = started
+            writer = self._writer(keys)
+            missing = self.world.broadcast(writer.missing().tolist())
+            reader = self._fill(writer, keys, missing)
+            damaged = _merged(self.world.all_gather(reader.damaged))
+            not_rgb = _merged(self.world.all_gather(reader.not_rgb))
+            if not_rgb and self.world.is_main:
+                print(
+                    f"note: {len(not_rgb):,} of {len(missing):,} images read were not RGB and "
+                    f"were converted: {few(not_rgb, self.images)}",
+                    file=sys.stderr,
+                )
+            if damaged and (not self.skip_damaged or len(damaged) == len(keys)):
+                raise DamagedImagesError(
+                    f"{len(damaged):,} of {len(self.images):,} images are damaged: "
+                    f"{few(damaged, self.images)}; fix them and re-run"
+                )
+            self.world.run_on_main(lambda: writer.finish({**left_out, **damaged}))
+            return open_store(self.path)
+
+    def _start(self, lock: ExitStack) -> tuple[list[str], dict[str, str]] | None:
+        """Return the keys of the store and the damaged images; None if it is complete."""
+        if self._is_complete():
+            return None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.path.parent}: cannot be made: {error.strerror}; set --root"
+            ) from None
+        lock.enter_context(_store_lock(self.path))
+        if self._is_complete():
+            return None  # another process has filled it meanwhile
+        old = self._old_store()
+        old_rows = old.row_of if old else {}
+        left_out = old.left_out if old else {}
+        if not self.skip_damaged:  # try them again
+            left_out = {key: why for key, why in left_out.items() if key not in self.images}
+        new = [key for key in self.images if key not in old_rows and key not in left_out]
+        if new and not any(self.images[key].exists() for key in new):  # before reserving space
             raise DamagedImagesError(
-                f"{len(damaged):,} of {len(images):,} pictures are damaged: "
-                f"{few(damaged, images)}; mend them and give the same command again"
+                f"all {len(new):,} images are missing, e.g. {self.images[new[0]]}; put them there"
             )
+        keys = [*old_rows, *new]
+        writer = self._writer(keys)
+        for row in writer.missing():
+            if old and keys[row] in old_rows:
+                writer.write(row, old.rows[old_rows[keys[row]]])
+        writer.flush()
+        return keys, left_out
 
-        world.run_on_main(lambda: writer.finish({**left_out, **damaged}))
-        return open_store(path)
+    def _writer(self, keys: list[str]) -> StoreWriter:
+        return StoreWriter(self.path, keys, self.row_shape, self.dtype, self.made_by)
 
+    def _old_store(self) -> Store | None:
+        """Return the finished store if it has the same provenance."""
+        store = open_store(self.path) if self.path.exists() else None
+        return store if store and store.made_by == self.made_by else None
 
-def _begin(
-    path: Path,
-    images: Mapping[str, Path],
-    row_shape: tuple[int, ...],
-    dtype: npt.DTypeLike,
-    made_by: dict[str, Any],
-    leave_out_damaged: bool,
-) -> tuple[list[str], dict[str, str]]:
-    """Begin a store or go on with one: its keys, and the pictures it leaves out already."""
-    old = _made(path, made_by)
-    there = old.row_of if old else {}
-    left_out = old.left_out if old else {}
-    if not leave_out_damaged:  # they are tried again
-        left_out = {key: reason for key, reason in left_out.items() if key not in images}
-    new = [key for key in images if key not in there and key not in left_out]
-    if new and not any(images[key].exists() for key in new):  # before any room is claimed
-        raise DamagedImagesError(
-            f"all {len(new):,} pictures are missing, e.g. {images[new[0]]}; put them there"
-        )
-    keys = [*there, *new]
-    writer = StoreWriter(path, keys, row_shape, dtype, made_by)
-    for row in writer.missing():
-        if old and keys[row] in there:
-            writer.write(row, old.rows[there[keys[row]]])
-    writer.flush()
-    return keys, left_out
+    def _is_complete(self) -> bool:
+        store = self._old_store()
+        if store is None:
+            return False
+        left_out = store.left_out.keys() if self.skip_damaged else set()
+        return self.images.keys() <= store.row_of.keys() | left_out
 
-
-def _make(
-    writer: StoreWriter,
-    keys: list[str],
-    missing: list[int],
-    images: Mapping[str, Path],
-    compute: Compute,
-    world: World,
-) -> ImageReader:
-    """Write this process's share of the ``missing`` rows; the account of what was read."""
-    rooms = [compute.room() for _ in range(ROOMS)]
-    batch, size = rooms[0].shape[:2]
-    free: SimpleQueue[npt.NDArray[np.uint8]] = SimpleQueue()
-    for room in rooms:
-        free.put(room)
-    batches: dict[int, dict[int, str]] = {}  # number of the batch -> place in it -> key
-    for row in missing:
-        batches.setdefault(row // batch, {})[row % batch] = keys[row]
-    own = dict(sorted(batches.items())[world.rank :: world.size])
-    reader = ImageReader(images, size)
-    written: deque[Future[None]] = deque()
-    saved: Future[None] | None = None
-    due = time.monotonic() + SAVE_EVERY
-
-    def write(
-        number: int,
-        places: Collection[int],
-        rows: Callable[[], npt.NDArray[Any]],
-        room: npt.NDArray[np.uint8],
-    ) -> None:
-        try:
-            made = rows()
-            for place in places:
-                writer.write(number * batch + place, made[place])
-        finally:
-            free.put(room)  # also after an error, which the main thread has yet to meet
-
-    with (
-        Progress(len(keys), len(keys) - len(missing), drawn=world.is_main) as progress,
-        ThreadPoolExecutor(threads()) as decoding,
-        ThreadPoolExecutor(1) as writing,
-        ThreadPoolExecutor(1) as saving,
-    ):
-        try:
+    def _fill(self, writer: StoreWriter, keys: list[str], missing: list[int]) -> ImageReader:
+        """Write this process's share of the ``missing`` rows; return what was read."""
+        world, compute = self.world, self.compute
+        buffers = [compute.buffer() for _ in range(NUM_BUFFERS)]
+        batch, size = buffers[0].shape[:2]
+        free: SimpleQueue[npt.NDArray[np.uint8]] = SimpleQueue()
+        for buffer in buffers:
+            free.put(buffer)
+        batches: dict[int, dict[int, str]] = {}  # number of the batch -> place in it -> key
+        for row in missing:
+            batches.setdefault(row // batch, {})[row % batch] = keys[row]
+        own = dict(sorted(batches.items())[world.rank :: world.size])
+        reader = ImageReader(self.images, size)
+        done = len(keys) - len(missing)
+        with (
+            Progress("images", "images", len(keys), done, show=world.is_main) as progress,
+            ThreadPoolExecutor(num_threads()) as decoding,
+            BackgroundWriter(writer, free, batch) as background,
+        ):
             decoded = reader.batches(list(own.values()), free, decoding)
-            for number, (places, room) in zip(own, decoded, strict=True):
-                written.append(writing.submit(write, number, places, compute(room), room))
-                while written and written[0].done():
-                    written.popleft().result()
-                if time.monotonic() > due and (saved is None or saved.done()):
-                    if saved:
-                        saved.result()
-                    progress.show(len(keys) - len(writer.missing()), len(reader.damaged))
-                    saved = saving.submit(writer.flush)
-                    due = time.monotonic() + SAVE_EVERY
-            for future in [*written, *([saved] if saved else [])]:
-                future.result()
-        finally:
-            writer.flush()
-        progress.show(len(keys) - len(writer.missing()), len(reader.damaged))
-    return reader
+            for number, (places, buffer) in zip(own, decoded, strict=True):
+                background.submit(number, places, compute(buffer), buffer)
+                if background.save_if_due():
+                    if reader.damaged:
+                        progress.note(f"{len(reader.damaged):,} damaged")
+                    progress.update(len(keys) - len(writer.missing()))
+            background.wait()
+            progress.update(len(keys) - len(writer.missing()))
+        return reader
 
 
-def threads() -> int:
-    """Of each process that torchrun started on this machine, for its share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(2, (cores or 2) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+class BackgroundWriter:
+    """Writes rows in one thread and saves them in another. A context manager.
 
+    Leaving it saves what was written, also after an error.
+    """
 
-class Progress:
-    """How far it is: a bar on a terminal, a plain line now and then in a log."""
+    def __init__(
+        self, writer: StoreWriter, free: "SimpleQueue[npt.NDArray[np.uint8]]", batch: int
+    ) -> None:
+        self._writer, self._free, self._batch = writer, free, batch
+        self._writing, self._saving = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._written: deque[Future[None]] = deque()
+        self._saved: Future[None] | None = None
+        self._due = time.monotonic() + SAVE_EVERY
 
-    def __init__(self, total: int, done: int, *, drawn: bool) -> None:
-        self._total, self._before, self._done = total, done, done
-        self._began = self._said = time.monotonic()
-        self._drawn = drawn
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            desc="pictures",
-            unit=" images",
-            disable=None if drawn else True,  # None: on a terminal only
-            dynamic_ncols=True,
-        )
-
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "BackgroundWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._writing.shutdown()
+        self._saving.shutdown()
+        self._writer.flush()
 
-    def show(self, done: int, damaged: int) -> None:
-        """done: rows that are safe, of all processes. damaged: pictures, of this one."""
-        self._bar.update(done - self._done)
-        self._done = done
-        if damaged:
-            self._bar.set_postfix_str(f"{damaged:,} damaged")
-        now = time.monotonic()
-        if self._drawn and self._bar.disable and now - self._said > SAY_EVERY:
-            rate = (done - self._before) / (now - self._began)
-            left = f", {in_words((self._total - done) / rate)} left" if rate else ""
-            print(f"  {done:,} of {self._total:,} pictures, {rate:,.1f} images/s{left}", flush=True)
-            self._said = now
+    def submit(
+        self,
+        number: int,
+        places: Collection[int],
+        rows: Callable[[], npt.NDArray[Any]],
+        buffer: npt.NDArray[np.uint8],
+    ) -> None:
+        """Write the rows of batch ``number`` once they are computed, then free its ``buffer``."""
+
+        def write() -> None:
+            try:
+                values = rows()
+                for place in places:
+                    self._writer.write(number * self._batch + place, values[place])
+            finally:
+                self._free.put(buffer)  # also after an error, which ``submit`` raises later
+
+        self._written.append(self._writing.submit(write))
+        while self._written and self._written[0].done():
+            self._written.popleft().result()
+
+    def save_if_due(self) -> bool:
+        """Start saving what was written if it is time; return whether it was."""
+        if time.monotonic() <= self._due or (self._saved and not self._saved.done()):
+            return False
+        if self._saved:
+            self._saved.result()
+        self._saved = self._saving.submit(self._writer.flush)
+        self._due = time.monotonic() + SAVE_EVERY
+        return True
+
+    def wait(self) -> None:
+        """Wait until everything is written and saved. Raise the first error."""
+        for future in self._written:
+            future.result()
+        if self._saved:
+            self._saved.result()
+        self._writer.flush()
 
 
-def in_words(seconds: float) -> str:
-    """ "45 s", "12 min", "3.4 h"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+def _merged(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    return {key: remark for part in parts for key, remark in part.items()}
 
 
-def _made(path: Path, made_by: dict[str, Any]) -> Store | None:
-    """The finished store at ``path`` if there is one and ``made_by`` made it."""
-    store = open_store(path) if path.exists() else None
-    return store if store and store.made_by == made_by else None
-
-
-def _holding(
-    path: Path, images: Mapping[str, Path], made_by: dict[str, Any], leave_out_damaged: bool
-) -> Store | None:
-    """The finished store at ``path`` if it holds all that is wanted."""
-    store = _made(path, made_by)
-    if store is None:
-        return None
-    left_out = store.left_out.keys() if leave_out_damaged else set()
-    return store if images.keys() <= store.row_of.keys() | left_out else None
+def num_threads() -> int:
+    """Return how many decoding threads this process uses: its share of the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(2, (cores or 2) // processes_here())
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _store_lock(path: Path) -> Iterator[None]:
     """Wait until no other process fills the store at ``path``, and keep others waiting."""
     lock = path.with_name(path.name + ".lock")
-    while True:
-        try:
-            file = lock.open("w")
-        except OSError as error:
-            raise UserError(
-                f"{lock}: cannot be written: {reason(error, lock.parent)}; features are made "
-                "there once: let it be written, or copy what --root names to another disk"
-            ) from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"note: waiting for another process that makes {path}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            print(
-                f"note: {lock}: cannot be locked ({error.strerror}); make these features with "
-                "one process at a time",
-                file=sys.stderr,
-            )
-        # The other process removed its lock when it was done: then this is a lock on nothing.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                break
-        file.close()
+
+    def notify(line: str) -> None:
+        print(f"note: {path}: {line}", file=sys.stderr)
+
+    try:
+        text = locks.acquire(lock, LOCK_WAIT, notify)
+    except locks.Busy as busy:
+        raise UserError(
+            f"{path}: {busy.owner} still extracts these features; if it was on a machine that "
+            f"died, remove {lock}"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{lock}: cannot be written: {reason(error, lock.parent)}; features are stored "
+            "there: make it writable, or copy the folder of --root to another disk"
+        ) from None
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
-        file.close()
+        locks.release(lock, text)
 
 
 class Pixels:
-    """The pictures themselves as rows: for networks that are trained along with the model."""
+    """The images themselves as rows: for networks that are trained with the model."""
 
     def __init__(self, size: int, batch: int = 64) -> None:
         self._shape = (batch, size, size, 3)
 
-    def room(self) -> npt.NDArray[np.uint8]:
+    def buffer(self) -> npt.NDArray[np.uint8]:
         return np.empty(self._shape, np.uint8)
 
-    def __call__(self, room: npt.NDArray[np.uint8]) -> Callable[[], npt.NDArray[np.uint8]]:
-        return lambda: room
+    def __call__(self, buffer: npt.NDArray[np.uint8]) -> Callable[[], npt.NDArray[np.uint8]]:
+        return lambda: buffer
 
 
 def store_pixels(
-    images: dict[str, Path],
+    images: Mapping[str, Path],
     path: Path,
     size: int,
     *,
-    leave_out_damaged: bool = False,
+    skip_damaged: bool = False,
     world: World = SINGLE_PROCESS,
 ) -> Store:
-    """Store the pictures themselves, squashed to (size, size, 3) uint8; return the open store.
+    """Store the images themselves, squashed to (size, size, 3) uint8; return the open store.
 
-    Otherwise as ``fill``.
+    Otherwise as ``ExtractionJob.run``.
     """
-    return fill(
-        path,
-        images,
-        Pixels(size),
-        (size, size, 3),
-        np.uint8,
-        {"backbone": "none", "size": size},
-        leave_out_damaged=leave_out_damaged,
-        world=world,
-    )
+    made_by = {"backbone": "none", "size": size}
+    shape = (size, size, 3)
+    return ExtractionJob(
+        path, images, Pixels(size), shape, np.uint8, made_by, skip_damaged, world
+    ).run()

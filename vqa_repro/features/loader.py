@@ -1,8 +1,9 @@
 """The rows of a feature store where the computing happens, from wherever there is room for them."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from threading import Lock
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -11,18 +12,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vqa_repro.data.questions import Batch
+from vqa_repro.data.batching import Batch, BatchIndices, collate
+from vqa_repro.data.questions import Questions
 from vqa_repro.features.compressed import CompressedFeatures, can_compress, compressed_bytes, pack
 from vqa_repro.features.store import Store
 from vqa_repro.utils.errors import UserError, first_line
 from vqa_repro.utils.memory import free_on_device, free_on_host
 
-Placement = Literal["device", "packed", "host", "disk"]
+Placement = Literal["device", "compressed", "pinned", "disk"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 
 # What features may take of the memory that is free; the rest is for the training.
-OF_GPU, OF_HOST_BESIDE_GPU, OF_HOST = 0.8, 0.6, 0.5
-AHEAD = 2  # batches
+OF_GPU, OF_HOST_WITH_GPU, OF_HOST = 0.8, 0.6, 0.5
+PREFETCH = 2  # batches
 READERS = 8  # threads: a disk is at its best when asked for several rows at a time
 PART = 256 * 2**20  # bytes read in one go, and pinned in one piece
 
@@ -41,20 +43,20 @@ def choose_placement(
     if dense <= OF_GPU * free_device:
         return "device"
     if packed is not None and packed <= min(dense / 2, OF_GPU * free_device):
-        return "packed"
-    return "host" if dense <= OF_HOST_BESIDE_GPU * free_host else "disk"
+        return "compressed"
+    return "pinned" if dense <= OF_HOST_WITH_GPU * free_host else "disk"
 
 
 class Fetched(NamedTuple):
-    rows: Tensor  # on the device, or on its way there
-    there: torch.cuda.Event | None
+    features: Tensor  # on the device, or being copied there
+    copied: torch.cuda.Event | None
 
 
 class FeatureLoader:
     """Rows of ``store`` by their number, on ``device``.
 
-    where: "device": all of them are in its memory; "packed": there too, without the zeros;
-    "host": in the host's memory, pinned beside a GPU; "disk": read when they are asked for. By
+    where: "device": all of them are in its memory; "compressed": there too, without the zeros;
+    "pinned": in the host's memory, pinned beside a GPU; "disk": read when they are asked for. By
     default what ``choose_place`` says for the memory that is free now. ``in_words`` says it aloud.
 
     Several processes may use one store. Raises UserError if the memory was not there after all.
@@ -67,20 +69,19 @@ class FeatureLoader:
         first = torch.from_numpy(np.array(store.rows[:1]))
         self._dtype, self._shape = first.dtype, first.shape[1:]
         dense, packed = store.rows.nbytes, None
-        if (on_gpu or where == "packed") and len(store.rows) and can_compress(first[0]):
+        if (on_gpu or where == "compressed") and len(store.rows) and can_compress(first[0]):
             some = np.array(store.rows[:: max(1, len(store.rows) // 64)])
             packed = compressed_bytes(torch.from_numpy(some), len(store.rows))
         free = free_on_device(device), free_on_host()
         self.where: Placement = where or choose_placement(dense, packed, device.type, *free)
-        if self.where == "packed" and packed is None:
-            raise UserError(f"--rows packed: {store.path}: its numbers cannot be packed")
+        if self.where == "compressed" and packed is None:
+            raise UserError(f"--feature-placement compressed: {store.path}: cannot be compressed")
 
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._readers = ThreadPoolExecutor(READERS)
-        self._one_at_a_time = Lock()
-        self._staging = deque([self._room(1), self._room(1)])
+        self._lock = Lock()
+        self._staging = deque([self._buffer(1), self._buffer(1)])
         self._copied: deque[torch.cuda.Event | None] = deque([None, None])
-        self._coming: deque[tuple[Tensor, Future[Fetched]]] = deque()
 
         self._resident: Tensor | CompressedFeatures | None = None
         self._parts: list[Tensor] = []  # of PART bytes at most: pinning rounds up to a power of two
@@ -90,69 +91,75 @@ class FeatureLoader:
         except RuntimeError as error:
             raise UserError(
                 f"no memory for {dense / 1e9:.2f} GB of features ({first_line(error)}); "
-                "--rows disk needs none"
+                "--feature-placement disk needs none"
             ) from None
         memory = f"in the memory of the {'GPU' if on_gpu else 'host'}"
-        place = {"host": "in the memory of the host", "disk": "on the disk"}.get(self.where, memory)
+        places = {"pinned": "in the memory of the host", "disk": "on the disk"}
+        place = places.get(self.where, memory)
         if isinstance(self._resident, CompressedFeatures):
-            place = f"packed to {self._resident.nbytes / 1e9:.2f} GB {place}"
+            place = f"compressed to {self._resident.nbytes / 1e9:.2f} GB {place}"
         gpu = f"{free[0] / 1e9:.1f} GB on the GPU, " if on_gpu else ""
         self.description = (
             f"{dense / 1e9:.2f} GB of features {place} "
             f"(free: {gpu}{free[1] / 1e9:.1f} GB on the host)"
         )
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def epoch(
+        self, questions: Questions, plan: Sequence[BatchIndices]
+    ) -> Generator[Batch, None, None]:
+        """Yield the batches of ``plan`` with their features.
+
+        Features that are not on the device are prefetched: those of the next ``PREFETCH`` batches
+        are on their way while one is being processed.
+        """
+        features = self.prefetch([indices.rows for indices in plan])
+        for indices, part in zip(plan, features, strict=True):
+            yield collate(questions, indices, part)
+
+    def prefetch(self, rows: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield (I, ...) features on the device for each of ``rows``, (I,) int64."""
+        if self._resident is not None:
+            yield from map(self.__getitem__, rows)
+            return
+        if not rows:
+            return
+        # All at once: reading one batch's numbers later would wait for the GPU.
+        on_host = torch.split(torch.cat(list(rows)).cpu(), [len(part) for part in rows])
+        waiting, pending = iter(on_host), deque[Future[Fetched]]()
+        with ThreadPoolExecutor(1) as worker:
+            try:
+                for _ in rows:
+                    for part in islice(waiting, 1 + PREFETCH - len(pending)):
+                        pending.append(worker.submit(self._fetch, part))
+                    yield self._synchronize(pending.popleft().result())
+            finally:
+                for future in pending:
+                    future.cancel()
+
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """rows (I,) int64 -> (I, ...) on the device."""
+        """Return the features (I, ...) of ``rows``, (I,) int64, on the device."""
         if isinstance(self._resident, Tensor):
             return self._resident.index_select(0, rows)
         if self._resident is not None:
             return self._resident[rows]
-        if self._coming and self._coming[0][0] is rows:
-            fetched = self._coming.popleft()[1].result()
-        else:
-            fetched = self._fetch(rows.cpu())
-        if fetched.there is not None:
+        return self._synchronize(self._fetch(rows.cpu()))
+
+    def _synchronize(self, fetched: Fetched) -> Tensor:
+        """Make the current stream wait for the copy; the CPU does not wait."""
+        if fetched.copied is not None:
             stream = torch.cuda.current_stream(self.device)
-            stream.wait_event(fetched.there)
-            fetched.rows.record_stream(stream)
-        return fetched.rows
-
-    def ahead(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """``batches``, the rows of the next of them on their way while one is worked on.
-
-        They are what ``self[batch.rows]`` then returns.
-        """
-        if self._resident is not None:
-            yield from batches
-            return
-        batches = list(batches)
-        if not batches:
-            return
-        # All at once: to look at one batch's numbers later on would be to wait for a GPU.
-        numbers = torch.cat([batch.rows for batch in batches]).cpu()
-        wanted = torch.split(numbers, [len(batch.rows) for batch in batches])
-        begun = 0
-        with ThreadPoolExecutor(1) as fetching:
-            try:
-                for number, batch in enumerate(batches):
-                    for later in range(begun, min(number + 1 + AHEAD, len(batches))):
-                        coming = fetching.submit(self._fetch, wanted[later])
-                        self._coming.append((batches[later].rows, coming))
-                        begun = later + 1
-                    yield batch
-                    if self._coming and self._coming[0][0] is batch.rows:  # nobody asked for them
-                        self._coming.popleft()[1].cancel()
-            finally:
-                for _, coming in self._coming:
-                    coming.cancel()
-                self._coming.clear()
+            stream.wait_event(fetched.copied)
+            fetched.features.record_stream(stream)
+        return fetched.features
 
     def _fetch(self, rows: Tensor) -> Fetched:
         """rows (I,) on the CPU. Called by one thread at a time; work goes on in ``_stream``."""
-        with self._one_at_a_time, torch.cuda.stream(self._stream):
+        with self._lock, torch.cuda.stream(self._stream):
             out = torch.empty(len(rows), *self._shape, dtype=self._dtype, device=self.device)
-            if self.where == "host":
+            if self.where == "pinned":
                 # One copy for each row, straight out of pinned memory: the CPU moves no numbers.
                 for place, row in zip(out, rows.tolist(), strict=True):
                     part, within = divmod(row, self._per_part)
@@ -160,14 +167,14 @@ class FeatureLoader:
             elif self._stream is None:
                 self._read(rows.tolist(), out)
             else:
-                room, copied = self._staging.popleft(), self._copied.popleft()
+                buffer, copied = self._staging.popleft(), self._copied.popleft()
                 if copied is not None:
                     copied.synchronize()
-                if len(room) < len(rows):
-                    room = self._room(len(rows))
-                self._read(rows.tolist(), room)
-                out.copy_(room[: len(rows)], non_blocking=True)
-                self._staging.append(room)
+                if len(buffer) < len(rows):
+                    buffer = self._buffer(len(rows))
+                self._read(rows.tolist(), buffer)
+                out.copy_(buffer[: len(rows)], non_blocking=True)
+                self._staging.append(buffer)
                 self._copied.append(self._stream.record_event())
             return Fetched(out, self._stream.record_event() if self._stream else None)
 
@@ -183,20 +190,20 @@ class FeatureLoader:
             for start, part in zip(starts, self._read_all(starts), strict=True):
                 resident[start : start + len(part)].copy_(part)
             self._resident = resident
-        elif self.where == "packed":
+        elif self.where == "compressed":
             parts = (part.to(self.device) for part in self._read_all(starts))
             self._resident = pack(parts, count, packed)
-        elif self.where == "host":
+        elif self.where == "pinned":
             for start in starts:
-                part = self._room(min(self._per_part, count - start))
+                part = self._buffer(min(self._per_part, count - start))
                 self._read(range(start, start + len(part)), part)
                 self._parts.append(part)
 
     def _read_all(self, starts: range) -> Iterator[Tensor]:
         """All rows, a part at a time, in a room that is used again."""
-        room = self._room(min(self._per_part, len(self._rows)))
+        buffer = self._buffer(min(self._per_part, len(self._rows)))
         for start in starts:
-            part = room[: len(self._rows) - start]
+            part = buffer[: len(self._rows) - start]
             self._read(range(start, start + len(part)), part)
             yield part
 
@@ -210,6 +217,6 @@ class FeatureLoader:
 
         list(self._readers.map(some, range(min(READERS, len(rows)))))
 
-    def _room(self, count: int) -> Tensor:
+    def _buffer(self, count: int) -> Tensor:
         pinned = self.device.type == "cuda"
         return torch.empty(count, *self._shape, dtype=self._dtype, pin_memory=pinned)

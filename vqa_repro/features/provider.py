@@ -1,6 +1,7 @@
-"""The features of a run: the recipe's words -> an open store, made where it does not exist yet."""
+"""The features of a run: from ``data.features`` of the recipe to an open store."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,66 +10,97 @@ import numpy.typing as npt
 import torch
 
 from vqa_repro.data.types import Split
-from vqa_repro.extract import extract, seeded, store_path
 from vqa_repro.features.backbones import BACKBONES, FrozenBackbone, Preprocess
 from vqa_repro.features.extraction import store_pixels
+from vqa_repro.features.extractor import cached_checkpoint, extract, store_path
+from vqa_repro.features.loader import Placement
 from vqa_repro.features.store import Store, open_store
 from vqa_repro.recipe import Data
 from vqa_repro.utils.device import describe
+from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 from vqa_repro.utils.errors import UserError
 
-NO_PICTURE = {"backbone": "no picture"}  # made_by of the features of models that see none
+NO_PICTURE = {"backbone": "no picture"}  # made_by of the features of models that see no image
 
 
-def open_features(
-    data: Data,
-    root: Path,
-    splits: Sequence[Split],
-    device: torch.device,
-    weights: Path | None = None,
-    *,
-    leave_out_damaged: bool = False,
-) -> Store:
-    """The store with a row for every picture of ``splits``, made where it does not exist yet.
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a command computes."""
 
-    weights: the frozen backbone's checkpoint; by default the seeded one. Raises UserError for
-    features that are not there and cannot be made, or lack a picture.
+    device: torch.device
+    world: World = SINGLE_PROCESS
+    root: Path = Path("resources")  # of the data sets and their features
+    weights: Path | None = None  # the frozen backbone's checkpoint; default: the downloaded one
+    placement: Placement | None = None  # of the features; default: where they fit
+    skip_damaged: bool = False  # extract without the images that cannot be read
+
+
+def open_features(data: Data, splits: Sequence[Split], runtime: Runtime) -> Store:
+    """Open the store with a row for every image of ``splits``. Extract nothing.
+
+    Raise UserError for a store that is missing, damaged, or lacks an image.
     """
-    images = {key: path for split in splits for key, path in split.images.items()}
+    images = _images(splits)
     if data.features == "none":
         rows = np.zeros((len(images), 1, 1), np.float16)
         return Store(Path("no picture"), rows, {key: i for i, key in enumerate(images)}, NO_PICTURE)
-    if data.features == "cnn":
-        path = store_path(root, data.name, f"pixels{data.picture_size}")
-        if path.exists():  # as it is, with what it was made to leave out
-            store = open_store(path)
-            if images.keys() <= store.row_of.keys() | store.left_out.keys():
-                return store
-        return store_pixels(images, path, data.picture_size, leave_out_damaged=leave_out_damaged)
-    path = Path(data.features)
-    fix = "were they made from another data set?"
+    path, fix = features_path(data, runtime.root), "were they extracted from another data set?"
     backbone, preprocess = frozen(data.features)
-    if backbone in BACKBONES:
-        path = store_path(root, data.name, backbone, preprocess)
-        fix = (
-            f"`python -m vqa_repro.extract --data {data.name} --backbone {backbone} "
-            f"--preprocess {preprocess}` adds them"
-        )
+    if data.features == "cnn" or backbone in BACKBONES:
+        command = f"python -m vqa_repro.extract --data {data.name} --backbone {backbone} "
+        command += f"--preprocess {preprocess}"
+        fix = "train on it to add them" if data.features == "cnn" else f"`{command}` adds them"
         if not path.exists():
-            network = FrozenBackbone(backbone, weights or seeded(data.features), preprocess, device)
-            print(
-                f"  no features yet; {len(images):,} pictures through {data.features} "
-                f"({network.made_by['weights']}) on {describe(device)} -> {path}"
-            )
-            return extract(images, path, network, leave_out_damaged=leave_out_damaged)
+            raise UserError(f"{path}: missing: run `{command}`")
     store = open_store(path)
     absent = [key for key in images if key not in store.row_of and key not in store.left_out]
     if absent:
         raise UserError(
-            f"{path}: has no features for {len(absent)} of {len(images)} pictures, e.g. "
+            f"{path}: has no features for {len(absent)} of {len(images)} images, e.g. "
             f"{absent[0]}; {fix}"
         )
     return store
+
+
+def open_or_extract(data: Data, splits: Sequence[Split], runtime: Runtime) -> Store:
+    """Open the store as ``open_features`` does; extract what is missing first, and announce it.
+
+    Stored images of networks that are trained with the model are completed; features of a frozen
+    backbone are extracted if there is no store at all.
+    """
+    images, path = _images(splits), features_path(data, runtime.root)
+    backbone, preprocess = frozen(data.features)
+    if data.features == "cnn":
+        if path.exists():  # as it is, with the damaged images that it skips
+            store = open_store(path)
+            if images.keys() <= store.row_of.keys() | store.left_out.keys():
+                return store
+        print(f"  storing {len(images):,} images at {data.picture_size} pixels a side -> {path}")
+        return store_pixels(images, path, data.picture_size, skip_damaged=runtime.skip_damaged)
+    if backbone in BACKBONES and not path.exists():
+        weights = runtime.weights or cached_checkpoint(data.features)
+        network = FrozenBackbone(backbone, weights, preprocess, runtime.device)
+        print(
+            f"  no features yet: extracting {len(images):,} images through {data.features} "
+            f"({network.made_by['weights']}) on {describe(runtime.device)} -> {path}",
+            flush=True,
+        )
+        return extract(images, path, network, skip_damaged=runtime.skip_damaged)
+    return open_features(data, splits, runtime)
+
+
+def features_path(data: Data, root: Path) -> Path:
+    """Return where the store for ``data.features`` is, whether it exists or not."""
+    if data.features == "cnn":
+        return store_path(root, data.name, f"pixels{data.picture_size}")
+    backbone, preprocess = frozen(data.features)
+    if backbone in BACKBONES:
+        return store_path(root, data.name, backbone, preprocess)
+    return Path(data.features)
+
+
+def _images(splits: Sequence[Split]) -> dict[str, Path]:
+    return {key: path for split in splits for key, path in split.images.items()}
 
 
 def frozen(features: str) -> tuple[str, Preprocess]:

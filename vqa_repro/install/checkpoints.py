@@ -232,7 +232,7 @@ def ensure_locked(
     if sha256 := verified_sha256(file, target):  # another run has brought it
         return {"sha256": sha256, "how": "already there"}
     failures: list[SourceFailed] = []
-    if os.path.lexists(target):
+    if target.exists():
         if any(is_same_file(source, target) for source in sources):
             raise InstallError(
                 ExitCode.CHECKPOINT_MISMATCH,

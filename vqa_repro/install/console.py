@@ -59,9 +59,9 @@ def also(text: str) -> None:
 def report(error: InstallError, log: Log | None = None) -> None:
     """Print a failure: what, why, the end of the log, and what to do next."""
     lines = [f"{color('red', 'failed')}: {error.what}", f"  why:  {error.why}"]
-    if log and log.path:
+    if log:
         lines += [f"      | {line}" for line in log.text.splitlines()[-8:]]
-        lines += [f"  log:  {log.path}"]
+        lines += [f"  log:  {log.path}"] if log.path else []
     complain("\n".join([*lines, f"  next: {error.next}"]))
 
 

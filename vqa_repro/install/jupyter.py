@@ -139,6 +139,13 @@ def start(session: Session, venv: Path, jupyter: Path) -> Server:
         began = locks.start_time(process.pid)
         (FOLDER / "server").write_text(f"{process.pid} {began} {since}\n")
         server = wait(session, process)
+        if server.port > 65535:
+            raise InstallError(
+                ExitCode.JUPYTER,
+                "JupyterLab is not started",
+                f"there is no port {server.port}",
+                f"name one up to 65535: {session.options.command('jupyter')} -- --port PORT",
+            )
         if "?token=" in server.path:
             return server
         raise InstallError(

@@ -1,76 +1,88 @@
-"""Question encoders of SAN (section 3.2): tokens (N, T) -> question vectors (N, d).
+"""Question encoders of SAN (section 3.2): tokens (N, T) -> question vectors v_Q (N, d).
 
-All are exact under padding: zeros at the right of a question never change its vector. ``dropout``
-is that of the word vectors.
+All are exact under padding: zeros at the right of a question never change its vector.
+``dropout`` applies to the word vectors. ``code_init``: start from the initial values of the
+authors' code (``init_as_code``) instead of PyTorch's.
 """
 
 import torch
 from torch import Tensor, nn
 
-from vqa_repro.models.common import word_mask
-from vqa_repro.models.ops.attention import Dropout
-from vqa_repro.models.ops.lstm import LSTM, at_last_words
+from vqa_repro.models.common import Dropout, word_mask
+from vqa_repro.models.ops.lstm import LSTM, last_states
 
 
 class LSTMEncoder(nn.Module):
-    """v_Q = h_T, the state after the last word (equations 2 to 8)."""
+    """v_Q = h_T, the state after the last word (equations 3 to 9)."""
 
     def __init__(
-        self, vocab_size: int, embedding: int, hidden: int, *, dropout: float = 0.0
+        self,
+        vocab_size: int,
+        embedding: int,
+        hidden: int,
+        *,
+        dropout: float = 0.0,
+        code_init: bool = False,
     ) -> None:
         super().__init__()
         self.dropout = Dropout(dropout)
         self.W_e = nn.Embedding(vocab_size, embedding, padding_idx=0)
         self.lstm = LSTM(embedding, hidden)
+        if code_init:
+            init_as_code(self)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         x = self.dropout(self.W_e(tokens))  # (N, T, embedding)
-        return at_last_words(self.lstm(x, lengths), lengths)
+        return last_states(self.lstm(x, lengths), lengths)
 
 
 class ReleasedLSTMEncoder(nn.Module):
-    """The LSTM of the authors' code: words in reverse order, and h = o * c without the tanh.
-
-    Initialised as there: matrices uniform in +-0.01, embeddings in +-0.5, forget bias 1.
-    """
+    """The LSTM of the authors' code: words in reverse order, and h = o * c without the tanh."""
 
     def __init__(
-        self, vocab_size: int, embedding: int, hidden: int, *, dropout: float = 0.0
+        self,
+        vocab_size: int,
+        embedding: int,
+        hidden: int,
+        *,
+        dropout: float = 0.0,
+        code_init: bool = False,
     ) -> None:
         super().__init__()
         self.dropout = Dropout(dropout)
         self.W_e = nn.Embedding(vocab_size, embedding, padding_idx=0)
         self.W_x = nn.Linear(embedding, 4 * hidden)
         self.W_h = nn.Linear(hidden, 4 * hidden, bias=False)
-        init_released(self)
-        with torch.no_grad():
-            self.W_x.bias[hidden : 2 * hidden] = 1.0
+        if code_init:
+            init_as_code(self)
+            with torch.no_grad():
+                self.W_x.bias[hidden : 2 * hidden] = 1.0  # the forget gate's
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         T = tokens.shape[1]
         steps = lengths[:, None] - 1 - torch.arange(T, device=tokens.device)  # (N, T)
-        reverse = tokens.gather(1, steps.clamp(min=0))
-        x = self.W_x(self.dropout(self.W_e(reverse)))  # (N, T, 4d)
+        reversed_tokens = tokens.gather(1, steps.clamp(min=0))
+        x = self.W_x(self.dropout(self.W_e(reversed_tokens)))  # (N, T, 4d)
         h: Tensor = x.new_zeros(len(x), x.shape[2] // 4)
         c = h
         for t in range(T):
             i, f, o, g = (x[:, t] + self.W_h(h)).chunk(4, dim=1)
             c_t = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
             h_t = torch.sigmoid(o) * c_t
-            word = (t < lengths)[:, None]
-            c, h = torch.where(word, c_t, c), torch.where(word, h_t, h)
+            is_word = (t < lengths)[:, None]
+            c, h = torch.where(is_word, c_t, c), torch.where(is_word, h_t, h)
         return h
 
 
 class CNNEncoder(nn.Module):
-    """v_Q = [h_1, h_2, h_3]: unigram, bigram, trigram convolutions, max over time (eq. 9 to 12).
+    """v_Q = [h_1, h_2, h_3]: unigram, bigram, trigram convolutions, max over time (eq. 10 to 14).
 
     ``filters`` holds the three widths, whose sum is d. A question shorter than an n-gram is
-    extended with zero vectors to that n-gram's length.
+    padded with zero vectors to that n-gram's length.
 
     ``released``: the authors' code takes the maximum over the padding too, so that an answer
-    depends on how much longer the longest question of the batch is. Here every question is treated
-    as one much shorter: its n-grams run into zeros, and one n-gram is of zeros alone.
+    depends on the longest question of its batch. Here every question is treated as one much
+    shorter than the longest: its n-grams extend into zeros, and one n-gram is all zeros.
     """
 
     def __init__(
@@ -81,6 +93,7 @@ class CNNEncoder(nn.Module):
         *,
         dropout: float = 0.0,
         released: bool = False,
+        code_init: bool = False,
     ) -> None:
         super().__init__()
         self.dropout = Dropout(dropout)
@@ -89,8 +102,8 @@ class CNNEncoder(nn.Module):
             nn.Conv1d(embedding, width, n) for n, width in enumerate(filters, start=1)
         )
         self.released = released
-        if released:
-            init_released(self)
+        if code_init:
+            init_as_code(self)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         words = word_mask(tokens, lengths)
@@ -107,8 +120,11 @@ class CNNEncoder(nn.Module):
         return torch.cat(h, dim=1)
 
 
-def init_released(module: nn.Module) -> None:
-    """The authors' code's initial values: matrices uniform +-0.01, biases 0, embeddings +-0.5."""
+def init_as_code(module: nn.Module) -> None:
+    """Set the initial values of the authors' code.
+
+    Matrices uniform in +-0.01, biases 0, word embeddings uniform in +-0.5, forget-gate bias 1.
+    """
     for part in module.modules():
         if isinstance(part, nn.Embedding):
             nn.init.uniform_(part.weight, -0.5, 0.5)
@@ -118,3 +134,12 @@ def init_released(module: nn.Module) -> None:
             nn.init.uniform_(part.weight, -0.01, 0.01)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+        elif isinstance(part, LSTM):
+            for name, parameter in part.named_parameters():
+                if parameter.ndim > 1:
+                    nn.init.uniform_(parameter, -0.01, 0.01)
+                else:
+                    nn.init.zeros_(parameter)
+                if name == "bias_ih_l0":  # of the two biases, one holds the forget gate's 1
+                    with torch.no_grad():
+                        parameter[part.hidden_size : 2 * part.hidden_size] = 1.0

@@ -1,7 +1,6 @@
-"""From a run to its network: the model that the recipe names, on the features it names."""
+"""Build, save and load the network of a run: its model on the features that it uses."""
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -10,16 +9,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from vqa_repro.models.baselines import (
-    BagOfWords,
-    DeeperLSTMNormI,
-    QuestionOnly,
-    ShowAskAttendAnswer,
-)
+from vqa_repro.models import MODELS
 from vqa_repro.models.cnn import SmallCNN
 from vqa_repro.models.common import ModelOutput
-from vqa_repro.models.hiecoatt import HieCoAtt
-from vqa_repro.models.san import SAN
 from vqa_repro.run import WIDEST, Run
 from vqa_repro.utils.device import has_bfloat16
 from vqa_repro.utils.errors import UserError
@@ -27,23 +19,17 @@ from vqa_repro.utils.files import write_atomic
 from vqa_repro.utils.memory import free_on_host
 from vqa_repro.utils.outline import empty_weights
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "san": SAN,
-    "hiecoatt": HieCoAtt,
-    "question-only": QuestionOnly,
-    "bag-of-words": BagOfWords,
-    "deeper-lstm": DeeperLSTMNormI,
-    "show-ask-attend": ShowAskAttendAnswer,
-}
-# What training holds at least: weights, gradients, what the optimiser keeps beside them.
+# Copies of the weights in training, at least: weights, gradients and optimiser state.
 COPIES = {"adamw": 4, "sgd": 3, "rmsprop": 3}
 
 
 class VQAModel(nn.Module):
-    """Rows of a feature store and questions -> Answer.
+    """Image features and questions -> ``ModelOutput``: an optional CNN and a model on its grid.
 
-    ``cnn`` turns pictures (I, S, S, 3) uint8 into a grid (I, R, C); None where the rows are such a
-    grid already.
+    cnn: maps images (I, S, S, 3) uint8 to a grid (I, R, C); None if the features are a grid.
+    scale: factor of the features. precision: of matrix products in training, where the device
+    supports it. regions: share of each image's regions that training sees.
+    Outside training everything is in float32 and uses all regions.
     """
 
     def __init__(
@@ -58,53 +44,47 @@ class VQAModel(nn.Module):
         self.cnn = cnn
         self.answerer = answerer
         self._scale = scale
-        # In training only; answers are in float32, from all regions.
-        self._precision = precision  # of matrix products, where the device has it
-        self._regions = regions  # share of a picture's
+        self._precision = precision
+        self._regions = regions
 
     def forward(
-        self, rows: Tensor, tokens: Tensor, lengths: Tensor, image_of: Tensor | None = None
+        self,
+        features: Tensor,
+        tokens: Tensor,
+        lengths: Tensor,
+        image_index: Tensor | None = None,
     ) -> ModelOutput:
-        low = self.training and self._precision is not torch.float32 and has_bfloat16(rows.device)
-        with torch.autocast(rows.device.type, self._precision, enabled=low):
-            grid = rows if self.cnn is None else self.cnn(rows)
+        """Answer N questions about I images; arguments as in ``SAN.forward``."""
+        device = features.device
+        low = self.training and self._precision is not torch.float32 and has_bfloat16(device)
+        with torch.autocast(device.type, self._precision, enabled=low):
+            grid = features if self.cnn is None else self.cnn(features)
             if self.training and self._regions < 1:
                 grid = sample_regions(grid, self._regions)
             if self.cnn is None:
                 grid = self._scale * grid.float()
-            answer: ModelOutput = self.answerer(grid, tokens, lengths, image_of)
-        return answer
+            output: ModelOutput = self.answerer(grid, tokens, lengths, image_index)
+        return output
 
 
 def sample_regions(grid: Tensor, share: float) -> Tensor:
-    """A random ``share`` of each picture's regions, at least one: of R in (I, R, C)."""
-    pictures, R = grid.shape[:2]
-    kept = torch.rand(pictures, R, device=grid.device).argsort(dim=1)[:, : max(1, round(share * R))]
-    return grid[torch.arange(pictures, device=grid.device)[:, None], kept]
+    """Return a random ``share`` of each image's regions (I, R, C), at least one."""
+    images, R = grid.shape[:2]
+    sample = torch.rand(images, R, device=grid.device).argsort(dim=1)[:, : max(1, round(share * R))]
+    return grid[torch.arange(images, device=grid.device)[:, None], sample]
 
 
 def build(run: Run) -> VQAModel:
-    """The untrained network of ``run``.
+    """Return the untrained network of ``run``.
 
-    Raises UserError for a model or option that does not exist, or a size that makes no sense.
+    Raise UserError for an unknown model or option, or a value that makes no sense.
     """
     recipe, vocabulary = run.recipe, run.vocabulary
     options = dict(recipe.model)
     name = options.pop("name")
     if name not in MODELS:
-        raise UserError(f"[model] name = {name!r}: there are {', '.join(MODELS)}")
-    known = {
-        p.name: p.annotation
-        for p in inspect.signature(MODELS[name]).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
-    }
-    for key, value in options.items():
-        if key not in known:
-            raise UserError(f"[model] {name} has no option {key!r}; there are {', '.join(known)}")
-        if not _fits(value, known[key]):
-            count = len(get_args(known[key]))
-            what = f"{count} whole numbers" if count else "a whole number"
-            raise UserError(f"[model] {key} = {value!r:.80}: expected {what} from 1 to {WIDEST:,}")
+        raise UserError(f"[model] name = {name!r}: choose {', '.join(MODELS)}")
+    _check_options(name, options)
     cnn = SmallCNN() if recipe.data.features == "cnn" else None
     image_dim = cnn.channels if cnn else run.features["channels"]
     precision = getattr(torch, recipe.training.precision)
@@ -117,10 +97,29 @@ def build(run: Run) -> VQAModel:
         raise UserError(f"[model] {name}: {error}") from None
 
 
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    """Raise UserError for an option that model ``name`` does not have, or an impossible value.
+
+    Recipes may be untrusted: sizes are bounded.
+    """
+    known = {
+        p.name: p.annotation
+        for p in inspect.signature(MODELS[name]).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    }
+    for key, value in options.items():
+        if key not in known:
+            raise UserError(f"[model] {name} has no option {key!r}; there are {', '.join(known)}")
+        if not _fits(value, known[key]):
+            raise UserError(f"[model] {key} = {value!r:.80}: expected {_describe(known[key])}")
+
+
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a model's sizes are such as it can be built with: recipes may come from strangers."""
+    """Return whether ``value`` has the annotated type; sizes must be from 1 to WIDEST."""
     if hint is int:
         return type(value) is int and 1 <= value <= WIDEST
+    if hint is bool:
+        return type(value) is bool
     if get_origin(hint) is tuple:
         hints = get_args(hint)
         return (
@@ -128,14 +127,21 @@ def _fits(value: Any, hint: Any) -> bool:
             and len(value) == len(hints)
             and all(map(_fits, value, hints))
         )
-    return True
+    return True  # the model checks
+
+
+def _describe(hint: Any) -> str:
+    if hint is bool:
+        return "true or false"
+    count = len(get_args(hint))
+    return f"{f'{count} whole numbers' if count else 'a whole number'} from 1 to {WIDEST:,}"
 
 
 def check_memory(run: Run, device: torch.device) -> None:
-    """Raises UserError where the host's memory cannot hold the network of ``run`` in training.
+    """Raise UserError if host memory cannot hold the network of ``run`` in training.
 
-    It is built there, and trained there without a GPU. Linux promises more memory than there is,
-    and kills who asks for it; a GPU says itself that it is full.
+    The network is built there, and without a GPU trained there. Linux overcommits memory and kills
+    the process that uses it; a GPU reports itself that it is full.
     """
     with empty_weights():
         parameters = sum(parameter.numel() for parameter in build(run).parameters())
@@ -150,16 +156,17 @@ def check_memory(run: Run, device: torch.device) -> None:
 
 
 def save_weights(network: VQAModel, path: Path) -> None:
+    """Write the weights of ``network`` to ``path`` (safetensors), atomically."""
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     data = save(weights)
     write_atomic(path, lambda file: file.write(data))
 
 
 def load_model(run: Run, device: torch.device) -> VQAModel:
-    """The trained network of ``run``, ready to answer. Raises UserError if it is damaged."""
+    """Return the trained network of ``run`` in evaluation mode. Raise UserError if damaged."""
     path = run.folder / "model.safetensors"
     if not path.is_file():
-        raise UserError(f"{path}: missing; the run has not got that far: go on with --resume")
+        raise UserError(f"{path}: missing; the run is unfinished: continue it with --resume")
     with empty_weights():
         network = build(run)
     load_weights(network, path)
@@ -167,11 +174,11 @@ def load_model(run: Run, device: torch.device) -> VQAModel:
 
 
 def load_weights(network: VQAModel, path: Path) -> None:
-    """Put the weights in ``path`` into ``network``. Raises UserError if they are damaged."""
+    """Load the weights in ``path`` into ``network``. Raise UserError if they are damaged."""
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}); train again, or copy the run anew") from None
+        raise UserError(f"{path}: damaged ({error}); train again, or copy the run again") from None
     for name, expected in network.state_dict().items():
         if name in weights and weights[name].dtype == torch.float16:  # of a release
             weights[name] = weights[name].to(expected.dtype)

@@ -1,9 +1,7 @@
-"""Runs that differ in their seeds alone, together, beside the published figures."""
+"""Run summaries, grouped by recipe (runs that differ in their seeds only), and their figures."""
 
 import json
 import math
-import re
-import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,8 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vqa_repro.recipe import Published, load_recipe, recipe_names
-from vqa_repro.run import Run, read_bounded
+from vqa_repro.evaluation import examples
+from vqa_repro.evaluation.examples import Gallery
+from vqa_repro.evaluation.titles import IN_TITLE, model_title
+from vqa_repro.recipe import Published, Recipe
+from vqa_repro.reporting.commands import option
+from vqa_repro.run import Run, open_run, read_bounded
 from vqa_repro.utils.errors import UserError
 
 MAX_JSON = 2**22  # bytes of a run's small files
@@ -20,7 +22,7 @@ MAX_LOG = 2**28  # bytes of a run's log
 
 
 class Figure(NamedTuple):
-    """Ours beside theirs, in percent."""
+    """A score and the published one, in percent."""
 
     mean: float  # over the seeds
     deviation: float | None  # standard deviation over the seeds; None for one
@@ -28,7 +30,7 @@ class Figure(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Mean ± deviation to a tenth; to a hundredth where a tenth would read as all right."""
+        """Mean ± deviation to a tenth, or to a hundredth where a tenth would round to 100."""
         digits = 2 if 99.95 <= self.mean < 100 else 1
         spread = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
         return f"{self.mean:.{digits}f}{spread}"
@@ -39,29 +41,60 @@ class Figure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
-    """A recipe: all its runs, and the metrics of those that are finished."""
+class RunSummary:
+    """Everything a report needs of a run folder, read and checked once."""
 
-    changes: list[str]  # what was changed in the recipe, but for the seed
-    runs: list[Run]
-    metrics: list[dict[str, Any]]
+    run: Run
+    environment: dict[str, Any]
+    metrics: dict[str, Any] | None  # None: not finished
+    log: list[dict[str, Any]]
+    examples: Gallery | None
+
+    @classmethod
+    def load(cls, folder: Path) -> "RunSummary":
+        """Read a run folder. Raise UserError, naming the file, if it is damaged."""
+        run = open_run(folder)
+        return cls(
+            run,
+            read_environment(run),
+            read_metrics(run) if run.finished else None,
+            read_log(run),
+            examples.read(folder),
+        )
 
     @property
-    def title(self) -> str:
-        """The recipe's, and what was changed in it."""
-        return ", ".join([self.runs[0].recipe.title, *self.changes])
+    def epochs(self) -> list[dict[str, Any]]:
+        return [record for record in self.log if record["type"] == "epoch"]
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """All runs of one recipe; their seeds differ."""
+
+    title: str  # model, data and what distinguishes it from the other groups
+    changes: list[str]  # options set away from the recipe's that the title does not express
+    runs: list[RunSummary]
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.runs[0].run.recipe
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Of the finished runs."""
+        return [run.metrics for run in self.runs if run.metrics is not None]
 
     @property
     def data(self) -> tuple[str, str]:
-        """Data set and split of the test."""
-        return self.runs[0].recipe.data.name, self.runs[0].recipe.data.test
+        """Data set and test split."""
+        return self.recipe.data.name, self.recipe.data.test
 
     @property
     def published(self) -> Published | None:
-        return self.runs[0].recipe.published
+        return self.recipe.published
 
     def figure(self, name: str) -> Figure | None:
-        """Of "overall", "wups_0.9", or a type of answer or question; None without one."""
+        """Return "overall", "prior", "coverage", "wups_0.9" or an answer or question type."""
         values = [value for m in self.metrics if (value := _value(m, name)) is not None]
         if not values:
             return None
@@ -73,58 +106,92 @@ class Row:
         deviation = statistics.stdev(values) if len(values) > 1 else None
         return Figure(statistics.mean(values), deviation, published)
 
-    def sampling_error(self, figure: Figure) -> float:
-        """Two standard errors of a ``figure`` of all test questions, in points.
+    def interval(self, figure: Figure) -> tuple[float, float]:
+        """Return Wilson's 95 % interval of a ``figure`` of all test questions, in percent."""
+        return wilson(figure.mean, self.metrics[0]["questions"])
 
-        Of a score of 0 or 1 for each question; scores in between vary less.
-        """
-        share = figure.mean / 100
-        questions: int = self.metrics[0]["questions"]
-        return 200 * math.sqrt(share * (1 - share) / questions)
+    def is_within_error(self, figure: Figure) -> bool:
+        """Return whether the published value lies within the interval."""
+        low, high = self.interval(figure)
+        return figure.published is not None and low <= figure.published <= high
 
 
-def rows(runs: Sequence[Run]) -> list[Row]:
-    """The ``runs`` by recipe, in the order given. Raises UserError for damaged metrics."""
-    groups: dict[str, list[Run]] = defaultdict(list)
+def wilson(percent: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval (Wilson 1927) of a share of ``count`` questions, in percent.
+
+    It treats each question as right or wrong; scores in between vary less.
+    """
+    z, share = 1.96, percent / 100
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z**2 / count)
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+def group_runs(runs: Sequence[RunSummary]) -> list[RunGroup]:
+    """Return the runs grouped by recipe, in the order given."""
+    groups: dict[str, list[RunSummary]] = defaultdict(list)
     for run in runs:
-        recipe = run.recipe.to_json()
+        recipe = run.run.recipe.to_json()
         recipe["training"]["seed"] = None
         recipe["changed"] = [key for key in recipe["changed"] if key != "training.seed"]
         groups[json.dumps(recipe, sort_keys=True)].append(run)
+    members = list(groups.values())
+    titles = [model_title(group[0].run.recipe) for group in members]
+    changes = [_changes(group[0].run) for group in members]
+    labels = [", ".join([t, *c]) for t, c in zip(titles, changes, strict=True)]
+    for number, label in enumerate(labels):
+        namesakes = [n for n, other in enumerate(labels) if other == label]
+        if len(namesakes) > 1:  # recipes that differ in more than their titles express
+            options = differences([members[n][0].run.recipe for n in namesakes])
+            recipe = members[number][0].run.recipe.to_json()
+            changes[number] = changes[number] + [f"{k}={option(recipe, k)}" for k in options[:3]]
     return [
-        Row(_changes(group[0]), group, [read_metrics(run) for run in group if run.finished])
-        for group in groups.values()
+        RunGroup(", ".join([t, *c]), c, group)
+        for t, c, group in zip(titles, changes, members, strict=True)
     ]
 
 
-def tables(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    """The rows by data set and split."""
-    by_data: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        by_data[row.data].append(row)
-    return by_data
+def differences(recipes: Sequence[Recipe]) -> list[str]:
+    """Return the options ("section.key", but the seed) in which ``recipes`` differ."""
+    tables = [_flat(recipe.to_json()) for recipe in recipes]
+    keys = dict.fromkeys(key for table in tables for key in table)
+    return [
+        key
+        for key in keys
+        if key != "training.seed" and any(t.get(key) != tables[0].get(key) for t in tables)
+    ]
 
 
-def metric_names(rows: Sequence[Row], section: str = "") -> list[str]:
-    """The figures there are: "overall" and WUPS, or those of a ``section`` of metrics.json."""
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"{section}.{key}": value
+        for section in ("data", "model", "training")
+        for key, value in recipe[section].items()
+    }
+
+
+def by_dataset(groups: Sequence[RunGroup]) -> dict[tuple[str, str], list[RunGroup]]:
+    """Return the groups by data set and test split."""
+    table: dict[tuple[str, str], list[RunGroup]] = defaultdict(list)
+    for group in groups:
+        table[group.data].append(group)
+    return table
+
+
+def metric_names(groups: Sequence[RunGroup], section: str = "") -> list[str]:
+    """Return "overall" and WUPS, or the names in a ``section`` of metrics.json."""
     names: dict[str, None] = {} if section else {"overall": None}
-    for row in rows:
-        for metrics in row.metrics:
-            here = metrics[section] if section else metrics
-            names |= {name: None for name in here if section or name.startswith("wups")}
+    for group in groups:
+        for metrics in group.metrics:
+            values = metrics[section] if section else metrics
+            names |= {name: None for name in values if section or name.startswith("wups")}
     return list(names)
 
 
 def _changes(run: Run) -> list[str]:
     recipe = run.recipe.to_json()
-    changed = [key for key in run.recipe.changed if key != "training.seed"]
-    return [f"{key}={_option(recipe, key)}" for key in changed]
-
-
-def _option(recipe: dict[str, Any], key: str) -> Any:
-    section, _, option = key.partition(".")
-    values = recipe.get(section)
-    return values.get(option) if isinstance(values, dict) else None
+    changed = [k for k in run.recipe.changed if k not in {*IN_TITLE, "training.seed"}]
+    return [f"{key}={option(recipe, key)}" for key in changed]
 
 
 def _value(metrics: dict[str, Any], name: str) -> float | None:
@@ -153,7 +220,10 @@ def read_metrics(run: Run) -> dict[str, Any]:
         value = metrics[key]
         good = isinstance(value, dict) and all(_is_percent(v) for v in value.values())
         check(key, good, "percents by type")
-    for key in ("overall", *(key for key in metrics if key.startswith("wups"))):
+    for key in (
+        *("overall", "prior", "coverage"),
+        *(key for key in metrics if key.startswith("wups")),
+    ):
         value = metrics.get(key)
         check(key, value is None or _is_percent(value), "a percentage")
     return metrics
@@ -200,44 +270,6 @@ def read_log(run: Run) -> list[dict[str, Any]]:
         if not _is_number(record.get("validation_accuracy", 0.0)):
             raise UserError(f"{path}: a record's validation_accuracy is no number: {record!r:.80}")
     return records
-
-
-def repeat(run: Run) -> tuple[str, str]:
-    """The command that trains the run again, and the recipe's file for it ("" if it needs none).
-
-    Where the data lie and on what device to train is left to whoever repeats it.
-    """
-    recipe = run.recipe.to_json()
-    program = "python -m vqa_repro.train"
-    changes = {key: _option(recipe, key) for key in [*run.recipe.changed, "training.seed"]}
-    if run.recipe.name in recipe_names() and "data.name" not in changes:
-        try:
-            same = load_recipe(run.recipe.name, changes) == run.recipe
-        except UserError:
-            same = False
-        if same:
-            given = [f"--set {shlex.quote(f'{k}={_toml(v)}')}" for k, v in changes.items()]
-            return " ".join([program, "--recipe", run.recipe.name, *given]), ""
-    return f"{program} --recipe recipe.toml", toml(recipe)
-
-
-def toml(recipe: dict[str, Any]) -> str:
-    """A recipe as the TOML file it could have come from."""
-    lines = [f"title = {_toml(recipe['title'])}"]
-    for section, values in recipe.items():
-        if isinstance(values, dict):
-            lines += ["", f"[{section}]", *(f"{_key(k)} = {_toml(v)}" for k, v in values.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key(k)} = {_toml(v)}" for k, v in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _is_number(value: Any) -> bool:

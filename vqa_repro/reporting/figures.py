@@ -1,9 +1,11 @@
-"""Pictures of a run: curves, and attention over the pictures asked about."""
+"""Figures of runs: curves, accuracies, and attention over images."""
 
+import io
 import math
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -11,23 +13,71 @@ import cv2
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from PIL import Image
 
-from vqa_repro.reporting import comparison
-from vqa_repro.reporting.fonts import drawable, families
-from vqa_repro.reporting.messages import level, say
+from vqa_repro.evaluation.examples import ExampleRecord
+from vqa_repro.reporting.comparison import Figure as Score
 from vqa_repro.utils.files import write_atomic
+from vqa_repro.utils.messages import level_name, translate
 
 P = ParamSpec("P")
 Floats = npt.NDArray[np.floating[Any]]
 # Attention is smoothed with a Gaussian of half a region, as wide as one needs to hide the grid.
 SMOOTHING = 0.5
-# (64, 4) uint8 RGBA, from no attention to most: laid over the picture.
+# (64, 4) uint8 RGBA, laid over the image: cividis is perceptually uniform and reads the same with
+# any colour vision.
 _SHARES = np.linspace(0, 1, 64)
-HEAT = matplotlib.colormaps["jet"](_SHARES, alpha=0.15 + 0.5 * _SHARES, bytes=True)
+HEAT = matplotlib.colormaps["cividis"](_SHARES, alpha=0.25 + 0.5 * _SHARES, bytes=True)
+WORDS = "cividis"
+CHINESE = (
+    *("Noto Sans CJK SC", "Source Han Sans SC", "Noto Sans SC", "Noto Sans CJK JP"),
+    *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+    *("PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei"),
+)
+
+
+@cache
+def families() -> list[str]:
+    """Return the fonts of figures; matplotlib takes each character from the first that has it."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *[name for name in CHINESE if name in installed][:1]]
+
+
+@cache
+def _characters() -> frozenset[int]:
+    paths = [font_manager.findfont(name) for name in families()]
+    return frozenset().union(*(font_manager.get_font(path).get_charmap() for path in paths))
+
+
+def can_show(text: str) -> bool:
+    return all(ord(character) in _characters() or character.isspace() for character in text)
+
+
+def drawable(text: str) -> str:
+    """Return ``text`` for matplotlib: no formulas, and "?" for what no installed font has.
+
+    The first such replacement is noted on stderr.
+    """
+    if not can_show(text):
+        _note_missing_font()
+        text = "".join(character if can_show(character) else "?" for character in text)
+    return text.replace("$", r"\$")
+
+
+@cache
+def _note_missing_font() -> None:
+    print(
+        "note: no installed font has all characters of a figure's text: the missing ones are "
+        "question marks; a font like Noto Sans CJK has Chinese",
+        file=sys.stderr,
+    )
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -37,7 +87,7 @@ def save(figure: Figure, path: Path) -> None:
     write_atomic(path, lambda file: canvas.print_png(file))  # type: ignore[no-untyped-call]
 
 
-def _with_fonts(draw: Callable[P, None]) -> Callable[P, None]:
+def with_fonts(draw: Callable[P, None]) -> Callable[P, None]:
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> None:
         with matplotlib.rc_context({"font.family": families()}):
@@ -46,7 +96,7 @@ def _with_fonts(draw: Callable[P, None]) -> Callable[P, None]:
     return drawn
 
 
-@_with_fonts
+@with_fonts
 def curves(log: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Loss and accuracy over epochs, from the log's records."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
@@ -59,7 +109,7 @@ def curves(log: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     ends = [r["epoch"] for r in epochs]
     loss.plot(ends, [r["loss"] for r in epochs], marker=".", label="training, mean of an epoch")
     loss.set(xlabel="epoch", ylabel="loss")
-    _logarithmic(loss)
+    logarithmic(loss)
     accuracy.plot(ends, [r["accuracy"] for r in epochs], marker=".", label="training")
     validated = [r for r in epochs if "validation_accuracy" in r]
     accuracy.plot(
@@ -77,38 +127,7 @@ def curves(log: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     save(figure, path)
 
 
-@_with_fonts
-def overlaid(
-    rows: Sequence[tuple[str, Sequence[Sequence[Mapping[str, Any]]]]],
-    path: Path,
-    language: str = "en",
-) -> None:
-    """Curves of all runs over epochs: a colour for each row (title, logs of its runs)."""
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    panels = figure.subplots(1, 3)
-    quantities = ("loss", "accuracy", "validation_accuracy")
-    for panel, key in zip(panels, quantities, strict=True):
-        for number, (title, logs) in enumerate(rows):
-            for n, log in enumerate(logs):
-                shown = [r for r in log if r["type"] == "epoch" and key in r]
-                panel.plot(
-                    [r["epoch"] for r in shown],
-                    [r[key] for r in shown],
-                    color=f"C{number % 10}",
-                    marker="." if len(shown) == 1 else None,
-                    label=drawable(title) if n == 0 else None,
-                )
-        panel.set_xlabel(say("epoch", language))
-        panel.set_title(say(f"chart_{key}", language), fontsize=10)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.grid(alpha=0.3)
-    _logarithmic(panels[0])
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", fontsize=8)
-    save(figure, path)
-
-
-def _logarithmic(axes: Axes) -> None:
+def logarithmic(axes: Axes) -> None:
     """With ticks that read 0.2, 0.5, 1 in place of powers of ten; fewer over many decades."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -119,9 +138,9 @@ def _logarithmic(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-@_with_fonts
+@with_fonts
 def beside_published(
-    figures: Sequence[tuple[str, comparison.Figure]],
+    figures: Sequence[tuple[str, Score]],
     path: Path,
     language: str = "en",
 ) -> None:
@@ -133,16 +152,16 @@ def beside_published(
     for y, (_, ours) in enumerate(figures):
         bar = axes.barh(y, ours.mean, xerr=ours.deviation, height=0.5, capsize=3, color="C0")
         axes.text(1, y, ours.text, va="center", color="w")
-        bar.set_label(say("ours", language) if y == 0 else "")
+        bar.set_label(translate("ours", language) if y == 0 else "")
         if ours.published is not None:
             (line,) = axes.plot([ours.published] * 2, [y - 0.4, y + 0.4], color="k", linewidth=2)
             axes.text(ours.published + 1, y, f"{ours.published:.1f}", va="center", fontsize=9)
-            line.set_label(say("published", language))
+            line.set_label(translate("published", language))
     axes.set_xlim(0, 108)  # room for the published number
     axes.set_xticks(range(0, 101, 20))
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel(say("accuracy_png", language))
+    axes.set_xlabel(translate("accuracy_png", language))
     axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
@@ -151,20 +170,31 @@ def beside_published(
 
 
 def over_picture(weights: Floats, size: tuple[int, int]) -> Floats:
-    """(R,) weights of a square grid -> (height, width) in 0..1, upsampled and smoothed.
+    """(R,) weights of a square grid -> (height, width) multiples of uniform attention.
 
-    SAN section 4.5: "up-sample the attention ... and apply a Gaussian filter".
+    Upsampled and smoothed (SAN section 4.5: "up-sample the attention ... and apply a Gaussian
+    filter").
     """
     side = round(len(weights) ** 0.5)
     width, height = size
-    grid = weights.reshape(side, side).astype(np.float32)
+    total = float(np.sum(weights)) or 1.0
+    grid = (weights.reshape(side, side) * len(weights) / total).astype(np.float32)
     big = cv2.resize(grid, size, interpolation=cv2.INTER_CUBIC)
     big = cv2.GaussianBlur(big, (0, 0), SMOOTHING * max(width, height) / side)
-    low, high = float(np.min(big)), float(np.max(big))
-    return np.asarray((big - low) / max(high - low, 1e-12), np.float32)
+    multiples: Floats = np.maximum(big, 0)
+    return multiples
 
 
-@_with_fonts
+def heat_levels(multiples: Floats) -> tuple[npt.NDArray[np.uint8], float]:
+    """Return indices into HEAT, from 0 to the scale's top, and that top in multiples of uniform.
+
+    The top is at least twice uniform, so that a nearly uniform map looks uniform.
+    """
+    top = max(2.0, float(np.max(multiples)))
+    return np.rint(multiples / top * (len(HEAT) - 1)).astype(np.uint8), top
+
+
+@with_fonts
 def attention(
     picture: npt.NDArray[np.uint8],
     question: str,
@@ -175,13 +205,12 @@ def attention(
     words: Sequence[str] = (),
     language: str = "en",
 ) -> None:
-    """The picture, each attention map over it, and the likeliest answers as bars.
+    """Draw the image, each attention map over it, and the most probable answers as bars.
 
     picture: (H, W, 3). answers: (text, probability), falling. maps: name -> (R,) over regions, or
     (T,) over ``words`` where it ends in "/question"; those of a level stand one below the other.
     note: a second line under the question.
     """
-    height, width = picture.shape[:2]
     levels = list(dict.fromkeys(name.split("/")[0] for name in maps))
     over_words = {name.split("/")[0]: m for name, m in maps.items() if not _is_grid(name)}
     columns = len(levels) + 2
@@ -189,40 +218,72 @@ def attention(
     grid = figure.add_gridspec(
         2 if over_words else 1, columns, height_ratios=(8, 1)[: 1 + bool(over_words)]
     )
-    seen = figure.add_subplot(grid[0, 0])
-    seen.imshow(picture)
-    seen.set_title(say("picture", language), fontsize=9)
-    seen.set_axis_off()
-    for column, level_ in enumerate(levels, start=1):
+    original = figure.add_subplot(grid[0, 0])
+    original.imshow(picture)
+    original.set_title(translate("picture", language), fontsize=9)
+    original.set_axis_off()
+    for column, level in enumerate(levels, start=1):
         panel = figure.add_subplot(grid[0, column])
-        panel.imshow(picture)
-        panel.set_axis_off()
-        title = level(level_, language)
-        weights = maps.get(level_, maps.get(f"{level_}/image"))
-        if weights is not None:
-            heat = over_picture(weights, (width, height))
-            panel.imshow(HEAT[np.rint(heat * (len(HEAT) - 1)).astype(int)])
-            title += say("with_largest_weight", language, value=f"{np.max(weights):.0%}")
-        panel.set_title(drawable(title), fontsize=9)
-        if level_ in over_words:
-            _strip(figure.add_subplot(grid[1, column]), over_words[level_], words)
-    bars = figure.add_subplot(grid[0, -1])
-    texts = [text for text, _ in answers][::-1]
-    values = [probability for _, probability in answers][::-1]
-    bars.barh(range(len(texts)), values)
-    bars.set_yticks(range(len(texts)), [drawable(text) for text in texts])
-    bars.set_xlim(0, 1)
-    bars.set_title(say("probability", language), fontsize=9)
+        weights = maps.get(level, maps.get(f"{level}/image"))
+        _overlay(panel, picture, weights, level_name(level, language), language)
+        if level in over_words:
+            _strip(figure.add_subplot(grid[1, column]), over_words[level], words)
+    _answer_bars(figure.add_subplot(grid[0, -1]), answers, language)
     figure.suptitle(drawable(f"{question}\n{note}" if note else question), fontsize=11)
     save(figure, path)
 
 
+def _overlay(
+    panel: Axes,
+    picture: npt.NDArray[np.uint8],
+    weights: Floats | None,
+    title: str,
+    language: str,
+) -> None:
+    """Draw ``weights`` over the image, with a colour bar in multiples of uniform."""
+    height, width = picture.shape[:2]
+    panel.imshow(picture)
+    panel.set_axis_off()
+    if weights is not None:
+        indices, top = heat_levels(over_picture(weights, (width, height)))
+        panel.imshow(HEAT[indices])
+        colours = ListedColormap(HEAT[:, :3] / 255)
+        mappable = ScalarMappable(Normalize(0, top), colours)
+        bar = panel.figure.colorbar(mappable, ax=panel, location="bottom", shrink=0.8, pad=0.02)
+        bar.set_ticks([0, 1, top], labels=["0", "1", f"{top:.1f}"])
+        bar.ax.tick_params(labelsize=7)
+        bar.set_label(translate("times_uniform", language), fontsize=7)
+        title += translate("with_largest_weight", language, value=f"{np.max(weights):.0%}")
+    panel.set_title(drawable(title), fontsize=9)
+
+
+def _answer_bars(axes: Axes, answers: Sequence[tuple[str, float]], language: str) -> None:
+    texts = [text for text, _ in answers][::-1]
+    axes.barh(range(len(texts)), [probability for _, probability in answers][::-1])
+    axes.set_yticks(range(len(texts)), [drawable(text) for text in texts])
+    axes.set_xlim(0, 1)
+    axes.set_title(translate("probability", language), fontsize=9)
+
+
 def _strip(axes: Axes, weights: Floats, words: Sequence[str]) -> None:
-    """Attention over words: the darker, the more."""
-    axes.imshow(np.asarray(weights)[None], cmap="Oranges", vmin=0, vmax=1, aspect="auto")
+    """Draw attention over words, from 0 to 1."""
+    axes.imshow(np.asarray(weights)[None], cmap=WORDS, vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(words)), [drawable(word) for word in words], rotation=90, fontsize=8)
     axes.set_yticks([])
 
 
 def _is_grid(name: str) -> bool:
     return not name.endswith("/question")
+
+
+def example(
+    record: ExampleRecord, images: Mapping[str, bytes], path: Path, language: str = "en"
+) -> None:
+    """Write an example with its attention as PNG; images: file name -> JPEG."""
+    note = record.answers[0][0]
+    if record.accuracy is not None:
+        key = "answered_right" if record.accuracy > 0 else "answered_wrong"
+        note = translate(key, language, answer=note, label=record.label)
+    maps = {name: np.array(weights) for name, weights in record.attention.items()}
+    pixels = np.array(Image.open(io.BytesIO(images[str(record.picture)])))
+    attention(pixels, record.question, record.answers, maps, path, note, record.words, language)

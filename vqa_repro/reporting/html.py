@@ -15,37 +15,40 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from vqa_repro.evaluation import examples
 from vqa_repro.evaluation.examples import ExampleRecord, Gallery
-from vqa_repro.reporting import figures
-from vqa_repro.reporting.chart import Line, chart
+from vqa_repro.evaluation.titles import model_title, procedure
+from vqa_repro.reporting import charts, figures
+from vqa_repro.reporting.commands import option, repeat
 from vqa_repro.reporting.comparison import (
-    Figure,
-    Row,
+    RunGroup,
+    RunSummary,
+    by_dataset,
+    differences,
+    group_runs,
     made_by,
     metric_names,
-    read_environment,
-    read_log,
-    repeat,
-    rows,
-    tables,
 )
-from vqa_repro.reporting.messages import LANGUAGES, level, say
-from vqa_repro.run import Run
+from vqa_repro.utils import messages
+from vqa_repro.utils.messages import LANGUAGES, translate
 
 FOLDER = Path(__file__).parent / "templates"
-STEPS_SHOWN = 100  # points of a curve of few epochs
 HEAT_SIDE = 56  # pixels of a heat map's longer side; the page scales it up smoothly
+
+BASELINES = ("prior", "coverage")
 
 # SAN section 4.6: percent of 100 wrong answers on COCO-QA.
 ERROR_CLASSES = {"region": 22, "answer": 42, "ambiguous": 31, "label": 5}
 
 
-def page(runs: Sequence[Run], language: str, refresh: float | None) -> str:
-    """The report on ``runs``, finished or not, as HTML that needs no other file.
+def page(
+    runs: Sequence[RunSummary],
+    language: str,
+    refresh: float | None,
+    skipped: Sequence[str] = (),
+) -> str:
+    """Return the report on ``runs``, finished or not, as HTML that needs no other file.
 
-    refresh: seconds after which the page loads itself anew; None: never.
-    Raises UserError for a run folder that is damaged.
+    refresh: seconds after which the page reloads; None: never. skipped: what is no run folder.
     """
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
@@ -57,27 +60,32 @@ def page(runs: Sequence[Run], language: str, refresh: float | None) -> str:
     environment.globals |= {"t": text, "number": number, "level_name": level_name}
     environment.filters["percent"] = "{:.1%}".format
     script = (FOLDER / "report.js").read_text(encoding="utf-8")
-    together = rows(runs)
-    galleries = [_shown(n, row) for n, row in enumerate(together, start=1)]
-    # Runs of one data set share many pictures; each is in the page once.
+    groups = group_runs(runs)
+    galleries = [_gallery_view(n, group) for n, group in enumerate(groups, start=1)]
+    # Runs of one data set share many images; each is in the page once.
     pictures = {p["id"]: p for shown in galleries for p in shown["pictures"].values()}
     return environment.get_template("report.html").render(
         language=language,
         refresh=refresh,
+        skipped=skipped,
+        headlines=[headline for group in groups if (headline := _headline(group))],
         made=datetime.now().strftime("%Y-%m-%d %H:%M"),
         style=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        tables=[_table(data, of_data) for data, of_data in tables(together).items()],
-        unfinished=sum(not run.finished for run in runs),
-        charts=_charts(together),
-        legend=[(_style(n), _title(row), len(row.runs)) for n, row in enumerate(together)],
+        tables=[_table(data, members) for data, members in by_dataset(groups).items()],
+        unfinished=sum(run.metrics is None for run in runs),
+        charts=_charts(groups),
+        legend=[
+            (charts.style(n), n + 1, group.title, len(group.runs)) for n, group in enumerate(groups)
+        ],
         types=[
             (_data_name(data), section, table)
-            for data, of_data in tables(together).items()
+            for data, members in by_dataset(groups).items()
             for section in ("per_answer_type", "per_question_type")
-            if (table := _types(of_data, section))
+            if (table := _types(members, section))
         ],
+        differences=_differences(groups),
         galleries=galleries,
         pictures=pictures.values(),
         error_classes=ERROR_CLASSES,
@@ -85,12 +93,39 @@ def page(runs: Sequence[Run], language: str, refresh: float | None) -> str:
     )
 
 
+def _headline(group: RunGroup) -> Markup | None:
+    """Return one sentence on a group's accuracy; None without one."""
+    figure = group.figure("overall")
+    if figure is None:
+        return None
+    low, high = group.interval(figure)
+    sentence = text(
+        "headline",
+        title=group.title,
+        value=figure.text,
+        count=f"{group.metrics[0]['questions']:,}",
+        low=number(low),
+        high=number(high),
+    )
+    if figure.published is None:
+        return sentence
+    return sentence + text("headline_published", value=number(figure.published))
+
+
+def _differences(groups: Sequence[RunGroup]) -> dict[str, Any] | None:
+    """Return the options in which the groups differ, with each group's value."""
+    recipes = [group.recipe for group in groups]
+    values = [recipe.to_json() for recipe in recipes]
+    rows = {key: [option(v, key) for v in values] for key in differences(recipes)}
+    return {"titles": [group.title for group in groups], "rows": rows} if rows else None
+
+
 def text(key: str, **values: object) -> Markup:
-    return _in_each({language: say(key, language, **values) for language in LANGUAGES})
+    return _in_each({language: translate(key, language, **values) for language in LANGUAGES})
 
 
 def level_name(name: str) -> Markup:
-    return _in_each({language: level(name, language) for language in LANGUAGES})
+    return _in_each({language: messages.level_name(name, language) for language in LANGUAGES})
 
 
 def _in_each(texts: Mapping[str, str]) -> Markup:
@@ -104,142 +139,104 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def _title(row: Row) -> Markup:
-    # The heading above says which data.
-    changes = [change for change in row.changes if not change.startswith("data.name=")]
-    small = Markup(" <small>{}</small>").format(", ".join(changes)) if changes else ""
-    return Markup("{}{}").format(row.runs[0].recipe.title, small)
-
-
 def _data_name(data: tuple[str, str]) -> str:
     """The data set, or the folder's name without the way to it, and the split."""
     return f"{Path(data[0]).name}, {data[1]}"
 
 
-def _table(data: tuple[str, str], of_data: Sequence[Row]) -> dict[str, Any]:
-    names = metric_names(of_data)
-    finished = [row for row in of_data if row.metrics]
+def _table(data: tuple[str, str], groups: Sequence[RunGroup]) -> dict[str, Any]:
+    names = metric_names(groups)
+    finished = [group for group in groups if group.metrics]
     return {
         "data": _data_name(data),
         "questions": finished[0].metrics[0]["questions"] if finished else None,
         "names": names,
-        "compared": [name for name in names if any(_is_published(row, name) for row in of_data)],
+        "compared": [name for name in names if any(_is_published(g, name) for g in groups)],
+        "baselines": [name for name in BASELINES if any(g.figure(name) for g in groups)],
         "rows": [
             {
-                "title": _title(row),
-                "finished": len(row.metrics),
-                "states": [_state(run) for run in row.runs if not run.finished],
-                "published": row.published,
-                "cells": [_cell(row, row.figure(name)) for name in names],
-                "minutes": _mean(row, "seconds") / 60 if row.metrics else None,
-                "epochs": row.metrics[0]["epochs"] if row.metrics else None,
+                "title": group.title,
+                "finished": len(group.metrics),
+                "states": [_state(run) for run in group.runs if run.metrics is None],
+                "published": group.published,
+                "procedure": procedure(group.recipe),
+                "cells": [_cell(group, name) for name in names],
+                "baselines": {name: group.figure(name) for name in BASELINES},
+                "minutes": _mean(group, "seconds") / 60 if group.metrics else None,
+                "epochs": group.metrics[0]["epochs"] if group.metrics else None,
             }
-            for row in of_data
+            for group in groups
         ],
     }
 
 
-def _is_published(row: Row, name: str) -> bool:
-    return row.published is not None and (name == "overall" or name in row.published.others)
+def _is_published(group: RunGroup, name: str) -> bool:
+    published = group.published
+    return published is not None and (name == "overall" or name in published.others)
 
 
-def _cell(row: Row, figure: Figure | None) -> dict[str, Any] | None:
-    """A figure, and the mark of its difference: higher, lower or within the sampling error."""
+def _cell(group: RunGroup, name: str) -> dict[str, Any] | None:
+    """Return a figure, its interval, and its mark: higher, lower or within the interval."""
+    figure = group.figure(name)
     if figure is None:
         return None
-    error = row.sampling_error(figure)
     mark = ""
     if figure.difference is not None:
         mark = "higher" if figure.difference > 0 else "lower"
-        if abs(figure.difference) <= error:
+        if group.is_within_error(figure):
             mark = "within"
-    return {"figure": figure, "mark": mark, "error": error}
+    count = group.metrics[0]["questions"]
+    return {"figure": figure, "mark": mark, "interval": group.interval(figure), "count": count}
 
 
-def _mean(row: Row, key: str) -> float:
-    return float(np.mean([metrics[key] for metrics in row.metrics]))
+def _mean(group: RunGroup, key: str) -> float:
+    return float(np.mean([metrics[key] for metrics in group.metrics]))
 
 
-def _state(run: Run) -> dict[str, Any]:
-    """How far an unfinished run is."""
-    epochs = [record for record in read_log(run) if record["type"] == "epoch"]
+def _state(run: RunSummary) -> dict[str, Any]:
+    """Return the progress of an unfinished run."""
+    epochs = run.epochs
     return {
         "epoch": int(epochs[-1]["epoch"]) if epochs else 0,
-        "epochs": run.recipe.training.epochs,
-        "held_out": epochs[-1].get("validation_accuracy") if epochs else None,
+        "epochs": run.run.recipe.training.epochs,
+        "validation": epochs[-1].get("validation_accuracy") if epochs else None,
     }
 
 
-def _style(row: int) -> str:
-    """The style sheet has eight colours, and dashes for those that come after."""
-    return f"c{row % 8} d{row // 8 % 3}"
+def _charts(groups: Sequence[RunGroup]) -> list[tuple[str, Markup]]:
+    logs = [[run.log for run in group.runs] for group in groups]
+    return [(key, chart) for key in charts.QUANTITIES if (chart := charts.page_chart(logs, key))]
 
 
-def _charts(together: Sequence[Row]) -> list[tuple[str, Markup]]:
-    quantities = ("loss", "accuracy", "validation_accuracy")
-    lines: dict[str, list[Line]] = {key: [] for key in quantities}
-    for n, row in enumerate(together):
-        for run in row.runs:
-            log = read_log(run)
-            name = f"{row.title}, {run.folder.name}"
-            for key in quantities:
-                lines[key].append(Line(_style(n), name, _curve(log, key)))
-    drawn = (
-        (key, chart(lines[key], f"chart-{key}", logarithmic=key == "loss")) for key in quantities
-    )
-    return [(key, svg) for key, svg in drawn if svg]
-
-
-def _curve(log: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(epoch, value) by epoch; by some of the steps until three epochs are done.
-
-    Never both: an epoch's mean stands at its end, where the steps are better by then.
-    """
-    by_kind = {
-        kind: [(r["epoch"], r[key]) for r in log if r["type"] == kind and key in r]
-        for kind in ("epoch", "step")
-    }
-    if len(by_kind["epoch"]) > 2 or not by_kind["step"]:
-        return by_kind["epoch"]
-    return by_kind["step"][:: max(1, len(by_kind["step"]) // STEPS_SHOWN)]
-
-
-def _types(of_data: Sequence[Row], section: str) -> dict[str, Any] | None:
-    names = metric_names(of_data, section)
-    shown = [row for row in of_data if row.metrics]
+def _types(groups: Sequence[RunGroup], section: str) -> dict[str, Any] | None:
+    names = metric_names(groups, section)
+    shown = [group for group in groups if group.metrics]
     if not names:
         return None
-    figures = {name: [row.figure(name) for row in shown] for name in names}
-    return {"titles": [_title(row) for row in shown], "figures": figures}
+    scores = {name: [group.figure(name) for group in shown] for name in names}
+    return {"titles": [group.title for group in shown], "figures": scores}
 
 
-def _shown(number: int, row: Row) -> dict[str, Any]:
-    """The gallery of a row's first run that has one."""
-    for run in row.runs:
-        kept = examples.read(run.folder)
-        if kept is not None:
-            return {
-                "id": f"g{number}",
-                "title": _title(row),
-                "run": run.folder.name,
-                "kept": kept,
-                "pictures": {name: _picture(data) for name, data in kept.pictures.items()},
-                "lists": {
-                    name: [_leaf(kept, kept.asked[p]) for p in positions]
-                    for name, positions in kept.lists.items()
-                    if positions
-                },
-            }
-    first = row.runs[0]
-    return {
+def _gallery_view(number: int, group: RunGroup) -> dict[str, Any]:
+    """Return the examples of a group's first run that has some."""
+    run = next((run for run in group.runs if run.examples is not None), group.runs[0])
+    view: dict[str, Any] = {
         "id": f"g{number}",
-        "title": _title(row),
-        "run": first.folder.name,
-        "kept": None,
+        "title": group.title,
+        "run": run.run.folder.name,
+        "kept": run.examples,
         "pictures": {},
-        "finished": first.finished,
-        "make": f"python -m vqa_repro.evaluation.examples {shlex.quote(str(first.folder))}",
+        "finished": run.metrics is not None,
+        "make": f"python -m vqa_repro.report --examples {shlex.quote(str(run.run.folder))}",
     }
+    if gallery := run.examples:
+        view["pictures"] = {name: _picture(data) for name, data in gallery.pictures.items()}
+        view["lists"] = {
+            name: [_leaf(gallery, gallery.asked[p]) for p in positions]
+            for name, positions in gallery.lists.items()
+            if positions
+        }
+    return view
 
 
 def _picture(data: bytes) -> dict[str, Any]:
@@ -257,11 +254,13 @@ def _leaf(kept: Gallery, asked: ExampleRecord) -> dict[str, Any]:
             size = image.size
     levels: dict[str, dict[str, Any]] = {}
     for name, weights in asked.attention.items():
-        level = levels.setdefault(name.split("/")[0], {"heat": None, "most": 0.0, "words": None})
+        empty = {"heat": None, "top": 0.0, "most": 0.0, "words": None}
+        level = levels.setdefault(name.split("/")[0], empty)
         if name.endswith("/question"):
             level["words"] = list(zip(asked.words, weights, strict=True))
         elif asked.picture is not None:
-            level["heat"], level["most"] = _heat(weights, size), max(weights)
+            level["heat"], level["top"] = _heat(weights, size)
+            level["most"] = max(weights)
     return {
         "asked": asked,
         "levels": levels,
@@ -270,34 +269,34 @@ def _leaf(kept: Gallery, asked: ExampleRecord) -> dict[str, Any]:
     }
 
 
-def _heat(weights: Sequence[float], size: tuple[int, int]) -> str:
-    """The map of ``plots.over_picture`` as a small PNG with a palette of colours and alpha."""
+def _heat(weights: Sequence[float], size: tuple[int, int]) -> tuple[str, float]:
+    """Return the map as a small PNG with a palette of colours and alpha, and its scale's top."""
     width, height = (max(1, round(HEAT_SIDE * side / max(size))) for side in size)
-    heat = figures.over_picture(np.array(weights, np.float32), (width, height))
-    levels = np.rint(heat * (len(figures.HEAT) - 1)).astype(np.uint8)
-    image = Image.fromarray(levels, "P")
+    multiples = figures.over_picture(np.array(weights, np.float32), (width, height))
+    indices, top = figures.heat_levels(multiples)
+    image = Image.fromarray(indices, "P")
     image.putpalette(figures.HEAT[:, :3].tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG", transparency=figures.HEAT[:, 3].tobytes(), optimize=True)
-    return _url("png", buffer.getvalue())
+    return _url("png", buffer.getvalue()), top
 
 
 def _url(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _about(run: Run) -> dict[str, Any]:
-    environment = read_environment(run)
+def _about(summary: RunSummary) -> dict[str, Any]:
+    run, environment = summary.run, summary.environment
     command, recipe = repeat(run)
-    source = run.recipe.published
+    data = run.recipe.data
+    answers = f"{len(run.vocabulary.answers):,} answers"
     return {
         "folder": run.folder.name,
-        "title": run.recipe.title,
-        "state": None if run.finished else _state(run),
+        "title": model_title(run.recipe),
+        "state": _state(summary) if summary.metrics is None else None,
         "seed": run.recipe.training.seed,
         "command": command,
         "recipe": recipe,
-        "published": source,
         "facts": {
             "device": environment["device"],
             "gpus": _in_words(environment.get("gpus", [])),
@@ -306,17 +305,10 @@ def _about(run: Run) -> dict[str, Any]:
             "packages": _in_words(environment["packages"]),
             "commit": _in_words(environment.get("commit") or ""),
             "without": _in_words(environment.get("without", [])),
-            "data": _data(run),
+            "data": f"{data.name}: {data.train}, tested on {data.test}; {answers}",
             "features": _in_words(made_by(run)),
         },
     }
-
-
-def _data(run: Run) -> str:
-    data = run.recipe.data
-    return (
-        f"{data.name}: {data.train}, tested on {data.test}; {len(run.vocabulary.answers):,} answers"
-    )
 
 
 def _in_words(value: Any) -> str:

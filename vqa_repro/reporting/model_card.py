@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from vqa_repro.evaluation.titles import model_title
 from vqa_repro.run import Run
 
 # What the publishers state about the questions; the images of COCO are under Flickr's terms.
@@ -33,14 +34,14 @@ def model_card(run: Run, metrics: dict[str, Any]) -> str:
     if accuracy is not None:
         lines += [
             "model-index:",
-            f"- name: {json.dumps(recipe.title)}",
+            f"- name: {json.dumps(model_title(recipe))}",
             "  results:",
             "  - task: {type: visual-question-answering}",
             f"    dataset: {{name: {json.dumps(data)}, type: {json.dumps(data)}, split: "
             f"{json.dumps(recipe.data.test)}}}",
             f"    metrics: [{{type: accuracy, value: {accuracy}}}]",
         ]
-    lines += ["---", "", f"# {recipe.title}", ""]
+    lines += ["---", "", f"# {model_title(recipe)}", ""]
     lines.append(
         f"{recipe.model['name']}, trained with vqa_repro on {data} ({recipe.data.train}), seed "
         f"{recipe.training.seed}. It chooses among {len(run.vocabulary.answers):,} answers and "

@@ -1,63 +1,49 @@
-"""What comes of a training: answers to the test questions, their score, pictures, a table."""
+"""The results of a training: test predictions, scores, attention images, a table."""
 
-import io
 import shlex
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from vqa_repro.data.registry import DATASETS
 from vqa_repro.data.types import Split
 from vqa_repro.evaluation import examples, vqa_accuracy, wups
-from vqa_repro.evaluation.examples import ExampleRecord, Gallery, Predictions
+from vqa_repro.evaluation.baselines import prior_and_coverage
+from vqa_repro.evaluation.examples import Gallery
+from vqa_repro.evaluation.inference import Predictions, answers_by_id
+from vqa_repro.evaluation.scoring import score
+from vqa_repro.evaluation.titles import model_title
 from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.models.network import VQAModel
 from vqa_repro.reporting import figures
-from vqa_repro.reporting.messages import say
 from vqa_repro.run import Run, read_json, write_json
-from vqa_repro.training.prepare import PreparedData
-from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 from vqa_repro.utils.errors import UserError
 
 PICTURES = 8  # attention pictures drawn at the end
 
 
 def finish(
-    run: Run,
-    network: VQAModel,
-    material: PreparedData,
-    seconds: float,
-    world: World = SINGLE_PROCESS,
+    run: Run, network: VQAModel, data: Any, predictions: Predictions, seconds: float
 ) -> None:
-    """Test, draw, and mark the run as finished. All processes test, the first does the rest."""
-    answered = examples.answer_all(network, material.rows, material.test, world)
-    if world.size > 1:  # what is looked at closer may be another process's
-        material = replace(
-            material, rows=FeatureLoader(material.store, material.rows.device, "disk")
-        )
-    world.run_on_main(lambda: write(run, network, material, answered, seconds))
-
-
-def write(
-    run: Run, network: VQAModel, material: PreparedData, answered: Predictions, seconds: float
-) -> None:
-    """Write and draw what came of the training, metrics.json last."""
+    """Score the test's predictions, write and draw the results; metrics.json last."""
     recipe = run.recipe
-    results = examples.results_of(run, material.test, answered)
+    results = answers_by_id(predictions, data.test, run.vocabulary.answers)
     vqa_accuracy.write_results(run.folder / "results.json", results)
     log = run.log()
-    figures.curves(log, run.folder / "curves.png", recipe.title)
+    figures.curves(log, run.folder / "curves.png", model_title(recipe))
+    if len(data.loader) < len(data.store.rows):  # examples may be another process's
+        loader = FeatureLoader(data.store, data.loader.device, "disk")
+        data = replace(data, loader=loader)
     try:
-        draw_some(run, examples.make(run, network, material, answered, results))
+        made = examples.make(
+            run, network, data.loader, data.test, data.test_split, predictions, results
+        )
+        draw_some(run, made)
     except UserError as error:
-        print(f"  no gallery for the report and no attention pictures: {error}")
+        print(f"  no examples for the report and no attention images: {error}")
     epochs = [r for r in log if r["type"] == "epoch"]
-    kept = epochs[-1]
+    selected = epochs[-1]
     if recipe.training.keep == "best":
-        kept = max(epochs, key=lambda record: float(record["validation_accuracy"]))
+        selected = max(epochs, key=lambda record: float(record["validation_accuracy"]))
     write_json(
         run.folder / "metrics.json",
         {
@@ -67,29 +53,30 @@ def write(
             "seed": recipe.training.seed,
             "seconds": round(seconds, 1),
             "epochs": len(epochs),
-            "kept_epoch": kept["epoch"],
-            "validation_accuracy": kept.get("validation_accuracy"),
+            "kept_epoch": selected["epoch"],
+            "validation_accuracy": selected.get("validation_accuracy"),
             "published": recipe.published.accuracy if recipe.published else None,
-            **scores(run, results, material.test_split),
+            **score_run(run, results, data.test_split),
+            **prior_and_coverage(data.test_split, run.vocabulary.answers),
         },
     )
 
 
-def scores(run: Run, results: dict[int, str], split: Split) -> dict[str, Any]:
-    """The official metric, and WUPS for the data sets that are scored with it.
+def score_run(run: Run, results: dict[int, str], split: Split) -> dict[str, Any]:
+    """Return the scores of a run: accuracy, and WUPS for the data sets that report it.
 
-    Of a split whose answers are hidden there is no score: its server gives one.
+    A split with hidden answers has none: its evaluation server scores it.
     """
     if split.hidden:
         print("  the answers are hidden: the evaluation server scores results.json")
-        return {"overall": None, "per_answer_type": {}, "per_question_type": {}}
-    scored: dict[str, Any] = {**vqa_accuracy.score(results, split.examples)}
-    if run.recipe.data.name in DATASETS and DATASETS[run.recipe.data.name].wups:
+    wordnet = None
+    name = run.recipe.data.name
+    if name in DATASETS and DATASETS[name].wups and not split.hidden:
         try:
-            scored |= wups.score(results, split.examples, wups.WordNet())
+            wordnet = wups.WordNet()
         except UserError as error:
-            print(f"  without WUPS: {error}")
-    return scored
+            print(f"  no WUPS: {error}")
+    return score(results, split, wordnet=wordnet)
 
 
 def draw_some(run: Run, made: Gallery) -> None:
@@ -101,20 +88,7 @@ def draw_some(run: Run, made: Gallery) -> None:
         if asked.picture is None:  # a model that sees no picture, and none is there
             print("  no attention pictures: the pictures are missing")
             return
-        draw(asked, made.pictures[asked.picture], folder / f"{number}.png")
-
-
-def draw(asked: ExampleRecord, picture: bytes, path: Path, language: str = "en") -> None:
-    """Write the ``picture`` (a JPEG) with the attention over it as PNG."""
-    note = asked.answers[0][0]
-    if asked.accuracy is not None:
-        key = "answered_right" if asked.accuracy > 0 else "answered_wrong"
-        note = say(key, language, answer=note, label=asked.label)
-    maps = {name: np.array(weights) for name, weights in asked.attention.items()}
-    pixels = np.array(Image.open(io.BytesIO(picture)))
-    figures.attention(
-        pixels, asked.question, asked.answers, maps, path, note, asked.words, language
-    )
+        figures.example(asked, made.pictures, folder / f"{number}.png")
 
 
 def table(run: Run) -> str:
@@ -142,7 +116,7 @@ def table(run: Run) -> str:
             f"  where it looked    {run.folder / 'attention'}",
             f"  answers            {run.folder / 'results.json'}",
             f"  all of it, a page  python -m vqa_repro.report {shlex.quote(str(run.folder))}",
-            f"  ask it             python -m vqa_repro.predict --run {shlex.quote(str(run.folder))}"
+            f"  ask it             python -m vqa_repro.predict {shlex.quote(str(run.folder))}"
             " --image PICTURE --question QUESTION --attention look.png",
         ]
     )

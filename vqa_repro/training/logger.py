@@ -1,101 +1,169 @@
-"""What a training says of itself while it runs: log.jsonl, event files, the numbers by the bar."""
+"""The log of a training: log.jsonl, TensorBoard, and which batch made the loss non-finite.
+
+tensorboard --logdir runs     # then the browser, through an SSH tunnel
+"""
+
+from __future__ import annotations
 
 import json
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vqa_repro.run import Run
-from vqa_repro.training.events import Events
-from vqa_repro.training.suspects import NonFiniteLossError
-from vqa_repro.utils.distributed import World
+from vqa_repro.utils.distributed import SharedError, World
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+# Fields of a record that TensorBoard shows, steps and epochs in separate charts.
+SCALARS = ("loss", "accuracy", "rate", "validation_accuracy", "questions_per_second")
+TRACKED = 100  # steps; the loss is read far more often
+NAMED = 5  # questions named in a message
 
 
-class _Waiting(NamedTuple):
-    entry: dict[str, Any]
-    sums: Tensor  # on the CPU, once ``copied``
+class NonFiniteLossError(SharedError):
+    """The loss of a recent step is infinite or not a number."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(
+            f"the loss is not finite at or shortly before step {step}; "
+            "lower training.learning_rate (the run's last checkpoint is intact)"
+        )
+
+
+class _Pending(NamedTuple):
+    record: dict[str, Any]
+    totals: Tensor  # on the CPU, once ``copied``
     copied: torch.cuda.Event | None
-    bar: "tqdm[Any]"
 
 
-class Log:
-    """The log of ``run`` from ``step`` on. A context manager; written by the first process alone.
+class Logger:
+    """Appends records to the log of ``run``; only the main process writes.
 
-    The others check the numbers too, so that all stop at the same step.
+    The others check the numbers too, so that all stop at the same step. ``show`` gets the text
+    beside the progress bar.
     """
 
-    def __init__(self, run: Run, step: int, world: World, *, tensorboard: bool) -> None:
-        self._waiting: _Waiting | None = None
-        self._first = world.is_main
-        if self._first:
-            run.keep_log_until(step)
-            self._stack = ExitStack()
-            self._file = self._stack.enter_context((run.folder / "log.jsonl").open("a"))
-            self._events = (
-                self._stack.enter_context(Events(run.folder, step)) if tensorboard else None
-            )
+    def __init__(self, run: Run, world: World, show: Callable[[str], None]) -> None:
+        self._path = run.folder / "log.jsonl"
+        self._is_main, self._show = world.is_main, show
+        self._pending: _Pending | None = None
+        self._events: SummaryWriter | None = None
 
-    def later(self, entry: dict[str, Any], sums: Tensor, bar: "tqdm[Any]") -> None:
-        """Record ``entry`` and the means of ``sums`` (3,), once those can be read without waiting.
+    def open_tensorboard(self, folder: Path, step: int) -> None:
+        """Write event files too; those of an interrupted run after ``step`` are hidden."""
+        if self._is_main:
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds
 
-        On a GPU that is when the next entry comes.
+            self._events = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def defer(self, record: dict[str, Any], totals: Tensor) -> None:
+        """Write ``record`` with the means of ``totals`` (3,) once they can be read without waiting.
+
+        On a GPU that is at the next record.
         """
         self.flush()
         copied = None
-        if sums.is_cuda:
-            sums = sums.to("cpu", non_blocking=True)
+        if totals.is_cuda:
+            totals = totals.to("cpu", non_blocking=True)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
-        self._waiting = _Waiting(entry, sums, copied, bar)
+        self._pending = _Pending(record, totals, copied)
         if copied is None:
             self.flush()
 
     def flush(self) -> None:
-        """Record what still waits."""
-        if self._waiting is None:
+        """Write the deferred record."""
+        if self._pending is None:
             return
-        entry, sums, copied, bar = self._waiting
-        self._waiting = None
+        record, totals, copied = self._pending
+        self._pending = None
         if copied is not None:
             copied.synchronize()
-        entry = entry | means(sums, entry["step"])
-        self._write(entry)
-        bar.set_postfix_str(f"loss {entry['loss']:.3f}, accuracy {entry['accuracy']:.1f}%")
+        record = record | means(totals, record["step"])
+        self._write(record)
+        self._show(f"loss {record['loss']:.3f}, accuracy {record['accuracy']:.1f}%")
 
-    def record(self, entry: dict[str, Any]) -> None:
+    def write(self, record: dict[str, Any]) -> None:
         self.flush()
-        self._write(entry)
+        self._write(record)
 
-    def _write(self, entry: dict[str, Any]) -> None:
-        if self._first:
-            self._file.write(json.dumps(entry) + "\n")
-            self._file.flush()
-            if self._events:
-                self._events.add(entry)
+    def close(self) -> None:
+        if self._events:
+            self._events.close()
 
-    def __enter__(self) -> "Log":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._first:
-            self._stack.close()
+    def _write(self, record: dict[str, Any]) -> None:
+        if not self._is_main:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._events:
+            for name in SCALARS:
+                if name in record:
+                    tag = f"{record['type']}/{name}"
+                    self._events.add_scalar(tag, record[name], record["step"])
 
 
-def means(sums: Tensor, step: int) -> dict[str, float]:
-    """Mean loss and accuracy in percent, of summed loss, right answers, questions.
+def means(totals: Tensor, step: int) -> dict[str, float]:
+    """Return mean loss and accuracy in percent of summed loss, correct answers, questions.
 
-    Raises NotFiniteError if the loss is not finite.
+    Raise NonFiniteLossError if the loss is not finite.
     """
-    loss, right, count = sums.tolist()
+    loss, correct, count = totals.tolist()
     if not loss < float("inf"):
         raise NonFiniteLossError(step)
-    return {"loss": loss / count, "accuracy": 100 * right / count}
+    return {"loss": loss / count, "accuracy": 100 * correct / count}
+
+
+class NonFiniteLossTracker:
+    """Keeps the latest batches and their losses on the device, to name the first bad one.
+
+    question_id: (N,) int64 of the Questions that batches refer to.
+    """
+
+    def __init__(self, question_id: Tensor) -> None:
+        self._question_id = question_id
+        self._latest: deque[tuple[int, int, int, Tensor, Tensor]] = deque(maxlen=TRACKED)
+
+    def add(self, step: int, epoch: int, batch: int, positions: Tensor, loss: Tensor) -> None:
+        """Record a step; all numbers count from 1. ``loss`` () may be overwritten afterwards.
+
+        positions: (B,) int64 positions in the Questions.
+        """
+        self._latest.append((step, epoch, batch, positions, loss.detach().clone()))
+
+    @contextmanager
+    def explain(self) -> Iterator[None]:
+        """Turn a NonFiniteLossError into one that names step, batch and questions.
+
+        With several processes each names the questions of its own share.
+        """
+        try:
+            yield
+        except NonFiniteLossError:
+            if message := self._message():
+                raise SharedError(message) from None
+            raise
+
+    def _message(self) -> str | None:
+        if not self._latest:
+            return None
+        losses = torch.stack([loss for *_, loss in self._latest]).tolist()
+        first = next((n for n, loss in enumerate(losses) if not loss < float("inf")), None)
+        if first is None:
+            return None
+        step, epoch, batch, positions, _ = self._latest[first]
+        ids = self._question_id[positions].tolist()
+        named = ", ".join(map(str, ids[:NAMED]))
+        more = f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else ""
+        return (
+            f"the loss is {losses[first]} at step {step}, batch {batch} of epoch {epoch}, for the "
+            f"questions {named}{more}; lower training.learning_rate, or set training.clip=1 "
+            "(the run's last checkpoint is intact)"
+        )

@@ -1,29 +1,28 @@
-"""What the models are trained to say: the label, or what people answered.
+"""Training targets: the label, or the human answers.
 
-SAN's code draws one of the human answers in every step ("sampled"); "soft" is what that is on
-average, without the noise of drawing. Data sets with one answer a question are the same in all.
+SAN's code draws one of the human answers at every step ("sampled"); "soft" is its expectation,
+without the sampling noise. For data sets with one answer a question all three are the same.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqa_repro.data.questions import Questions, Target
+from vqa_repro.data.questions import Target
 
 
-def cross_entropy(logits: Tensor, questions: Questions, which: Tensor, target: Target) -> Tensor:
-    """(B,): cross-entropy of ``logits`` (B, num_answers) for each of the questions ``which`` (B,).
+def cross_entropy(logits: Tensor, label: Tensor, answers: Tensor, target: Target) -> Tensor:
+    """Return (B,) cross-entropy of ``logits`` (B, num_answers) for each question.
 
-    Each of them has to be one of ``Questions.trainable(target)``. Draws from torch's random
-    numbers where the target is sampled.
+    label: (B,) int64. answers: (B, A) int64, -1 where an answer is not a class. Each question has
+    to be one of ``Questions.trainable(target)``. A sampled target draws from torch's generator.
     """
     logits = logits.float()
     if target == "label":
-        return F.cross_entropy(logits, questions.label[which], reduction="none")
-    answers = questions.answers[which]  # (B, A)
+        return F.cross_entropy(logits, label, reduction="none")
     known = (answers >= 0).float()
     if target == "sampled":
-        # As multinomial draws, which would make the program wait for a GPU.
+        # What multinomial draws, which would make the CPU wait for the GPU.
         drawn = (known / torch.empty_like(known).exponential_()).argmax(1, keepdim=True)
         return F.cross_entropy(logits, answers.gather(1, drawn).squeeze(1), reduction="none")
     log_p = F.log_softmax(logits, dim=1).gather(1, answers.clamp(min=0))  # (B, A)

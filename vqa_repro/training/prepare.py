@@ -1,22 +1,19 @@
-"""From a recipe to all that training and testing read: questions as arrays, features, splits."""
+"""From splits and features to what training and testing read: questions as arrays, a loader."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from vqa_repro.data import registry
 from vqa_repro.data.check import data_notes
 from vqa_repro.data.questions import Questions, encode, train_validation_split
 from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vocabulary import build_vocabulary
-from vqa_repro.features.loader import FeatureLoader, Placement
-from vqa_repro.features.provider import open_features, root_mean_square
+from vqa_repro.features.loader import FeatureLoader
+from vqa_repro.features.provider import Runtime, root_mean_square
 from vqa_repro.features.store import Store
 from vqa_repro.recipe import Recipe
 from vqa_repro.run import Run
-from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 from vqa_repro.utils.errors import UserError
 
 
@@ -25,99 +22,111 @@ class PreparedData:
     train: Questions
     validation: Questions
     test: Questions
-    rows: FeatureLoader  # of this process's images: every world.size-th row from world.rank
+    loader: FeatureLoader  # of this process's images: every world.size-th row from world.rank
     store: Store
     test_split: Split
-    left_out: list[str]  # what was done without, one phrase each
+    notes: list[str]  # what the data lacks, one line each: damaged images, questions cut short
 
 
-def prepare(
-    recipe: Recipe,
-    folder: Path,
-    run: Run | None,
-    root: Path,
-    device: torch.device,
-    weights: Path | None = None,
-    *,
-    leave_out_damaged: bool = False,
-    place: Placement | None = None,
-    world: World = SINGLE_PROCESS,
-) -> tuple[Run, PreparedData]:
-    """Read the data set, open the features, number words and answers.
+def load_splits(recipe: Recipe, root: Path) -> tuple[Split, Split]:
+    """Read the training and the test split of ``recipe`` below ``root``.
 
-    place: where features are kept; by default where there is room for them.
-
-    ``run`` is the one that goes on, or None; returned is that one or a new one for ``folder``.
+    Raise UserError for data that is missing or damaged, or a recipe that cannot be trained.
     """
-    data, training = recipe.data, recipe.training
-    if training.keep == "best" and not data.validation:
-        raise UserError('training.keep = "best" needs held-out pictures: set data.validation')
+    data = recipe.data
+    if recipe.training.keep == "best" and not data.validation:
+        raise UserError('training.keep = "best" needs a validation split: set data.validation')
     if data.features == "none" and recipe.model["name"] != "question-only":
-        raise UserError('data.features = "none" is for the model question-only: it sees no picture')
-    splits = [
+        raise UserError('data.features = "none" is for the model question-only: it sees no image')
+    train, test = (
         registry.load_split(data.name, root, name, single_answers=data.single_answers)
         for name in (data.train, data.test)
-    ]
-    store = open_features(data, root, splits, device, weights, leave_out_damaged=leave_out_damaged)
-    left_out = [what for split in splits if (what := _left_out(split, store))]
-    left_out += data_notes(*splits)
-    train_split, test_split = (_with_features(split, store) for split in splits)
-    features = {
+    )
+    return train, test
+
+
+def new_run(recipe: Recipe, folder: Path, train: Split, store: Store) -> Run:
+    """Return a run that is not on the disk yet, with the vocabulary of ``train``.
+
+    Raise UserError if the answers of ``train`` are hidden.
+    """
+    examples = with_features(train, store).examples
+    vocabulary = build_vocabulary(examples, recipe.data.num_answers)
+    if not vocabulary.answers:
+        name = f"{recipe.data.name}, {recipe.data.train}"
+        raise UserError(f"{name}: its answers are hidden; train on another split")
+    return Run(folder, recipe, vocabulary, describe_features(recipe, store))
+
+
+def prepare(run: Run, splits: tuple[Split, Split], store: Store, runtime: Runtime) -> PreparedData:
+    """Encode the questions of ``splits`` and load the features of this process.
+
+    Raise UserError if ``store`` is not what the run was trained on, or leaves nothing to train on.
+    """
+    recipe, world = run.recipe, runtime.world
+    if run.features != describe_features(recipe, store):
+        raise UserError(f"{run.folder}: was trained on other features than {store.path}")
+    train, test = (with_features(split, store) for split in splits)
+    training, validation = train_validation_split(train.examples, recipe.data.validation)
+
+    def arrays(examples: Sequence[Example]) -> Questions:
+        return encode(examples, run.vocabulary, store.row_of).to(runtime.device)
+
+    trainable = arrays(training).trainable(recipe.training.answers)
+    if not len(trainable):
+        name = f"{recipe.data.name}, {recipe.data.train}"
+        raise UserError(f"{name}: no question has an answer to train on")
+    share = replace(store, rows=store.rows[world.rank :: world.size])
+    return PreparedData(
+        train=trainable,
+        validation=arrays(validation),
+        test=arrays(test.examples),
+        loader=FeatureLoader(share, runtime.device, runtime.placement),
+        store=store,
+        test_split=test,
+        notes=[
+            *(line for split in splits if (line := _skipped(split, store))),
+            *data_notes(*splits),
+        ],
+    )
+
+
+def describe_features(recipe: Recipe, store: Store) -> dict[str, object]:
+    """Return what features.json of a run says."""
+    return {
         "made_by": store.made_by,
         "channels": store.rows.shape[-1],
         "fingerprint": store.fingerprint(),
         "scale": _scale(recipe, store),
     }
-    kept, held = train_validation_split(train_split.examples, data.validation)
-    if run is None:
-        vocabulary = build_vocabulary(train_split.examples, data.num_answers)
-        if not vocabulary.answers:
-            raise UserError(f"{data.name}, {data.train}: its answers are hidden; train on another")
-        run = Run(folder, recipe, vocabulary, features)
-    elif run.features != features:
-        raise UserError(f"{folder}: was trained on other features than {store.path}")
 
-    def arrays(examples: Sequence[Example]) -> Questions:
-        return encode(examples, run.vocabulary, store.row_of).to(device)
 
-    trainable = arrays(kept).trainable(training.answers)
-    if not len(trainable):
-        raise UserError(f"{data.name}, {data.train}: no question has an answer to train on")
-    return run, PreparedData(
-        train=trainable,
-        validation=arrays(held),
-        test=arrays(test_split.examples),
-        rows=FeatureLoader(
-            replace(store, rows=store.rows[world.rank :: world.size]), device, place
-        ),
-        store=store,
-        test_split=test_split,
-        left_out=left_out,
-    )
+def with_features(split: Split, store: Store) -> Split:
+    """Return ``split`` without the questions about damaged images."""
+    examples = [example for example in split.examples if example.image in store.row_of]
+    return replace(split, examples=examples)
 
 
 def _scale(recipe: Recipe, store: Store) -> float:
-    """What region vectors are multiplied by, so that their numbers are 1 in the mean square.
+    """Return the factor of region vectors that makes their mean square 1; 1.0 for raw features.
 
-    The papers' first layer could absorb it, so their equations hold; but initial values that suit
-    numbers around 1 meet such numbers. The authors' code takes features as they are.
+    The papers' first layer could absorb it, so their equations hold; but our initial values are
+    made for inputs around 1. The authors' code uses raw features.
     """
-    if store.rows.ndim != 3 or recipe.model.get("fidelity") == "released":  # pictures, or as there
+    scale = recipe.data.feature_scale
+    if scale == "auto":
+        scale = "none" if recipe.model.get("fidelity") == "released" else "unit"
+    if store.rows.ndim != 3 or scale == "none":  # images, or raw
         return 1.0
     return 1 / (root_mean_square(store.rows) or 1.0)
 
 
-def _left_out(split: Split, store: Store) -> str:
+def _skipped(split: Split, store: Store) -> str:
     without = [example for example in split.examples if example.image not in store.row_of]
     if not without:
         return ""
-    pictures = len({example.image for example in without})
+    images = len({example.image for example in without})
     return (
         f"{len(without):,} of {len(split.examples):,} questions of {split.name}: "
-        f"{pictures:,} pictures are damaged (see {store.path})"
+        f"{images:,} images are damaged (see {store.path})"
     )
-
-
-def _with_features(split: Split, store: Store) -> Split:
-    examples = [example for example in split.examples if example.image in store.row_of]
-    return replace(split, examples=examples)

@@ -138,12 +138,11 @@ def init_distributed(device_name: str) -> Iterator[tuple[World, str]]:
     for with --device: of several GPUs, each process of a machine takes its own. Processes but the
     first are silent on standard output, and have to ``leave``.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size, rank, local, here = _torchrun_variables()
     if size == 1:
         yield SINGLE_PROCESS, device_name
         return
-    world = World(int(os.environ["RANK"]), size)
-    local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    world = World(rank, size)
     backend = "gloo"
     if device_name != "cpu" and torch.cuda.is_available():
         if device_name not in ("auto", "cuda"):
@@ -170,6 +169,34 @@ def init_distributed(device_name: str) -> Iterator[tuple[World, str]]:
     dist.destroy_process_group()
 
 
+def _torchrun_variables() -> tuple[int, int, int, int]:
+    """Return world size, rank, local rank and local world size; (1, 0, 0, 1) without torchrun.
+
+    Batch scripts set WORLD_SIZE or RANK of their own, or leave them empty. Raise UserError where
+    they ask for several processes that torchrun did not start.
+    """
+    size = os.environ.get("WORLD_SIZE", "").strip()
+    if size in ("", "1"):
+        return 1, 0, 0, 1
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    values = {name: os.environ.get(name, "").strip() for name in names}
+    for name, value in values.items():
+        if not value.isdecimal():
+            raise UserError(
+                f"WORLD_SIZE={size}, but {name} is "
+                + (f"{value!r}" if value else "not set")
+                + ": start several processes with torchrun, or one with `unset WORLD_SIZE RANK`"
+            )
+    world, rank, local, here = map(int, values.values())
+    if not (rank < world and local < here <= world):
+        described = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise UserError(
+            f"{described} contradict each other: start several processes with torchrun, or one "
+            "with `unset WORLD_SIZE RANK`"
+        )
+    return world, rank, local, here
+
+
 def leave(code: int) -> NoReturn:
     """End a process that is not the first, at once.
 
@@ -189,47 +216,3 @@ def _others_may_end() -> Iterator[None]:
             "another process has ended or cannot be reached; what it said tells "
             f"why ({str(error).splitlines()[0][:100]})"
         ) from None
-
-
-class BatchNorm2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` whose mean and variance in training are those of all processes' pictures.
-
-    As ``nn.SyncBatchNorm``, but also on the CPU, and with processes that have no picture.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and dist.is_initialized()):
-            alone: Tensor = super().forward(x)
-            return alone
-        # Under autocast too: bfloat16 does not even hold how many they are.
-        low, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
-        C = x.shape[1]
-        per_channel = x.transpose(0, 1).reshape(C, -1)
-        count = x.new_full((1,), per_channel.shape[1])
-        sums: Tensor = _AddedUp.apply(torch.cat([per_channel.sum(1), count]))
-        mean, count = sums[:C] / sums[C], sums[C].detach()
-        centred = x - mean[:, None, None]
-        squares: Tensor = _AddedUp.apply(centred.square().sum((0, 2, 3)))
-        variance = squares / count
-        with torch.no_grad():
-            assert self.running_mean is not None and self.running_var is not None
-            assert self.num_batches_tracked is not None and self.momentum is not None
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(squares / (count - 1), self.momentum)
-            self.num_batches_tracked.add_(1)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(low)
-
-
-class _AddedUp(torch.autograd.Function):
-    """Values added up over the processes: each one's loss depends on all the others' values."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        summed: Tensor = World(size=dist.get_world_size()).all_reduce(values.clone())
-        return summed
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        summed: Tensor = World(size=dist.get_world_size()).all_reduce(gradient.clone())
-        return summed

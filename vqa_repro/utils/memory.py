@@ -7,6 +7,12 @@ from pathlib import Path
 import torch
 
 
+def processes_here() -> int:
+    """Return how many processes torchrun has started on this machine; 1 without torchrun."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(text)) if text.isdecimal() else 1
+
+
 def free_on_device(device: torch.device) -> int:
     """Bytes; of the host where the device is the CPU."""
     if device.type == "cpu":
@@ -24,7 +30,7 @@ def free_on_host(root: Path = Path("/")) -> int:
         available = _number(r"^MemAvailable:\s*(\d+) kB", root / "proc/meminfo") * 1024
     except (OSError, ValueError):
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return min([available, *_left_by_cgroups(root)]) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min([available, *_left_by_cgroups(root)]) // processes_here()
 
 
 def _left_by_cgroups(root: Path) -> list[int]:

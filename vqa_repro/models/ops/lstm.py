@@ -1,8 +1,8 @@
-"""An LSTM over questions of different lengths, without work on their padding.
+"""An LSTM over questions of different lengths that skips their padding on the CPU.
 
-On a GPU it is cuDNN's, over the padding too. On the CPU it is computed here, word by word: PyTorch
-adds up the weights' gradient anew at every word, and fills an array as large as all words with
-zeros for each. Here the gradients of all weights are one matrix product at the end.
+On a GPU this is cuDNN's LSTM, padding included. On the CPU it is computed here, word by word:
+PyTorch accumulates the weight gradient at every word, and fills an array as large as all words
+with zeros for each. Here the gradient of each weight is one matrix product at the end.
 """
 
 from itertools import accumulate
@@ -15,70 +15,73 @@ from torch.nn import functional as F
 
 
 class LSTM(nn.LSTM):
-    """``nn.LSTM`` with ``batch_first`` over questions of their own lengths."""
+    """``nn.LSTM`` with ``batch_first`` over questions of different lengths."""
 
     def __init__(self, inputs: int, d: int, layers: int = 1, dropout: float = 0.0) -> None:
         super().__init__(inputs, d, layers, dropout=dropout, batch_first=True)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
-        """(N, T, d): the last layer's states; beyond a question's end, anything.
+        """Return the last layer's states (N, T, d), undefined beyond a question's end.
 
-        x: (N, T, inputs), whatever it holds beyond a question's end. lengths: (N,) int64, 1 to T.
+        x: (N, T, inputs), ignored beyond a question's end. lengths: (N,) int64, 1 to T.
         """
         if x.device.type != "cpu":
             states: Tensor = super().forward(x)[0]
             return states
         N, T, _ = x.shape
-        which, counts, _ = in_time(lengths, T)
+        which, counts, _ = time_order(lengths, T)
         h = x.flatten(0, 1)[which]
         for layer in range(self.num_layers):
             if layer:
                 h = F.dropout(h, self.dropout, self.training)
             names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            h, _ = states_in_time(h, counts, *(getattr(self, f"{name}_l{layer}") for name in names))
+            h, _ = states_in_time_order(
+                h, counts, *(getattr(self, f"{name}_l{layer}") for name in names)
+            )
         return h.new_zeros(N * T, h.shape[1]).index_copy(0, which, h).view(N, T, -1)
 
 
-def states_in_time(
+def states_in_time_order(
     x: Tensor, counts: list[int], W_x: Tensor, W_h: Tensor, b_x: Tensor, b_h: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Hidden and cell states (P, d) of one layer at all words (P, inputs) in the order of time.
+    """Return hidden and cell states (P, d) of one layer for all words (P, inputs) in time order.
 
-    counts and that order: ``in_time``. The weights are those of ``nn.LSTMCell``. On the CPU only.
+    counts and time order: see ``time_order``. The weights are those of ``nn.LSTMCell``. CPU only.
     """
-    h, c = _States.apply(F.linear(x, W_x, b_x + b_h), W_h, counts)
+    h, c = _LSTMStates.apply(F.linear(x, W_x, b_x + b_h), W_h, counts)
     return h, c
 
 
-def at_last_words(states: Tensor, lengths: Tensor) -> Tensor:
-    """(N, d) out of (N, T, d), by an index: lengths (N,) stay on their device."""
+def last_states(states: Tensor, lengths: Tensor) -> Tensor:
+    """Return each question's last state, (N, d) of (N, T, d), without synchronising a GPU."""
     N, T, _ = states.shape
-    # Not states[..., ...]: its gradient is made by sorting, a dozen kernels on a GPU.
+    # Not states[..., ...]: its backward pass sorts, which takes a dozen kernels on a GPU.
     which = torch.arange(0, N * T, T, device=states.device) + lengths - 1
     return states.flatten(0, 1).index_select(0, which)
 
 
-def in_time(lengths: Tensor, T: int) -> tuple[Tensor, list[int], Tensor]:
-    """The P words of N questions in the order of time: all first words, all second ones, ...
+def time_order(lengths: Tensor, T: int) -> tuple[Tensor, list[int], Tensor]:
+    """Order the P words of N questions by time: all first words, all second words, ...
 
-    (P,) int64: n * T + t for word t of question n, longer questions first; how many questions have
-    a first word, a second one, ...; and (N,) int64: where in that order a question's last word is.
+    Return (P,) int64: n * T + t for word t of question n, longer questions first; the number of
+    questions that have a first word, a second word, ...; and (N,) int64: the position of each
+    question's last word in that order.
     """
     order = lengths.argsort(descending=True, stable=True)
     t = torch.arange(T)[:, None]
-    there = t < lengths[order]  # (T, N)
-    counts = [n for n in there.sum(dim=1).tolist() if n]
+    is_word = t < lengths[order]  # (T, N)
+    counts = [n for n in is_word.sum(dim=1).tolist() if n]
     starts = torch.tensor([0, *accumulate(counts)])
     last = torch.empty_like(order)
     last[order] = starts[lengths[order] - 1] + torch.arange(len(order))
-    return (order * T + t)[there], counts, last
+    return (order * T + t)[is_word], counts, last
 
 
-class _States(torch.autograd.Function):
+class _LSTMStates(torch.autograd.Function):
     """Gates in PyTorch's order: input, forget, cell, output.
 
-    Matrix products are in the dtype of ``x`` (P, 4d), the inputs' part of the gates' arguments;
-    all else is in float32 or wider.
+    Matrix products are in the dtype of ``x`` (P, 4d), the input projection of the gates;
+    everything else is in float32 or wider.
     """
 
     @staticmethod
@@ -104,7 +107,7 @@ class _States(torch.autograd.Function):
             before, start = start, start + n
         ctx.save_for_backward(W, gates, c, tanh_c, h)
         ctx.counts, ctx.dtype = counts, W_h.dtype
-        ctx.set_materialize_grads(False)  # mostly nobody asks for the cell states
+        ctx.set_materialize_grads(False)  # the cell states are rarely used
         return h, c
 
     @staticmethod

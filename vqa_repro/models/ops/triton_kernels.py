@@ -1,9 +1,9 @@
-"""The GPU's attention kernels, in Triton: what ``kernels`` does on the CPU in a block in the cache.
+"""Attention operations for a GPU, in Triton.
 
-A program holds a part of one picture's regions and goes through the questions about it: the tanh's
-(N, R, k) values exist in registers only, and every gradient is added up in one place, in one
-order. Numbers are float32 whatever comes in. ``order`` (N,) lists the questions by picture,
-``starts`` (I + 1,) where each picture's begin in it.
+A program holds a part of one image's regions and iterates over the questions about it: the
+(N, R, k) values of tanh exist in registers only, and every gradient is accumulated in one place in
+a fixed order. Arithmetic is float32 for every input type. ``order`` (N,) lists the questions by
+image, ``starts`` (I + 1,) are the offsets of each image's questions in it.
 """
 
 from typing import Any
@@ -15,14 +15,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vqa_repro.models.common import QuestionGroups, group_by_image
-from vqa_repro.models.ops import attention
+from vqa_repro.models.ops import reference
 from vqa_repro.utils.errors import first_line
 
-# How many numbers a program holds, and who shares them: the tanh and its gradient take many
-# registers a number. tests/models/test_attention.py compiles what comes of it for GPUs, and hardly
-# anything is spilled.
+# Elements and warps per program: tanh and its gradient need many registers per element.
+# tests/models/test_attention.py compiles the kernels for GPUs and checks that hardly any spill.
 TILE, OPTIONS = 2048, {"num_warps": 4, "enable_fp_fusion": True}
-POOLED_TILE, POOLED_OPTIONS = 8192, {"num_warps": 8, "enable_fp_fusion": True}
+POOL_TILE, POOL_OPTIONS = 8192, {"num_warps": 8, "enable_fp_fusion": True}
 PHILOX_ROUNDS = tl.constexpr(7)  # the fewest that pass all tests (Salmon et al., SC 2011)
 
 
@@ -32,10 +31,10 @@ def _tanh(x):
 
 
 @triton.jit
-def _kept(seed, n, r, k, R, K, dropout):
-    """1 / (1 - dropout) where a number of question n is left, 0 where it is dropped.
+def _dropout_factor(seed, n, r, k, R, K, dropout):
+    """Return 1 / (1 - dropout) where an element of question n remains, 0 where it is dropped.
 
-    A number's place is of 32 bits, beyond which they begin anew; for 64 registers do not suffice.
+    Element offsets are 32 bits wide and wrap around; 64 bits would need too many registers.
     """
     number = (n.to(tl.int32) * R + r[:, None]) * K + k[None, :]
     random = tl.rand(tl.load(seed), number, PHILOX_ROUNDS)
@@ -43,8 +42,8 @@ def _kept(seed, n, r, k, R, K, dropout):
 
 
 @triton.jit
-def _words(question, r, k, R, K, question_r, OF_REGIONS: tl.constexpr):
-    """What a question adds to regions r: to each something else, or to all the same."""
+def _question_part(question, r, k, R, K, question_r, OF_REGIONS: tl.constexpr):
+    """Return what a question adds to regions r: a vector per region, or the same for all."""
     if OF_REGIONS:
         inside = (r[:, None] < R) & (k[None, :] < K)
         return tl.load(question + r[:, None] * question_r + k[None, :], inside, 0.0).to(tl.float32)
@@ -67,9 +66,11 @@ def _scores_forward(
     weights = tl.load(w + k, k < K, 0.0).to(tl.float32)
     for at in range(tl.load(starts + i), tl.load(starts + i + 1)):
         n = tl.load(order + at)
-        H = _tanh(regions + _words(question + n * question_n, r, k, R, K, question_r, OF_REGIONS))
+        H = _tanh(
+            regions + _question_part(question + n * question_n, r, k, R, K, question_r, OF_REGIONS)
+        )
         if DROPS:
-            H = H * _kept(seed, n, r, k, R, K, dropout)
+            H = H * _dropout_factor(seed, n, r, k, R, K, dropout)
         tl.store(scores + n * R + r, tl.sum(H * weights[None, :], 1), r < R)
 
 
@@ -79,7 +80,7 @@ def _scores_backward(
     R, K, image_i, image_r, question_n, question_r, dropout,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, DROPS: tl.constexpr, OF_REGIONS: tl.constexpr,
 ):  # fmt: skip
-    """All regions of a picture, BLOCK_K of the K columns. d_w (I, K) is a picture's part."""
+    """All regions of an image, BLOCK_K of the K columns. d_w (I, K) holds a row per image."""
     i = tl.program_id(0).to(tl.int64)
     r = tl.arange(0, BLOCK_R)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -92,16 +93,18 @@ def _scores_backward(
     for at in range(tl.load(starts + i), tl.load(starts + i + 1)):
         n = tl.load(order + at)
         g = tl.load(d_scores + n * R + r, r < R, 0.0)
-        H = _tanh(regions + _words(question + n * question_n, r, k, R, K, question_r, OF_REGIONS))
+        H = _tanh(
+            regions + _question_part(question + n * question_n, r, k, R, K, question_r, OF_REGIONS)
+        )
         d_H = g[:, None] * weights[None, :]
-        left = H
+        remaining = H
         if DROPS:
-            kept = _kept(seed, n, r, k, R, K, dropout)
-            d_H = d_H * kept
-            left = H * kept
+            factor = _dropout_factor(seed, n, r, k, R, K, dropout)
+            d_H = d_H * factor
+            remaining = H * factor
         d_x = d_H * (1 - H * H)
         d_regions += d_x
-        d_weights += tl.sum(g[:, None] * left, 0)
+        d_weights += tl.sum(g[:, None] * remaining, 0)
         if OF_REGIONS:
             tl.store(d_question + (n * R + r[:, None]) * K + k[None, :], d_x, inside)
         else:
@@ -111,7 +114,7 @@ def _scores_backward(
 
 
 @triton.jit
-def _pooled_forward(
+def _pool_forward(
     p, v, order, starts, means, R, D, v_i, v_r,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -127,7 +130,7 @@ def _pooled_forward(
 
 
 @triton.jit
-def _pooled_backward_v(
+def _pool_backward_v(
     p, d_means, order, starts, d_v, R, D,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -145,7 +148,7 @@ def _pooled_backward_v(
 
 
 @triton.jit
-def _pooled_backward_p(
+def _pool_backward_p(
     v, d_means, order, starts, d_p, R, D, v_i, v_r,
     BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -161,16 +164,16 @@ def _pooled_backward_p(
 
 
 def additive_scores(
-    image: Tensor, question: Tensor, w: Tensor, asked: QuestionGroups, dropout: float = 0.0
+    image: Tensor, question: Tensor, w: Tensor, groups: QuestionGroups, dropout: float = 0.0
 ) -> Tensor:
-    """As ``kernels.additive_scores``; the scores are float32."""
-    scores: Tensor = _AdditiveScores.apply(image, question, w, asked.order, asked.starts, dropout)
+    """As ``attention.additive_scores``; the scores are float32."""
+    scores: Tensor = _AdditiveScores.apply(image, question, w, groups.order, groups.starts, dropout)
     return scores
 
 
-def pooled(p: Tensor, v: Tensor, asked: QuestionGroups) -> Tensor:
-    """As ``kernels.pooled``; the means have the dtype of ``v``."""
-    means: Tensor = _Pooled.apply(p, v, asked.order, asked.starts)
+def pool(p: Tensor, v: Tensor, groups: QuestionGroups) -> Tensor:
+    """As ``attention.pool``; the means have the dtype of ``v``."""
+    means: Tensor = _Pool.apply(p, v, groups.order, groups.starts)
     return means
 
 
@@ -185,17 +188,17 @@ class _AdditiveScores(torch.autograd.Function):
         starts: Tensor,
         dropout: float,
     ) -> Tensor:
-        image, question, w = rows_together(image), rows_together(question), w.contiguous()
-        pictures, R, K = image.shape
-        # Drawn on the device, so that a recorded step draws anew each time; not where nobody asks,
-        # so that the numbers of all else are the same with and without this kernel.
+        image, question, w = contiguous_rows(image), contiguous_rows(question), w.contiguous()
+        images, R, K = image.shape
+        # Drawn on the device, so that every replay of a captured step draws a new seed; not drawn
+        # without dropout, so that all other random numbers are the same as without this kernel.
         seed = starts
         if dropout:
             seed = torch.randint(2**31 - 1, (1,), dtype=torch.int32, device=image.device)
         scores = torch.empty(len(question), R, device=image.device)
         all_k = triton.next_power_of_2(K)
         block = max(1, min(triton.next_power_of_2(R), TILE // all_k))
-        _scores_forward[(pictures, triton.cdiv(R, block))](
+        _scores_forward[(images, triton.cdiv(R, block))](
             *(image, question, w, order, starts, seed, scores),
             *(R, K, *image.stride()[:2], *_strides(question), dropout),
             BLOCK_R=block, BLOCK_K=all_k, DROPS=dropout > 0, OF_REGIONS=question.ndim > 2,
@@ -209,13 +212,13 @@ class _AdditiveScores(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_scores: Tensor) -> tuple[Tensor | None, ...]:
         image, question, w, order, starts, seed = ctx.saved_tensors
-        pictures, R, K = image.shape
-        d_image = torch.empty(pictures, R, K, dtype=image.dtype, device=image.device)
+        images, R, K = image.shape
+        d_image = torch.empty(images, R, K, dtype=image.dtype, device=image.device)
         d_question = torch.empty(question.shape, dtype=question.dtype, device=image.device)
-        d_w = torch.empty(pictures, K, device=image.device)
+        d_w = torch.empty(images, K, device=image.device)
         all_r = triton.next_power_of_2(R)
         block = max(1, min(triton.next_power_of_2(K), TILE // all_r))
-        _scores_backward[(pictures, triton.cdiv(K, block))](
+        _scores_backward[(images, triton.cdiv(K, block))](
             *(image, question, w, order, starts, seed),
             *(d_scores.float().contiguous(), d_image, d_question, d_w),
             *(R, K, *image.stride()[:2], *_strides(question), ctx.dropout),
@@ -225,17 +228,17 @@ class _AdditiveScores(torch.autograd.Function):
         return d_image, d_question, d_w.sum(0).to(w.dtype), None, None, None
 
 
-class _Pooled(torch.autograd.Function):
+class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, p: Tensor, v: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-        p, v = p.float().contiguous(), rows_together(v)
-        pictures, R, D = v.shape
+        p, v = p.float().contiguous(), contiguous_rows(v)
+        images, R, D = v.shape
         means = torch.empty(len(p), D, dtype=v.dtype, device=v.device)
         all_r = triton.next_power_of_2(R)
-        block = max(1, min(triton.next_power_of_2(D), POOLED_TILE // all_r))
-        _pooled_forward[(pictures, triton.cdiv(D, block))](
+        block = max(1, min(triton.next_power_of_2(D), POOL_TILE // all_r))
+        _pool_forward[(images, triton.cdiv(D, block))](
             *(p, v, order, starts, means, R, D, v.stride(0), v.stride(1)),
-            BLOCK_R=all_r, BLOCK_D=block, **POOLED_OPTIONS,
+            BLOCK_R=all_r, BLOCK_D=block, **POOL_OPTIONS,
         )  # fmt: skip
         ctx.save_for_backward(p, v, order, starts)
         return means
@@ -244,38 +247,38 @@ class _Pooled(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_means: Tensor) -> tuple[Tensor | None, ...]:
         p, v, order, starts = ctx.saved_tensors
-        pictures, R, D = v.shape
+        images, R, D = v.shape
         d_means = d_means.contiguous()
         d_p = torch.empty_like(p)
-        d_v = torch.empty(pictures, R, D, dtype=v.dtype, device=v.device)
+        d_v = torch.empty(images, R, D, dtype=v.dtype, device=v.device)
         all_r, all_d = triton.next_power_of_2(R), triton.next_power_of_2(D)
-        block = max(1, min(all_d, POOLED_TILE // all_r))
-        _pooled_backward_v[(pictures, triton.cdiv(D, block))](
+        block = max(1, min(all_d, POOL_TILE // all_r))
+        _pool_backward_v[(images, triton.cdiv(D, block))](
             *(p, d_means, order, starts, d_v, R, D),
-            BLOCK_R=all_r, BLOCK_D=block, **POOLED_OPTIONS,
+            BLOCK_R=all_r, BLOCK_D=block, **POOL_OPTIONS,
         )  # fmt: skip
-        block = max(1, min(all_r, POOLED_TILE // all_d))
-        _pooled_backward_p[(pictures, triton.cdiv(R, block))](
+        block = max(1, min(all_r, POOL_TILE // all_d))
+        _pool_backward_p[(images, triton.cdiv(R, block))](
             *(v, d_means, order, starts, d_p, R, D, v.stride(0), v.stride(1)),
-            BLOCK_R=block, BLOCK_D=all_d, **POOLED_OPTIONS,
+            BLOCK_R=block, BLOCK_D=all_d, **POOL_OPTIONS,
         )  # fmt: skip
         return d_p, d_v, None, None
 
 
 def _strides(question: Tensor) -> tuple[int, int]:
-    """From a question to the next, and from a region to the next."""
+    """Return the strides between questions and between regions."""
     return question.stride(0), question.stride(1) if question.ndim > 2 else 0
 
 
-def rows_together(x: Tensor) -> Tensor:
-    """``x``, its last dimension lying together in memory."""
+def contiguous_rows(x: Tensor) -> Tensor:
+    """Return ``x`` with a contiguous last dimension."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def fails_on(device: torch.device) -> str | None:
-    """Why these kernels cannot be used on ``device``; None if they compute what they should.
+def self_test(device: torch.device) -> str | None:
+    """Return why these kernels cannot be used on ``device``; None if they match the reference.
 
-    Triton makes its kernels when they are first used, and needs a C compiler for that.
+    Triton compiles its kernels on first use and needs a C compiler for that.
     """
     generator = torch.Generator().manual_seed(0)
     try:
@@ -285,31 +288,31 @@ def fails_on(device: torch.device) -> str | None:
             torch.autocast(device.type, enabled=False),
             torch.random.fork_rng([device.index] if device.index is not None else []),
         ):
-            image, question, of_regions, w, v = (
+            image, question, per_region, w, v = (
                 torch.randn(shape, generator=generator).to(device).requires_grad_()
                 for shape in ((2, 196, 512), (3, 512), (3, 196, 512), (512,), (2, 196, 640))
             )
-            asked = group_by_image(torch.tensor([1, 0, 1], device=device), image)
+            groups = group_by_image(torch.tensor([1, 0, 1], device=device), image)
             ours: list[Tensor] = []
-            theirs: list[Tensor] = []
-            for words in (question, of_regions):
-                for found, scores_of, pooled_of in (
-                    (ours, additive_scores, pooled),
-                    (theirs, attention.additive_scores_reference, attention.pooled_reference),
+            expected: list[Tensor] = []
+            for query in (question, per_region):
+                for values, scores_with, pool_with in (
+                    (ours, additive_scores, pool),
+                    (expected, reference.additive_scores, reference.pool),
                 ):
-                    scores = scores_of(image, words, w, asked)
-                    means = pooled_of(scores.softmax(1), v, asked)
-                    gradients = torch.autograd.grad(means.square().sum(), (image, words, w, v))
-                    found += [scores, means, *gradients]
-                # Which numbers are dropped is the kernel's own choice.
-                dropping = additive_scores(image, words, w, asked, 0.5)
-                torch.autograd.grad(dropping.sum(), (image, words, w))
+                    scores = scores_with(image, query, w, groups)
+                    means = pool_with(scores.softmax(1), v, groups)
+                    gradients = torch.autograd.grad(means.square().sum(), (image, query, w, v))
+                    values += [scores, means, *gradients]
+                # The kernel draws its own mask, so only the mean can be compared.
+                dropping = additive_scores(image, query, w, groups, 0.5)
+                torch.autograd.grad(dropping.sum(), (image, query, w))
                 off = (dropping - ours[-6]).mean().abs() / ours[-6].std()
-                if not off < 0.3:  # 0.04 is to be expected
-                    return "their dropout is not right on average"
-        for a, b in zip(ours, theirs, strict=True):
+                if not off < 0.3:  # 0.04 is expected
+                    return "wrong mean with dropout"
+        for a, b in zip(ours, expected, strict=True):
             if not (a - b).abs().max() <= 1e-2 * b.abs().max():
-                return "they compute something else"
+                return "wrong values or gradients"
         return None
-    except Exception as error:  # of many kinds: no compiler, an old card, a full disk
+    except Exception as error:  # no compiler, an unsupported GPU, a full disk, ...
         return f"{type(error).__name__}: {first_line(error)}"

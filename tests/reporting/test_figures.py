@@ -1,0 +1,39 @@
+"""Figures: confidence intervals, curves as SVG, and the scale of attention."""
+
+import numpy as np
+import pytest
+
+from vqa_repro.reporting import charts, comparison, figures
+
+
+@pytest.mark.parametrize(
+    ("percent", "count", "low", "high"),
+    [(50, 100, 40.38, 59.62), (0, 10, 0, 27.75), (100, 10, 72.25, 100), (90, 1000, 87.98, 91.71)],
+)
+def test_intervals_are_wilsons(percent: float, count: int, low: float, high: float) -> None:
+    assert comparison.wilson(percent, count) == pytest.approx((low, high), abs=0.01)
+
+
+def test_curves_have_axes_and_the_same_bytes_each_time() -> None:
+    records = [
+        {"type": "epoch", "epoch": n, "loss": 3 / n, "accuracy": 40.0 + n} for n in range(1, 5)
+    ]
+    charts_made = [str(charts.page_chart([[records], [records]], "loss")) for _ in range(2)]
+    assert charts_made[0] == charts_made[1]
+    text = charts_made[0]
+    assert "epoch</tspan>" in text and "轮</tspan>" in text and "Loss</tspan>" in text
+    assert "stroke-dasharray" in text and "var(--c1)" in text
+    assert "<dc:date>" not in text and "#000000" not in text
+    assert charts.page_chart([[[]]], "loss") == ""
+
+
+def test_uniform_attention_looks_uniform_and_the_scale_starts_at_zero() -> None:
+    nearly = np.full(196, 1 / 196) * (1 + 0.02 * np.sin(np.arange(196)))
+    indices, top = figures.heat_levels(figures.over_picture(nearly, (56, 56)))
+    assert top == 2 and int(indices.max()) - int(indices.min()) <= 2
+    sharp = np.zeros(196)
+    sharp[100] = 1
+    indices, top = figures.heat_levels(figures.over_picture(sharp, (56, 56)))
+    assert top > 10 and indices.min() == 0 and indices.max() == len(figures.HEAT) - 1
+    alpha = figures.HEAT[:, 3].astype(int)
+    assert (np.diff(alpha) >= 0).all()

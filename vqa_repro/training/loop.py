@@ -1,0 +1,288 @@
+"""The training loop: epochs, validation, checkpoints, exact resume, early stopping."""
+
+import shlex
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqa_repro.data.batching import Batch, BatchIndices, plan_batches
+from vqa_repro.evaluation.inference import predict_all
+from vqa_repro.evaluation.scoring import label_accuracy
+from vqa_repro.features.provider import Runtime
+from vqa_repro.models.network import VQAModel, load_weights, save_weights
+from vqa_repro.run import Run
+from vqa_repro.training.cuda_graphs import GraphedStep, reason_for_eager
+from vqa_repro.training.logger import Logger, NonFiniteLossTracker, means
+from vqa_repro.training.optim import learning_rate
+from vqa_repro.training.optim import resume as resume_optimizer
+from vqa_repro.training.prepare import PreparedData
+from vqa_repro.training.step import Step
+from vqa_repro.utils.progress import Progress
+from vqa_repro.utils.signals import SignalHandler
+
+LOG_EVERY = 20  # steps
+SAVE_EVERY = 60.0  # seconds that a kill can cost
+RANK_SEED = 7919  # between the seeds of two processes
+
+
+class Stopped(Exception):
+    """A signal ended the training; everything is saved."""
+
+    def __init__(self, run: Run, epoch: int, signal: SignalHandler) -> None:
+        folder = shlex.quote(str(run.folder))
+        super().__init__(
+            f"stopped in epoch {epoch} of {run.recipe.training.epochs}; saved in {run.folder}\n"
+            f"  continue: the same command with --resume --out {folder}\n"
+            f"  use it as it is: python -m vqa_repro.predict {folder} --image I --question Q"
+        )
+        self.exit_code = signal.exit_code or 143  # another process got the signal
+
+
+@dataclass
+class TrainState:
+    """Where a training is. ``state_dict`` is what checkpoint.pt stores of it."""
+
+    epoch_sums: Tensor  # (3,) totals of this epoch, up to the last log record
+    sums: Tensor  # (3,) totals since the last log record
+    step: int = 0  # steps done
+    epoch: int = 0  # epochs done
+    batch: int = 0  # batches done of the next epoch
+    best: float = -1.0  # validation accuracy in percent
+    best_epoch: int = 0  # counted from 1
+    seconds: float = 0.0  # of training, before this process started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for field in fields(self):
+            value = state[field.name]
+            if isinstance(value, Tensor):
+                value = value.to(self.sums.device)
+            setattr(self, field.name, value)
+
+    def end_record(self) -> None:
+        """Add the totals since the last log record to those of the epoch."""
+        self.epoch_sums, self.sums = self.epoch_sums + self.sums, torch.zeros_like(self.sums)
+
+
+class Trainer:
+    """Trains ``network`` to the last epoch of the run's recipe, or to a signal.
+
+    tensorboard: write event files into the run folder too.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        network: VQAModel,
+        data: PreparedData,
+        runtime: Runtime,
+        *,
+        tensorboard: bool = False,
+    ) -> None:
+        self.run, self.network, self.data = run, network, data
+        self._training, self._world, self._device = (
+            run.recipe.training,
+            runtime.world,
+            runtime.device,
+        )
+        self._tensorboard = tensorboard
+        self._weights = run.folder / "model.safetensors"
+        self._eager = Step(self._training, network, self._world)
+        self._step = choose_step(self._eager, self._device)
+        zeros = torch.zeros(3, device=self._device)
+        self.state = TrainState(zeros, zeros.clone())
+        # Batches of whole images vary a little in number from epoch to epoch; this is the plan.
+        self._steps = self._training.epochs * len(self._plan(0))
+        # Asking the other processes makes the CPU wait for the GPU.
+        several = self._world.size > 1 and self._device.type == "cuda"
+        self._sync_every = LOG_EVERY if several else 1
+
+    def fit(self) -> float:
+        """Train; return the seconds of training, those before a resume included.
+
+        Raise Stopped when a signal ended it early, SharedError for a loss that is not finite.
+        """
+        self._restore()
+        state, training, world = self.state, self._training, self._world
+        self._started = self._saved = time.monotonic()
+        count = len(self.data.train)
+        total, done = training.epochs * count, state.epoch * count
+        self._tracker = NonFiniteLossTracker(self.data.train.question_id)
+        self.network.train()
+        with (
+            Progress("training", "questions", total, done, show=world.is_main) as self._progress,
+            SignalHandler() as self._signals,
+            self._tracker.explain(),
+            closing(self._open_log()) as self._log,
+        ):
+            while state.epoch < training.epochs:
+                if training.patience and state.epoch - state.best_epoch >= training.patience:
+                    self._progress.line(
+                        f"  early stopping: no better epoch since epoch {state.best_epoch}"
+                    )
+                    break
+                self._run_epoch()
+        if training.keep == "best":
+            world.run_on_main(lambda: load_weights(self.network, self._weights))
+            world.broadcast_weights(self.network)
+            print(f"  selected: epoch {state.best_epoch}, validation {state.best:.2f}%")
+        return self._seconds()
+
+    def _run_epoch(self) -> None:
+        state, loader = self.state, self.data.loader
+        plan = self._plan(state.epoch)
+        self._progress.advance(sum(indices.total for indices in plan[: state.batch]))
+        with closing(loader.epoch(self.data.train, plan[state.batch :])) as batches:
+            for batch in batches:
+                self._train_on(batch, len(plan))
+                if state.batch < len(plan) and state.step % self._sync_every == 0:
+                    self._save_if_due()
+        state.end_record()
+        record: dict[str, Any] = {"type": "epoch", "step": state.step, "epoch": state.epoch + 1}
+        record |= means(state.epoch_sums, state.step)
+        state.epoch_sums = torch.zeros_like(state.epoch_sums)
+        state.epoch, state.batch = state.epoch + 1, 0
+        if len(self.data.validation):
+            record["validation_accuracy"] = self._validate()
+        record["seconds"] = self._seconds()
+        record["questions_per_second"] = state.epoch * len(self.data.train) / record["seconds"]
+        self._log.write(record)
+        self._progress.line(describe_epoch(record, self._training.epochs))
+        self._save()
+        (stop,) = self._world.any(self._signals.signal is not None)
+        if stop and state.epoch < self._training.epochs:
+            raise Stopped(self.run, state.epoch, self._signals)
+
+    def _train_on(self, batch: Batch, batches: int) -> None:
+        """Take a step; log it if it is time."""
+        state = self.state
+        rate = learning_rate(self._training, state.step, self._steps)
+        totals = self._step(batch, rate)
+        state.sums += totals
+        state.step, state.batch = state.step + 1, state.batch + 1
+        loss = totals[0] / batch.total
+        self._tracker.add(state.step, state.epoch + 1, state.batch, batch.positions, loss)
+        self._progress.advance(batch.total)
+        if state.step % LOG_EVERY == 0:
+            position = state.epoch + state.batch / batches
+            record = {"type": "step", "step": state.step, "epoch": position, "rate": rate}
+            self._log.defer(record, state.sums)
+            state.end_record()
+
+    def _validate(self) -> float:
+        """Return the validation accuracy in percent; remember and save the best epoch."""
+        predictions = predict_all(self.network, self.data.loader, self.data.validation, self._world)
+        accuracy = label_accuracy(predictions, self.data.validation)
+        if accuracy > self.state.best:
+            self.state.best, self.state.best_epoch = accuracy, self.state.epoch
+            if self._training.keep == "best":
+                self._world.run_on_main(lambda: save_weights(self.network, self._weights))
+        return accuracy
+
+    def _save_if_due(self) -> None:
+        """Save within an epoch, now and then and upon a signal; the latter ends the training."""
+        due = self._world.is_main and time.monotonic() - self._saved > SAVE_EVERY
+        due, stop = self._world.any(due, self._signals.signal is not None)
+        if due or stop:
+            self._save()
+        if stop:
+            raise Stopped(self.run, self.state.epoch + 1, self._signals)
+
+    def _save(self) -> None:
+        self._log.flush()
+        if self.state.sums[2]:
+            means(self.state.sums, self.state.step)  # refuse to save weights that are not finite
+        checkpoint = {
+            "network": self.network.state_dict(),
+            "optimizer": self._eager.optimizer.state_dict(),
+            **self.state.state_dict(),
+            "seconds": self._seconds(),
+            "random": self._world.all_gather(random_state(self._device)),
+        }
+
+        def write() -> None:
+            self.run.save_checkpoint(checkpoint)
+            if self._training.keep == "last" or not self._weights.exists():
+                save_weights(self.network, self._weights)
+
+        self._world.run_on_main(write)
+        self._saved = time.monotonic()
+
+    def _restore(self) -> None:
+        """Load the newest checkpoint, if there is one: training resumes exactly there."""
+        run, state, world = self.run, self.state, self._world
+        checkpoint = world.run_on_main(lambda: run.load_checkpoint(print))
+        if checkpoint is None:
+            return
+        with run.restoring():
+            self.network.load_state_dict(checkpoint["network"])
+            resume_optimizer(self._eager.optimizer, checkpoint["optimizer"])
+            state.load_state_dict(checkpoint)
+            random = checkpoint["random"]
+            if len(random) == world.size:
+                set_random_state(random[world.rank], self._device)
+        epochs = self._training.epochs
+        print(f"  resumed after step {state.step}, in epoch {state.epoch + 1} of {epochs}")
+        if len(random) != world.size:
+            print(
+                f"  started with {len(random)} processes, resumes with {world.size}: dropout and "
+                "sampled answers differ from those of an uninterrupted training"
+            )
+            torch.manual_seed(self._training.seed + RANK_SEED * world.rank + state.step)
+
+    def _open_log(self) -> Logger:
+        if self._world.is_main:
+            self.run.keep_log_until(self.state.step)
+        log = Logger(self.run, self._world, self._progress.note)
+        if self._tensorboard:
+            log.open_tensorboard(self.run.folder / "tensorboard", self.state.step)
+        return log
+
+    def _plan(self, epoch: int) -> list[BatchIndices]:
+        training = self._training
+        seed = training.seed * 1_000_003 + epoch
+        return plan_batches(self.data.train, training.batch_size, training.order, seed, self._world)
+
+    def _seconds(self) -> float:
+        return self.state.seconds + time.monotonic() - self._started
+
+
+def choose_step(step: Step, device: torch.device) -> Callable[[Batch, float], Tensor]:
+    """Return ``step`` as a CUDA graph where that is possible; else as it is, with a note."""
+    reason = reason_for_eager(step.network, device)
+    if reason is None:
+        return GraphedStep(step)
+    if device.type == "cuda":
+        print(f"  no CUDA graphs: {reason}")
+    return step
+
+
+def describe_epoch(record: dict[str, Any], epochs: int) -> str:
+    accuracy = record.get("validation_accuracy")
+    validation = f", validation {accuracy:.2f}%" if accuracy is not None else ""
+    left = record["seconds"] / record["epoch"] * (epochs - record["epoch"])
+    return (
+        f"  epoch {record['epoch']:>2}/{epochs}: loss {record['loss']:.4f}, "
+        f"accuracy {record['accuracy']:.2f}%{validation}; "
+        f"{record['questions_per_second']:,.0f} questions/s, {left:.0f} s left"
+    )
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
