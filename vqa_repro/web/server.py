@@ -35,6 +35,7 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from werkzeug.wrappers import Request, Response
 
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.messages import LANGUAGES, translations
 from vqa_repro.web.runs import Runs, Sample
 
 IMAGE_BYTES = 20 << 20
@@ -54,11 +55,7 @@ _HEADERS = {
 
 def texts() -> dict[str, dict[str, str]]:
     """Return the page's texts: language -> key -> text."""
-    table = json.loads((STATIC / "page.json").read_text("utf-8"))
-    return {
-        language: {key.removeprefix("page."): row[language] for key, row in table.items()}
-        for language in ("en", "zh")
-    }
+    return {language: translations("page.", language) for language in LANGUAGES}
 
 
 def page() -> tuple[bytes, str]:
