@@ -35,6 +35,7 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from werkzeug.wrappers import Request, Response
 
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.messages import LANGUAGES, translations
 from vqa_repro.web.runs import Runs, Sample
 
 IMAGE_BYTES = 20 << 20
@@ -54,11 +55,7 @@ _HEADERS = {
 
 def texts() -> dict[str, dict[str, str]]:
     """Return the page's texts: language -> key -> text."""
-    table = json.loads((STATIC / "page.json").read_text("utf-8"))
-    return {
-        language: {key.removeprefix("page."): row[language] for key, row in table.items()}
-        for language in ("en", "zh")
-    }
+    return {language: translations("page.", language) for language in LANGUAGES}
 
 
 def page() -> tuple[bytes, str]:
@@ -115,7 +112,8 @@ class Application:
             return Response(status=403)
         if not self._is_authorized(request, path):
             if (request.method, path) == ("GET", "/"):
-                return _token_page(request.accept_languages.best_match(["en", "zh"], "en"))
+                preferred = next(iter(request.accept_languages.values()), "")
+                return _token_page("zh" if preferred.lower().startswith("zh") else "en")
             return Response(status=403)
         if request.method == "GET" and (sample := re.fullmatch(r"/samples/([0-9]{1,4})", path)):
             return self._sample(int(sample[1]))
