@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import Mount, options
+from vqa_repro.training.suspects import NonFiniteLossError, NonFiniteLossTracker
 
 from vqa_repro import train
 from vqa_repro.data.questions import Questions
 from vqa_repro.recipe import Training
 from vqa_repro.run import open_run
-from vqa_repro.training.suspects import NonFiniteLossError, NonFiniteLossTracker
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.shortage import explained
 
