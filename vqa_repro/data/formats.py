@@ -26,21 +26,9 @@ _WORDS = {
     "val": ("val", "validate", "validation", "valid", "dev"),
     "test": ("test", "testing", "testdev"),
 }
-_IMAGE = tuple(
-    [
-        "image",
-        "image_name",
-        "img_name",
-        "image_id",
-        "imageid",
-        "img",
-        "img_id",
-        "image_path",
-        "file_name",
-        "filename",
-        "file",
-        "path",
-    ]
+_IMAGE = (
+    *("image", "image_name", "img_name", "image_id", "imageid", "img", "img_id", "image_path"),
+    *("file_name", "filename", "file", "path"),
 )
 _QUESTION = ("question", "query", "q")
 _ANSWER = ("answer", "answers", "label", "a")
