@@ -12,7 +12,7 @@ import pytest
 from conftest import PROJECT
 
 PACKAGE = PROJECT / "vqa_repro"
-VERBS = {"train", "evaluate", "predict", "extract", "report", "serve", "doctor", "export"}
+VERBS = {"train", "evaluate", "predict", "extract", "report", "serve", "doctor", "export", "check"}
 # Higher ones may import lower ones; neighbours on one line do not import each other.
 LAYERS = [
     {"utils"},

@@ -28,6 +28,7 @@ VERBS = {
     "report": "compare runs with the reported results in one HTML page",
     "serve": "ask a run questions in the browser",
     "export": "pack a finished run into one file for others",
+    "check": "check a data set: counts, answers, images",
     "doctor": "check the environment and explain what to fix",
 }
 LIST = "list"

@@ -10,6 +10,7 @@ from PIL import Image
 
 from vqa_repro.data import vqa
 from vqa_repro.data.check import check_folder, data_notes
+from vqa_repro.data.folder import load_folder
 from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vocabulary import tokenize
 from vqa_repro.utils.errors import UserError
@@ -58,7 +59,7 @@ def test_words_of_every_alphabet_are_words() -> None:
 def test_an_image_is_found_as_it_is_called(tmp_path: Path, image_id: object, name: str) -> None:
     write(tmp_path, "train", [image_id], ["a"])
     touch(tmp_path / "images", name)
-    (path,) = vqa.load_folder(tmp_path, "train").images.values()
+    (path,) = load_folder(tmp_path, "train").images.values()
     assert path == tmp_path / "images" / name
 
 
@@ -66,7 +67,7 @@ def test_every_split_may_number_its_images(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write(tmp_path, split, [1], ["a"])
         touch(tmp_path / "images", f"{split}/1.png")
-    train, val = (vqa.load_folder(tmp_path, split) for split in ("train", "val"))
+    train, val = (load_folder(tmp_path, split) for split in ("train", "val"))
     assert train.images == {"train/1.png": tmp_path / "images/train/1.png"}
     assert val.images == {"val/1.png": tmp_path / "images/val/1.png"}
 
@@ -81,14 +82,14 @@ def test_links_hidden_files_and_a_folder_in_its_own_name(tmp_path: Path) -> None
     (tmp_path / "disk" / "loop").symlink_to(tmp_path / "disk")
     (inner / "images").mkdir()
     (inner / "images" / "photos").symlink_to(tmp_path / "disk")
-    images = vqa.load_folder(tmp_path / "mine", "train").images
+    images = load_folder(tmp_path / "mine", "train").images
     assert images == {"7": inner / "images" / "photos" / "7.png"}
 
 
 def test_spellings_of_an_answer_are_one_class(tmp_path: Path) -> None:
     write(tmp_path, "train", [1, 2, 3], ["Yes", "yes ", "YES"])
     touch(tmp_path / "images", "1.png", "2.png", "3.png")
-    assert {e.answer for e in vqa.load_folder(tmp_path, "train").examples} == {"yes"}
+    assert {e.answer for e in load_folder(tmp_path, "train").examples} == {"yes"}
 
 
 def test_ok_vqa_is_not_taken_for_vqa(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from vqa_repro.data import sources, vqa
+from vqa_repro.data.folder import load_folder
 from vqa_repro.features.extraction import store_pixels
 from vqa_repro.utils.errors import UserError
 
@@ -319,7 +320,7 @@ def test_folder_of_ones_own(tmp_path: Path) -> None:
     for name in ("1.webp", "sub/b.png", "COCO_val2014_000000000003.jpg", "photo-4.JPG", "2.txt"):
         (images / name).touch()
 
-    split = vqa.load_folder(tmp_path, "train")
+    split = load_folder(tmp_path, "train")
     assert split.data == tmp_path.name
     assert [(e.image, e.answer) for e in split.examples] == [
         ("1", "dog"),
@@ -334,10 +335,10 @@ def test_folder_of_ones_own(tmp_path: Path) -> None:
         "3": "COCO_val2014_000000000003.jpg",
         "photo-4": "photo-4.JPG",
     }
-    assert len(vqa.load_folder(tmp_path, "val").examples) == 1
-    assert vqa.load_folder(tmp_path, "test").examples[0].answer is None
+    assert len(load_folder(tmp_path, "val").examples) == 1
+    assert load_folder(tmp_path, "test").examples[0].answer is None
     (images / "1.webp").unlink()
-    assert vqa.load_folder(tmp_path, "val").images == {"1": images / "1.jpg"}
+    assert load_folder(tmp_path, "val").images == {"1": images / "1.jpg"}
 
 
 def test_own_pictures_of_any_size_and_those_that_are_not_there(tmp_path: Path) -> None:
@@ -345,11 +346,11 @@ def test_own_pictures_of_any_size_and_those_that_are_not_there(tmp_path: Path) -
     (tmp_path / "images").mkdir()
     for number, size in ((1, (1, 1)), (2, (900, 7))):
         Image.new("RGB", size, "red").save(tmp_path / "images" / f"{number}.png")
-    images = vqa.load_folder(tmp_path, "train").images
+    images = load_folder(tmp_path, "train").images
     absent = f"1 of 3 pictures are damaged: {tmp_path / 'images' / '3.jpg'} (missing)"
     assert absent in refusal(lambda: store_pixels(images, tmp_path / "p.safetensors", 8))
     Image.new("RGB", (50, 3000)).save(tmp_path / "images" / "3.webp")
-    images = vqa.load_folder(tmp_path, "train").images
+    images = load_folder(tmp_path, "train").images
     assert store_pixels(images, tmp_path / "p.safetensors", 8).rows.shape == (3, 8, 8, 3)
 
 
@@ -357,22 +358,22 @@ def test_a_lone_pair_is_train(tmp_path: Path) -> None:
     (tmp_path / "questions.json").write_text(json.dumps(questions(1)))
     (tmp_path / "annotations.json").write_text(json.dumps(annotations(1)))
     (tmp_path / "1.png").touch()
-    split = vqa.load_folder(tmp_path, "train")
+    split = load_folder(tmp_path, "train")
     assert split.images == {"1": tmp_path / "1.png"}
-    said = refusal(lambda: vqa.load_folder(tmp_path, "val"))
+    said = refusal(lambda: load_folder(tmp_path, "val"))
     assert "no val_questions.json; the JSON files there: annotations.json, questions.json" in said
 
 
 def test_official_names_make_a_folder_too(tmp_path: Path) -> None:
     write(tmp_path, "v2", "train2014", 1)
     write(tmp_path, "v2", "val2014", 2, 3)
-    assert len(vqa.load_folder(tmp_path, "train").examples) == 1
-    assert len(vqa.load_folder(tmp_path, "val").examples) == 2
+    assert len(load_folder(tmp_path, "train").examples) == 1
+    assert len(load_folder(tmp_path, "val").examples) == 2
 
 
 def test_bad_folder(tmp_path: Path) -> None:
     def said() -> str:
-        return refusal(lambda: vqa.load_folder(tmp_path, "train"))
+        return refusal(lambda: load_folder(tmp_path, "train"))
 
     assert "no train_questions.json; the JSON files there: none" in said()
     own(tmp_path, "train", questions(1), None)
@@ -388,7 +389,7 @@ def test_bad_folder(tmp_path: Path) -> None:
     assert "question 10: image 1 is there 2 times: 1.jpg, 1.png" in said()
     (tmp_path / "my_train_questions.json").touch()
     assert "2 files for the questions of train" in said()
-    assert "no such folder" in refusal(lambda: vqa.load_folder(tmp_path / "no", "train"))
+    assert "no such folder" in refusal(lambda: load_folder(tmp_path / "no", "train"))
 
 
 def test_read_files(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ from PIL import Image
 from test_tar_checkpoint import save_tar
 from wheel_index import lock_text, make_wheel
 
-from vqa_repro.data import coco_qa, daquar, vqa
+from vqa_repro.data import coco_qa, daquar
+from vqa_repro.data.folder import load_folder
 from vqa_repro.data.images import read_image
 from vqa_repro.evaluation import examples, vqa_accuracy
 from vqa_repro.evaluation.inference import Predictor
@@ -245,7 +246,7 @@ def of_data(data: Path) -> dict[str, Reader]:
     answers = b'[{"question_id": 1, "answer": "yes"}, {"question_id": 2, "answer": "no"}]'
     return {
         "VQA JSON": Reader(
-            few, dict.fromkeys(few, damaged_json), lambda f: vqa.load_folder(f, "train")
+            few, dict.fromkeys(few, damaged_json), lambda f: load_folder(f, "train")
         ),
         "zip": one_file(
             coco_qa._ZIP, archive.getvalue(), damaged_zip, lambda f: coco_qa.load(f, "train")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vqa_repro import evaluate, train
-from vqa_repro.data import vqa
+from vqa_repro.data.folder import load_folder
 from vqa_repro.evaluation.vqa_accuracy import read_results
 from vqa_repro.features.store import StoreWriter
 from vqa_repro.utils.errors import UserError
@@ -68,7 +68,7 @@ def test_hidden_answers_make_a_complete_results_file(
     assert score(run, root, *hidden, "--out", out) == 0
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and f"{out}: 36 answers, all of test, whose" in said
-    asked = {example.question_id for example in vqa.load_folder(other, "test").examples}
+    asked = {example.question_id for example in load_folder(other, "test").examples}
     assert read_results(out).keys() == asked
     assert score(run, root, "--split", "val", "--out", tmp_path / "val.json") == 0
     assert read_results(out) == read_results(tmp_path / "val.json")

@@ -1,8 +1,8 @@
 """What to know about a data set before hours are spent on it."""
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from vqa_repro.data.images import DamagedPictureError, read_image
 from vqa_repro.data.types import Split
@@ -49,41 +49,77 @@ def data_notes(train: Split, test: Split) -> list[str]:
 
 
 def check_folder(train: Split, test: Split, num_answers: int = 1000) -> list[str]:
-    """Return a report on two splits, one line each; every image is decoded.
+    """Return ``survey`` of two splits as a report, one fact a line."""
+    return report_lines(survey(train, test, num_answers))
 
-    Counts; the share of test answers among the ``num_answers`` most frequent ones of ``train``;
-    images in both splits, missing and damaged images.
+
+def survey(train: Split, test: Split, num_answers: int = 1000) -> dict[str, Any]:
+    """Return facts about two splits; every image is decoded.
+
+    "splits": for each the counts, the missing and damaged images (path and reason), "covered": the
+    percentage of questions whose answer is among the ``num_answers`` most frequent ones of
+    ``train``, and "prior": that of the single most frequent one (None without answers).
     """
-    lines = []
-    for split in (train, test):
-        lines.append(
-            f"{split.name}: {len(split.examples):,} questions about {len(split.images):,} images"
-        )
-        lines += _unreadable(split)
     counts = Counter(example.answer for example in train.examples if example.answer is not None)
-    classes = {answer for answer, _ in counts.most_common(num_answers)}
-    labels = [example.answer for example in test.examples if example.answer is not None]
-    lines.append(f"answers: {len(counts):,} different ones in {train.name}")
-    if labels:
-        share = 100 * sum(label in classes for label in labels) / len(labels)
-        lines.append(
-            f"answers: {share:.1f}% of {test.name} can be answered with the "
-            f"{len(classes):,} most frequent ones of {train.name}"
+    top = [answer for answer, _ in counts.most_common(num_answers)]
+    splits = []
+    for split in (train, test):
+        labels = [example.answer for example in split.examples if example.answer is not None]
+        bad = _unreadable(split)
+        splits.append(
+            {
+                "name": split.name,
+                "questions": len(split.examples),
+                "images": len(split.images),
+                "missing": [str(path) for path, why in bad.items() if why == "missing"],
+                "damaged": {str(path): why for path, why in bad.items() if why != "missing"},
+                "covered": _percent(labels, set(top)),
+                "prior": _percent(labels, set(top[:1])),
+            }
         )
-    return [*lines, *data_notes(train, test)]
+    return {
+        "splits": splits,
+        "answers": len(counts),
+        "num_answers": len(top),
+        "most_frequent": top[0] if top else None,
+        "shared_images": len(_files(train) & _files(test)),
+        "notes": data_notes(train, test),
+    }
+
+
+def report_lines(facts: dict[str, Any]) -> list[str]:
+    """Return the facts of ``survey`` as lines of text."""
+    lines = []
+    for split in facts["splits"]:
+        name = split["name"]
+        lines.append(f"{name}: {split['questions']:,} questions about {split['images']:,} images")
+        bad = {**dict.fromkeys(split["missing"], "missing"), **split["damaged"]}
+        if bad:
+            first = ", ".join(f"{path} ({why})" for path, why in list(bad.items())[:5])
+            lines.append(f"{name}: {len(bad):,} images are missing or damaged: {first}")
+        if split["covered"] is not None:
+            lines.append(
+                f"answers: {split['covered']:.1f}% of {name} can be answered with the "
+                f"{facts['num_answers']:,} most frequent ones, "
+                f"{split['prior']:.1f}% with {facts['most_frequent']!r} alone"
+            )
+    lines.append(f"answers: {facts['answers']:,} different ones in {facts['splits'][0]['name']}")
+    return lines + list(facts["notes"])
+
+
+def _percent(labels: list[str], answers: set[str]) -> float | None:
+    return 100 * sum(label in answers for label in labels) / len(labels) if labels else None
 
 
 def _files(split: Split) -> set[Path]:
     return set(split.images.values())
 
 
-def _unreadable(split: Split) -> Iterable[str]:
+def _unreadable(split: Split) -> dict[Path, str]:
     damaged: dict[Path, str] = {}
     for path in split.images.values():
         try:
             read_image(path, 8)
         except DamagedPictureError as error:
             damaged[path] = error.reason
-    if damaged:
-        first = ", ".join(f"{path} ({reason})" for path, reason in list(damaged.items())[:5])
-        yield f"{split.name}: {len(damaged):,} images are missing or damaged: {first}"
+    return damaged

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vqa_repro.data import coco_qa, daquar, easy_vqa, vqa
+from vqa_repro.data.folder import load_folder
 from vqa_repro.data.types import Split
 from vqa_repro.utils.errors import UserError
 
@@ -54,7 +55,7 @@ def find_data_set(data: str) -> DataSet:
 
 
 def _load_folder(folder: Path, root: Path, split: str) -> Split:
-    return vqa.load_folder(folder, split)
+    return load_folder(folder, split)
 
 
 def load_split(data: str, root: Path, split: str, *, single_answers: bool = False) -> Split:

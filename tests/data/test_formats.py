@@ -1,0 +1,99 @@
+"""Question files other than VQA's, on made-up files of a record or two."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vqa_repro.data.folder import load_folder
+from vqa_repro.utils.errors import UserError
+
+ASKED = {"question": "What is it?"}
+
+
+def make(folder: Path, name: str, content: object, image: str) -> None:
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    (folder / image).parent.mkdir(parents=True, exist_ok=True)
+    (folder / image).touch()
+
+
+TEN = [{"answer": "Red"}] * 6 + [{"answer": "pink"}] * 4
+LAYOUTS = [
+    ("train.csv", "Image,Question,Answer\na.png,What is it?,Red \n", "images/a.png"),
+    ("train.csv", 'img_name;query;label\nx/a.png;"What is it?";Red\n', "images/x/a.png"),
+    ("train.jsonl", json.dumps({"image": "a.png", "answer": "Red", **ASKED}), "images/a.png"),
+    (
+        "VQA_RAD Dataset Public.json",
+        [
+            {"image_name": "s.jpg", "answer": "RED\t", "phrase_type": "freeform", **ASKED},
+            {"image_name": "s.jpg", "answer": 2, "phrase_type": "test_freeform", **ASKED},
+        ],
+        "VQA_RAD Image Folder/s.jpg",
+    ),
+    (
+        "train.json",
+        [
+            {"img_name": "x1/source.jpg", "answer": "Red", "q_lang": "en", **ASKED},
+            {"img_name": "x1/source.jpg", "answer": "?", "q_lang": "zh", **ASKED},
+        ],
+        "imgs/x1/source.jpg",
+    ),
+    ("train.json", [{"image": "V_0.jpg", "answers": TEN, **ASKED}], "train/V_0.jpg"),
+    (
+        "TextVQA_0.5.1_train.json",
+        {"data": [{"image_id": "0054c", "answers": ["Red", "red", "x"], **ASKED}]},
+        "train_images/0054c.jpg",
+    ),
+    (
+        "train_balanced_questions.json",
+        {"07": {"imageId": "23", "answer": "red", **ASKED}},
+        "images/23.jpg",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "image"), LAYOUTS)
+def test_layouts_are_read(tmp_path: Path, name: str, content: object, image: str) -> None:
+    make(tmp_path, name, content, image)
+    split = load_folder(tmp_path, "train")
+    (example,) = split.examples
+    assert (example.question, example.answer) == ("What is it?", "red")
+    assert split.images[example.image] == tmp_path / image
+
+
+def test_ok_vqa_in_its_own_folder(tmp_path: Path) -> None:
+    asked = {"questions": [{"question_id": 1, "image_id": 9, **ASKED}]}
+    given = {"annotations": [{"question_id": 1, "image_id": 9, "answers": TEN}]}
+    image = "train2014/COCO_train2014_000000000009.jpg"
+    make(tmp_path, "OpenEnded_mscoco_train2014_questions.json", asked, image)
+    make(tmp_path, "mscoco_train2014_annotations.json", given, image)
+    split = load_folder(tmp_path, "train")
+    assert split.examples[0].answer == "red" and len(split.examples[0].answers) == 10
+    assert list(split.images.values()) == [tmp_path / image]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "facts"),
+    [
+        ("train.csv", "picture,question\n", ["train.csv", "line 1", "image"]),
+        ("train.csv", "image,question,answer\na.png,what?,\n", ["train.csv", "line 2", "answer"]),
+        ("train.csv", "image,question,answer\n../a,what?,b\n", ["train.csv", "line 2", "../a"]),
+        ("train.jsonl", '{"image": 1\n', ["train.jsonl", "line 1"]),
+        ("train.json", [{"image": "a"}], ["train.json", "record 1", "question"]),
+        ("data.parquet", "x", ["data.parquet", "PathVQA", "train.csv"]),
+    ],
+)
+def test_errors_name_file_and_record(
+    tmp_path: Path, name: str, content: object, facts: list[str]
+) -> None:
+    make(tmp_path, name, content, "images/a.png")
+    with pytest.raises(UserError) as error:
+        load_folder(tmp_path, "train")
+    assert all(fact in str(error.value) for fact in facts)
+
+
+def test_other_splits(tmp_path: Path) -> None:
+    make(tmp_path, "validate.json", [{"image": "a.png", "answer": "b", **ASKED}], "images/a.png")
+    make(tmp_path, "test.jsonl", json.dumps({"image": "a.png", **ASKED}), "images/a.png")
+    assert load_folder(tmp_path, "val").examples[0].answer == "b"
+    assert load_folder(tmp_path, "test").hidden

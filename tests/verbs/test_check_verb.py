@@ -1,0 +1,29 @@
+"""The verb ``check`` on a folder of two images."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vqa_repro.check import main
+from vqa_repro.utils.errors import UserError
+
+
+def test_facts_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "images" / "a.png")
+    head = "image,question,answer\n"
+    (tmp_path / "train.csv").write_text(head + "a.png,what?,red\n" * 3 + "a.png,what?,blue\n")
+    (tmp_path / "val.csv").write_text(head + "a.png,what?,red\na.png,what?,green\n")
+    assert main([str(tmp_path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    train, val = facts["splits"]
+    assert (train["covered"], train["prior"]) == (100, 75)
+    assert (val["name"], val["covered"], val["prior"]) == ("val", 50, 50)
+    assert facts["shared_images"] == 1
+    (tmp_path / "val.csv").write_text(head + "b.png,what?,red\n")
+    assert main([str(tmp_path)]) == 1
+    assert "b.png (missing)" in capsys.readouterr().out
+    with pytest.raises(UserError):
+        main([str(tmp_path / "none")])

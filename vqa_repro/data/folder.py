@@ -1,0 +1,176 @@
+"""A folder of one's own: question files in one of several formats, and images."""
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vqa_repro.data.formats import GQA_SUFFIX, data_file, no_file_message, read_examples
+from vqa_repro.data.sources import Source
+from vqa_repro.data.types import Example, Split
+from vqa_repro.data.vqa import read_pair
+from vqa_repro.utils.errors import UserError
+
+_IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+}
+
+
+def load_folder(folder: Path, split: str) -> Split:
+    """Read ``split`` from a folder of one's own: VQA-format JSON files and pictures.
+
+    The files are called by the split and by what they hold, in any order and with anything
+    around it: ``train_questions.json`` and ``train_annotations.json``. A lone pair that names
+    no split is the split "train". Annotations may be absent for a split whose name begins with
+    "test". Every question has one answer or more, as a list of strings or of VQA's
+    ``{"answer": ...}``; the label is ``multiple_choice_answer`` or, without it, the answer
+    given most often.
+
+    The pictures lie in ``folder/images`` at any depth (or in ``folder``, without one). The
+    picture of a question is the file named by its field "image" or, without that, the one
+    called by its image id: ``9.png``, ``000000000009.jpg``, ``COCO_val2014_000000000009.jpg``.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    name = folder.resolve().name
+    inner = folder / name  # archives are often unpacked into a folder of their own name
+    if inner.is_dir() and not any(any(folder.glob(f"*{s}")) for s in (".json", ".jsonl", ".csv")):
+        folder = inner
+    names = ("images", "imgs", "img")
+    pictures = next((folder / sub for sub in names if (folder / sub).is_dir()), folder)
+    annotations = _own_file(folder, "annotations", split)
+    other = None if annotations else data_file(folder, split)
+    if other and other.name.endswith(GQA_SUFFIX):
+        questions = None  # its name looks like one of VQA's
+    else:
+        questions = _own_file(folder, "questions", split)
+    if questions is None and other is None:
+        raise UserError(no_file_message(folder, split))
+    if questions and annotations is None and not split.startswith("test"):
+        raise UserError(f"{folder}: {questions.name} has no {split}_annotations.json beside it")
+    images = _Images(pictures, split)
+    if questions:
+        source = Source(annotations) if annotations else None
+        examples = read_pair(Source(questions), source, images.of_question)
+    else:
+        assert other is not None
+        examples = read_examples(other, split, images.of_name)
+    return Split(name, split, [_normalized(example) for example in examples], images.files)
+
+
+class _Images:
+    """The images of a split: ``files`` maps the key of each that was looked up to its file."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder, self.split = folder, split
+        self.files: dict[str, Path] = {}
+        self._by_id = _images_by_id(folder)
+
+    def of_question(self, question: dict[str, Any]) -> str:
+        """Return the key of the image of a VQA-format question."""
+        name = question.get("image")
+        return self._of_id(str(question["image_id"])) if name is None else self._of_path(name)
+
+    def of_name(self, name: str) -> str:
+        """Return the key of the image that another format names by its path, name or id."""
+        short = name.removeprefix(f"{self.folder.name}/")
+        path = PurePosixPath(short)
+        is_id = path.suffix.lower() not in _IMAGE_SUFFIXES and path.name == short
+        return self._of_id(short) if is_id or short in self._by_id else self._of_path(short)
+
+    def _of_path(self, name: object) -> str:
+        path = PurePosixPath(name) if isinstance(name, str) else None
+        if path is None or path.is_absolute() or ".." in path.parts or not path.name:
+            raise ValueError(f'"image" is {name!r}, not a file name below {self.folder}')
+        self.files[str(path)] = self.folder / path
+        return str(path)
+
+    def _of_id(self, image_id: str) -> str:
+        files = self._by_id.get(image_id, [self.folder / f"{image_id}.jpg"])
+        own = [p for p in files if _has_word(str(p.relative_to(self.folder)), self.split)]
+        if len(files) > 1 and len(own) == 1:  # every split numbers its images from 1
+            image_id, files = own[0].relative_to(self.folder).as_posix(), own
+        if len(files) > 1:
+            raise ValueError(f"image {image_id} is there {len(files)} times: {_list(files)}")
+        self.files[image_id] = files[0]
+        return image_id
+
+
+def _normalized(example: Example) -> Example:
+    """Make "Yes", "yes " and "YES" one answer, as the metric does."""
+
+    def normal(answer: str) -> str:
+        return " ".join(answer.lower().split()) or answer
+
+    answers = tuple(map(normal, example.answers))
+    label = None if example.answer is None else normal(example.answer)
+    return replace(example, answers=answers, answer=label)
+
+
+def _own_file(folder: Path, what: str, split: str) -> Path | None:
+    """The JSON file of ``folder`` whose name has ``what`` and the word ``split`` in it.
+
+    "train2014" holds the word "train", "trainval" does not.
+    """
+    files = sorted(path for path in folder.glob(f"*{what}*.json") if path.name[0] != ".")
+    named = [path for path in files if _has_word(path.name, split)]
+    # VQA v1 asks the same questions twice, once with answers to choose from.
+    open_ended = [path for path in named if "multiplechoice" not in path.name.lower()]
+    named = open_ended or named
+    if not named and split == "train" and len(files) == 1:
+        named = [path for path in files if path.name == f"{what}.json"]
+    if len(named) > 1:
+        raise UserError(f"{folder}: {len(named)} files for the {what} of {split}: {_list(named)}")
+    return named[0] if named else None
+
+
+def _has_word(text: str, word: str) -> bool:
+    return bool(re.search(rf"(?<![a-z]){re.escape(word.lower())}(?![a-z])", text.lower()))
+
+
+def _images_by_id(folder: Path) -> dict[str, list[Path]]:
+    """Image id -> the files below ``folder`` that it may name.
+
+    An id names a file by its path, its name, its name without the suffix, or by the number at the
+    end of its name ("abstract_v002_val2015_000000028940.png" is 28940). The first of these that
+    any file matches counts. Hidden files (a Mac's "._7.png") are ignored, links are followed.
+    """
+    levels: list[dict[str, list[Path]]] = [{}, {}, {}, {}]
+    for path in _image_files(folder):
+        number = re.search(r"\d+$", path.stem)
+        names = [path.relative_to(folder).as_posix(), path.name, path.stem]
+        for level, name in zip(levels, [*names, number and number[0]], strict=True):
+            if name is None:
+                continue
+            level.setdefault(name, []).append(path)
+            if level is levels[3] and (plain := name.lstrip("0") or "0") != name:
+                level.setdefault(plain, []).append(path)
+    merged: dict[str, list[Path]] = {}
+    for level in levels:
+        for name, paths in level.items():
+            merged.setdefault(name, paths)
+    return merged
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """All image files below ``folder``, each folder once even where links lead round."""
+    files: list[Path] = []
+    visited: set[str] = set()
+    for name, subfolders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(name)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = [sub for sub in subfolders if sub[0] != "."]
+        files += [
+            Path(name, file)
+            for file in names
+            if file[0] != "." and os.path.splitext(file)[1].lower() in _IMAGE_SUFFIXES
+        ]
+    return sorted(files)
+
+
+def _list(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths)

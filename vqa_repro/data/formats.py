@@ -1,0 +1,209 @@
+"""Question files other than VQA's: CSV, JSON lines, and the published JSON of five data sets.
+
+A record holds an image name, a question and one answer or more; ``docs/data.md`` lists the files.
+A file of a CSV, JSON-lines or JSON layout is recognised by its name, its fields by theirs.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vqa_repro.data.sources import Source
+from vqa_repro.data.types import Example
+from vqa_repro.data.vqa import check_text, most_common, read_answers
+from vqa_repro.utils.errors import UserError
+
+Record = dict[str, Any]
+
+GQA_SUFFIX = "_balanced_questions.json"
+# The words for a split in file names; the first word that names a file wins.
+_WORDS = {
+    "train": ("train", "training"),
+    "val": ("val", "validate", "validation", "valid", "dev"),
+    "test": ("test", "testing", "testdev"),
+}
+_IMAGE = (
+    *("image", "image_name", "img_name", "image_id", "imageid", "img", "img_id", "image_path"),
+    *("file_name", "filename", "file", "path"),
+)
+_QUESTION = ("question", "query", "q")
+_ANSWER = ("answer", "answers", "label", "a")
+
+
+def data_file(folder: Path, split: str) -> Path | None:
+    """Return the file of ``folder`` that holds ``split`` in one of these formats, or None.
+
+    Raises UserError if several do, or if the folder is PathVQA's as published.
+    """
+    for word in _WORDS.get(split, (split,)):
+        names = [f"{word}{suffix}" for suffix in (".csv", ".tsv", ".jsonl", ".json", GQA_SUFFIX)]
+        pattern = re.compile(rf"textvqa_.*_{re.escape(word)}\.json", re.IGNORECASE)
+        files = [path for path in _files(folder) if path.name in names or pattern.match(path.name)]
+        if files:
+            return _only(files, split)
+    vqa_rad = re.compile(r"vqa[_-]?rad.*\.json", re.IGNORECASE)
+    if files := [path for path in _files(folder) if vqa_rad.match(path.name)]:
+        return _only(files, split)
+    return None
+
+
+def no_file_message(folder: Path, split: str) -> str:
+    """Return why ``folder`` holds no ``split``, in one line."""
+    binary = [p for p in folder.rglob("*") if p.suffix in (".parquet", ".pkl", ".pickle")]
+    if binary:
+        return (
+            f"{binary[0]}: pickles and Parquet (PathVQA's formats) are not read; "
+            f"convert it to {split}.csv with the columns image, question, answer"
+        )
+    names = ", ".join(path.name for path in _files(folder)) or "none"
+    return (
+        f"{folder}: no {split}_questions.json, {split}.csv, {split}.jsonl or {split}.json; "
+        f"the question files there: {names}"
+    )
+
+
+def read_examples(path: Path, split: str, image_key: Callable[[str], str]) -> list[Example]:
+    """Read ``split`` from the file at ``path``, in its order.
+
+    ``image_key`` returns the key of the image of a name; its ValueError says what is wrong with
+    it. The question id is the record's number in the file, from 1. Only a split whose name begins
+    with "test" may lack answers, and then all of them.
+    """
+    examples: list[Example] = []
+    unanswered = ""
+    for number, (where, record) in enumerate(_records(Source(path)), start=1):
+        try:
+            if not _belongs(record, split):
+                continue
+            example = _example(number, record, image_key)
+        except ValueError as error:
+            raise UserError(f"{path}: {where}: {error}") from None
+        unanswered = unanswered or ("" if example.answers else where)
+        examples.append(example)
+    if not examples:
+        raise UserError(f"{path}: no questions of {split} in it")
+    answered = any(example.answers for example in examples)
+    if unanswered and (answered or not split.startswith("test")):
+        raise UserError(f"{path}: {unanswered}: no answer; fill it in or remove the record")
+    return examples
+
+
+def _example(number: int, record: Record, image_key: Callable[[str], str]) -> Example:
+    image = _field(record, _IMAGE)
+    if type(image) is int:
+        image = str(image)
+    if not isinstance(image, str) or not image.strip():
+        raise ValueError(f"no image name ({', '.join(_IMAGE[:4])}, ...)")
+    question = _field(record, _QUESTION)
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("no question, or an empty one")
+    check_text(image)
+    check_text(question)
+    answers = _answers(record)
+    kind = record.get("answer_type", "")
+    return Example(
+        number,
+        image_key(image.strip()),
+        question,
+        answers,
+        most_common(answers) if answers else None,
+        kind.strip() if isinstance(kind, str) else "",
+    )
+
+
+def _answers(record: Record) -> tuple[str, ...]:
+    value = _field(record, _ANSWER)
+    if isinstance(value, bool):
+        raise ValueError(f"the answer is {value!r}, not text")
+    if isinstance(value, int | float):  # VQA-RAD counts with numbers
+        value = str(value)
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+        return ()
+    return read_answers({"answers": value if isinstance(value, list) else [value]})
+
+
+def _belongs(record: Record, split: str) -> bool:
+    """Return whether a record is one of ``split``'s, where one file holds more than that."""
+    phrase_type = record.get("phrase_type")
+    if isinstance(phrase_type, str):  # VQA-RAD: freeform, para, test_freeform, test_para
+        return split == ("test" if phrase_type.startswith("test") else "train")
+    return bool(record.get("q_lang", "en") == "en")  # SLAKE asks in English and in Chinese
+
+
+def _field(record: Record, names: tuple[str, ...]) -> Any:
+    return next((record[name] for name in names if record.get(name) is not None), None)
+
+
+def _records(source: Source) -> Iterator[tuple[str, Record]]:
+    """Yield each record with its place in the file; field names in lower case."""
+    readers = {".csv": _csv_records, ".tsv": _csv_records, ".jsonl": _json_lines}
+    for where, record in readers.get(source.path.suffix, _json_records)(source):
+        if not isinstance(record, dict):
+            raise UserError(f"{source}: {where}: not a record with named fields")
+        yield where, {str(name).strip().lower(): value for name, value in record.items()}
+
+
+def _csv_records(source: Source) -> Iterator[tuple[str, Any]]:
+    text = source.text()
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names = {str(name).strip().lower() for name in _header(reader, source)}
+    for what, accepted in (("image", _IMAGE), ("question", _QUESTION)):
+        if names.isdisjoint(accepted):
+            raise UserError(f'{source}: line 1: no column "{what}"; the columns: {header.strip()}')
+    try:
+        for record in reader:
+            where = f"line {reader.line_num}"
+            if None in record:
+                raise UserError(f"{source}: {where}: more fields than columns; quote the text")
+            yield where, record
+    except csv.Error as error:
+        raise UserError(f"{source}: line {reader.line_num}: broken CSV: {error}") from None
+
+
+def _header(reader: "csv.DictReader[str]", source: Source) -> list[str]:
+    """Return the column names of a CSV file; raise UserError if it has no readable ones."""
+    try:
+        return list(reader.fieldnames or ())
+    except csv.Error as error:
+        raise UserError(f"{source}: line 1: broken CSV: {error}") from None
+
+
+def _json_lines(source: Source) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(source.lines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield f"line {number}", json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{source}: line {number}: broken JSON: {error}") from None
+
+
+def _json_records(source: Source) -> Iterator[tuple[str, Any]]:
+    """Yield the records of a list, of the list ``data`` (TextVQA), or of a dict by id (GQA)."""
+    content = source.json()
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        content = content["data"]
+    if isinstance(content, list):
+        yield from ((f"record {number}", record) for number, record in enumerate(content, start=1))
+    elif isinstance(content, dict) and source.path.name.endswith(GQA_SUFFIX):
+        yield from ((f"question {name}", record) for name, record in content.items())
+    else:
+        raise UserError(f'{source}: neither a list of questions nor an object with a list "data"')
+
+
+def _files(folder: Path) -> list[Path]:
+    suffixes = (".csv", ".tsv", ".jsonl", ".json")
+    return sorted(p for p in folder.iterdir() if p.suffix in suffixes and p.name[0] != ".")
+
+
+def _only(files: list[Path], split: str) -> Path:
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise UserError(f"{files[0].parent}: {len(files)} files for {split}: {names}; keep one")
+    return files[0]
