@@ -199,7 +199,7 @@ def test_an_unfinished_run_shows_what_there_is(tmp_path: Path) -> None:
     with (fresh / "log.jsonl").open("a") as file:
         file.write('{"type": "epoch", "st')  # being written
     html = made(fresh, finished(tmp_path, 0, 45.0))
-    assert "not finished: epoch 3 of 20" in html and "held-out accuracy 33.0%" in html
+    assert "not finished: epoch 3 of 20" in html and "validation accuracy 33.0%" in html
     assert "<strong>45.0</strong>" in html and "99.0</strong>" not in html
 
 
@@ -358,8 +358,8 @@ def test_prior_and_coverage_stand_by_the_score(tmp_path: Path) -> None:
     assert "Most frequent answer" in html and "<td>12.2</td>" in html
     assert "<td>87.5</td>" in html
     head, _, row = rows(tables.markdown([RunSummary.load(run)]))
-    assert row[head.index("most frequent answer, %")] == "12.2"
-    assert row[head.index("95% interval")] == "39.4 to 50.8"
+    assert row[1 + head.index("most frequent answer, %")] == "12.2"
+    assert row[1 + head.index("95% interval")] == "39.4 to 50.8"
 
 
 def test_what_is_no_run_is_skipped_with_a_note(
