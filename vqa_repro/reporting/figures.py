@@ -31,11 +31,11 @@ P = ParamSpec("P")
 Floats = npt.NDArray[np.floating[Any]]
 # Attention is smoothed with a Gaussian of half a region, as wide as one needs to hide the grid.
 SMOOTHING = 0.5
-# (64, 4) uint8 RGBA, laid over the image: cividis is perceptually uniform and reads the same with
+# (64, 4) uint8 RGBA, laid over the image: viridis is perceptually uniform and reads the same with
 # any colour vision.
 _SHARES = np.linspace(0, 1, 64)
-HEAT = matplotlib.colormaps["cividis"](_SHARES, alpha=0.25 + 0.5 * _SHARES, bytes=True)
-WORDS = "cividis"
+HEAT = matplotlib.colormaps["viridis"](_SHARES, alpha=0.25 + 0.5 * _SHARES, bytes=True)
+WORDS = "viridis"
 CHINESE = (
     *("Noto Sans CJK SC", "Source Han Sans SC", "Noto Sans SC", "Noto Sans CJK JP"),
     *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
