@@ -37,14 +37,17 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.plain import PlainHieCoAtt, PlainSAN
-from vqa_repro.data.questions import Batch, Questions, batches
-from vqa_repro.evaluation.inference import ask
+from vqa_repro.data.batching import Batch, collate, plan_batches
+from vqa_repro.data.questions import Questions
+from vqa_repro.evaluation.inference import forward
 from vqa_repro.features.loader import PLACEMENTS, FeatureLoader, Placement
 from vqa_repro.features.store import Store
 from vqa_repro.models.hiecoatt import HieCoAtt
 from vqa_repro.models.network import VQAModel
 from vqa_repro.models.san import SAN
 from vqa_repro.recipe import Training
+from vqa_repro.training.cuda_graphs import reason_for_eager
+from vqa_repro.training.loop import choose_step
 from vqa_repro.training.step import Step
 from vqa_repro.utils.device import add_device_option, choose_device, describe, has_bfloat16
 from vqa_repro.utils.distributed import World, init_distributed
@@ -226,28 +229,25 @@ class PlainStep:
     """Training steps of a yardstick: every question its own copy of the features, torch's own
     optimiser, one kernel after the other."""
 
-    def __init__(self, network: nn.Module, rows: Tensor, questions: Questions) -> None:
-        self._network = network.to(rows.device).train()
-        self._rows, self._questions = rows, questions
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self._network = network.to(device).train()
         self._optimizer = torch.optim.SGD(network.parameters(), lr=1e-5, momentum=0.9)
 
     def __call__(self, batch: Batch, rate: float) -> None:
-        which = batch.questions
-        features = self._rows[batch.rows][batch.image_of].float()
-        logits = self._network(
-            features, self._questions.tokens[which], self._questions.lengths[which]
-        )
-        loss = F.cross_entropy(logits, self._questions.label[which])
+        features = batch.features[batch.image_index].float()
+        logits = self._network(features, batch.tokens, batch.lengths)
+        loss = F.cross_entropy(logits, batch.label)
         self._optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self._network.parameters(), 0.1)
         self._optimizer.step()
 
 
-def forever(training: Training, questions: Questions) -> Iterator[Batch]:
+def forever(training: Training, rows: Tensor, questions: Questions) -> Iterator[Batch]:
     epoch = 0
     while True:
-        yield from batches(questions, training.batch_size, training.order, epoch)
+        for indices in plan_batches(questions, training.batch_size, training.order, epoch):
+            yield collate(questions, indices, rows.index_select(0, indices.rows))
         epoch += 1
 
 
@@ -260,7 +260,7 @@ def rate(
     for _ in range(steps):
         batch = next(plan)
         step(batch, 1e-5)
-        done += len(batch.questions)
+        done += len(batch)
     wait(device)
     return done / (clock() - began)
 
@@ -276,15 +276,14 @@ def step_figures(
         if which not in (None, key):
             continue
         name, training, network = model.name, model.training, model.ours(precision)
-        ours = Step(training, network.to(device).train(), rows, questions)
+        eager = reason_for_eager(network.to(device), device)
+        ours = choose_step(Step(training, network.train()), device)
         if device.type == "cuda":
-            yield Figure(
-                f"{name}: CUDA graphs", float(ours.eager is None), "1: used", ours.eager or ""
-            )
+            yield Figure(f"{name}: CUDA graphs", float(eager is None), "1: used", eager or "")
         plain = model.plain(WORDS, ANSWERS, CHANNELS, **model.options)
-        theirs = PlainStep(plain, rows, questions)
-        in_groups = forever(training, questions)
-        singly = forever(dataclasses.replace(training, order="iid"), questions)
+        theirs = PlainStep(plain, device)
+        in_groups = forever(training, rows, questions)
+        singly = forever(dataclasses.replace(training, order="iid"), rows, questions)
         # On a GPU sizes of batches are recorded as they come.
         rate(ours, in_groups, 500 if device.type == "cuda" else 1, device)
         rate(theirs, singly, 1, device)
@@ -310,10 +309,11 @@ def step_figures(
             f"({min(ratios):.2f} to {max(ratios):.2f})",
         )
         network.eval()
-        batch = batches(questions, 1024, "stored")[0]
+        first = plan_batches(questions, 1024, "stored")[0]
+        batch = collate(questions, first, rows.index_select(0, first.rows))
         with torch.inference_mode():
-            took = seconds(lambda: ask(network, rows, questions, batch), device, 3)  # noqa: B023
-        yield Figure("  answering, 1,024 at a time", len(batch.questions) / took, "questions/s")
+            took = seconds(lambda: forward(network, batch), device, 3)  # noqa: B023
+        yield Figure("  answering, 1,024 at a time", len(batch) / took, "questions/s")
 
 
 def at_place(rows: Tensor, place: Placement) -> Tensor | FeatureLoader:
@@ -347,11 +347,15 @@ def epoch_figures(
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(0)
-    step = Step(training, model.ours(precision).to(device).train(), rows, questions, world)
+    step = choose_step(Step(training, model.ours(precision).to(device).train(), world), device)
 
     def epoch(number: int, most: int | None = None) -> None:
-        plan = batches(questions, batch_size, training.order, number, world)[:most]
-        for batch in rows.ahead(plan) if isinstance(rows, FeatureLoader) else plan:
+        plan = plan_batches(questions, batch_size, training.order, number, world)[:most]
+        if isinstance(rows, FeatureLoader):
+            batches: Iterator[Batch] = rows.epoch(questions, plan)
+        else:
+            batches = (collate(questions, i, rows.index_select(0, i.rows)) for i in plan)
+        for batch in batches:
             step(batch, 1e-5)
 
     # Before the clock: libraries, and on a GPU a recording of every size that is met.
@@ -436,7 +440,8 @@ def target_rows(device: torch.device, precision: str) -> Iterator[tuple[str, str
         beside = f"{san['  memory']:.2f} GB besides the features"
         yield "memory of training with the features on disk", "8 GB", beside
         resident, pinned = (
-            epoch("--share", 0.25, "--rows", place)["  a question"] for place in ("device", "host")
+            epoch("--share", 0.25, "--feature-placement", place)["  a question"]
+            for place in ("device", "pinned")
         )
         yield "from pinned host memory : resident", "1.3 times", f"{pinned / resident:.2f} times"
         found = again("--only", "extraction", "--share", 0.001, *gpu)
@@ -468,9 +473,9 @@ def extraction_figures(device: torch.device) -> Iterator[Figure]:
     from torchvision.models import vgg19
 
     from vqa_repro.data.images import read_image
-    from vqa_repro.extract import Extractor, extract
     from vqa_repro.features.backbones import FrozenBackbone
-    from vqa_repro.features.extraction import threads
+    from vqa_repro.features.extraction import num_threads
+    from vqa_repro.features.extractor import Extractor, extract
 
     count = 8192 if device.type == "cuda" else 8
     with tempfile.TemporaryDirectory() as folder:
@@ -480,18 +485,18 @@ def extraction_figures(device: torch.device) -> Iterator[Figure]:
         images = {str(i): photos[i % len(photos)] for i in range(count)}
 
         def decode() -> None:
-            with ThreadPoolExecutor(threads()) as pool:
+            with ThreadPoolExecutor(num_threads()) as pool:
                 list(pool.map(lambda path: read_image(path, 448), some))
 
-        some = [photos[i % len(photos)] for i in range(16 * threads())]
+        some = [photos[i % len(photos)] for i in range(16 * num_threads())]
         decode()
         began = time.perf_counter()  # the clock on the wall: of many threads, not of one processor
         decode()
         rate = len(some) / (time.perf_counter() - began)
-        yield Figure("decoding photos of 640 x 480", rate, "pictures/s", f"{threads()} threads")
+        yield Figure("decoding photos of 640 x 480", rate, "pictures/s", f"{num_threads()} threads")
         for precision in ("float32", "bfloat16") if has_bfloat16(device) else ("float32",):
             network = FrozenBackbone("vgg19", weights, "caffe", device, precision)
-            pictures = torch.from_numpy(Extractor(network).room()).to(device).random_()
+            pictures = torch.from_numpy(Extractor(network).buffer()).to(device).random_()
 
             def look() -> None:
                 with torch.inference_mode():
@@ -549,7 +554,9 @@ def main() -> int:
         "--only", choices=("extraction", "store", "step", "epoch", "growth", "targets")
     )
     parser.add_argument("--batch", type=int, default=100, help="questions, for --only epoch")
-    parser.add_argument("--rows", choices=PLACEMENTS, default="device", help="for --only epoch")
+    parser.add_argument(
+        "--feature-placement", choices=PLACEMENTS, default="device", help="for --only epoch"
+    )
     parser.add_argument("--model", choices=tuple(MODELS), help="this one alone")
     parser.add_argument(
         "--precision",
@@ -599,7 +606,7 @@ def measure(args: argparse.Namespace, world: World, device: torch.device) -> Non
         "store": lambda: store_figures(rows),
         "step": lambda: step_figures(rows, questions, args.model, steps, precision),
         "epoch": lambda: epoch_figures(
-            at_place(rows[world.rank :: world.size], args.rows),
+            at_place(rows[world.rank :: world.size], args.feature_placement),
             questions,
             precision,
             world,

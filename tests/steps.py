@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqa_repro.data.questions import Questions, batches
+from vqa_repro.data.batching import plan_batches
+from vqa_repro.data.questions import Questions
 from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.features.store import Store
 from vqa_repro.models.cnn import SmallCNN
@@ -68,21 +69,21 @@ def network(case: str) -> VQAModel:
 
 
 def steps(case: str, world: World = SINGLE_PROCESS) -> dict[str, Tensor]:
-    """Weights after an epoch, and every step's tally."""
+    """Weights after an epoch, and every step's totals."""
     training = CASES[case]
     store, questions = made_up(pictures=case == "cnn")
     store = Store(store.path, store.rows[world.rank :: world.size], {}, {})
     net = network(case).train()
-    step = Step(training, net, FeatureLoader(store, torch.device("cpu")), questions, world)
-    plan = batches(questions, training.batch_size, training.order, 0, world)
-    tallies = torch.stack([step(batch, training.learning_rate) for batch in plan])
-    return {"tallies": tallies, **net.state_dict()}
+    step, loader = Step(training, net, world), FeatureLoader(store, torch.device("cpu"))
+    plan = plan_batches(questions, training.batch_size, training.order, 0, world)
+    totals = [step(batch, training.learning_rate) for batch in loader.epoch(questions, plan)]
+    return {"totals": torch.stack(totals), **net.state_dict()}
 
 
 if __name__ == "__main__":
     with init_distributed("cpu") as (this, _):
         found = {case: steps(case, this) for case in CASES}
-        if this.first:
+        if this.is_main:
             torch.save(found, sys.argv[1])
-    if not this.first:
+    if not this.is_main:
         leave(0)

@@ -42,7 +42,9 @@ def test_both_give_the_same_answers_and_gradients(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "part", [("step", "--model", "hiecoatt"), ("epoch", "--rows", "disk")], ids=" ".join
+    "part",
+    [("step", "--model", "hiecoatt"), ("epoch", "--feature-placement", "disk")],
+    ids=" ".join,
 )
 def test_the_benchmark_runs(part: tuple[str, ...]) -> None:
     command = [sys.executable, "benchmarks/run.py", "--share", "0.0001", "--steps", "1", "--json"]

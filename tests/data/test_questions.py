@@ -1,28 +1,12 @@
 """Words, answers and batches as arrays."""
 
-from collections import Counter
-
-import pytest
-import torch
-
-from vqa_repro.data.questions import Questions, batches, encode, train_validation_split
+from vqa_repro.data.questions import encode, train_validation_split
 from vqa_repro.data.types import Example
 from vqa_repro.data.vocabulary import UNKNOWN, Vocabulary, build_vocabulary, tokenize
 
 
 def example(number: int, image: str, question: str = "what is it?", answer: str = "a") -> Example:
     return Example(number, image, question, (answer,), answer)
-
-
-def many(pictures: int = 40) -> Questions:
-    """Picture i has i % 7 + 1 questions; the last answer cannot be given."""
-    examples = [
-        example(100 * i + k, f"p{i}", answer="rare" if k == 6 else "a")
-        for i in range(pictures)
-        for k in range(i % 7 + 1)
-    ]
-    vocabulary = build_vocabulary(examples, num_answers=1)
-    return encode(examples, vocabulary, {f"p{i}": pictures - i for i in range(pictures)})
 
 
 def test_tokens() -> None:
@@ -77,37 +61,6 @@ def test_human_answers_that_can_be_given_are_kept_beside_the_label() -> None:
     ]
     assert questions.trainable("label").question_id.tolist() == [1]
     assert questions.trainable("sampled").question_id.tolist() == [1, 2]
-
-
-@pytest.mark.parametrize("order", ["grouped", "iid", "stored"])
-@pytest.mark.parametrize("size", [1, 10, 1000])
-def test_every_question_once_with_its_picture(order: str, size: int) -> None:
-    questions = many()
-    seen: Counter[int] = Counter()
-    for batch in batches(questions, size, order, seed=3):
-        seen.update(batch.questions.tolist())
-        assert torch.equal(batch.rows[batch.image_of], questions.row[batch.questions])
-        assert len(batch.rows) == len(set(batch.rows.tolist()))
-    assert seen == Counter(range(len(questions)))
-
-
-def test_grouped_batches_hold_whole_pictures_and_about_the_size_asked_for() -> None:
-    questions = many()
-    sizes, where = [], {}
-    for number, batch in enumerate(batches(questions, 20, "grouped", seed=1)):
-        sizes.append(len(batch.questions))
-        for row in batch.rows.tolist():
-            assert where.setdefault(row, number) == number, "a picture in two batches"
-    assert max(sizes) <= 20 + 7 and sum(sizes) == len(questions)
-
-
-@pytest.mark.parametrize("order", ["grouped", "iid"])
-def test_equal_seeds_give_equal_batches(order: str) -> None:
-    questions = many()
-    first, again, other = (
-        torch.cat([b.questions for b in batches(questions, 16, order, seed)]) for seed in (1, 1, 2)
-    )
-    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_held_out_pictures_are_whole_and_always_the_same() -> None:

@@ -26,6 +26,7 @@ from test_checkpoints_setup import DATA, FILES, Run
 
 from vqa_repro import extract, train
 from vqa_repro.features import backbones
+from vqa_repro.training import loop
 
 KILLS = int(os.environ.get("VQA_KILLS", 5))
 EPOCHS = 2
@@ -38,7 +39,7 @@ def forks() -> ForkServerContext:
 
 def run_training(arguments: list[str], log: Path, save_every: float) -> None:
     sys.stdout = sys.stderr = log.open("a")
-    train.SAVE_EVERY = save_every
+    loop.SAVE_EVERY = save_every
     sys.exit(train.main(arguments))
 
 

@@ -10,12 +10,12 @@ import torch
 from conftest import Mount, options
 
 from vqa_repro import train
-from vqa_repro.data.questions import Questions
 from vqa_repro.recipe import Training
+from vqa_repro.reporting import summary
 from vqa_repro.run import open_run
-from vqa_repro.training.suspects import NonFiniteLossError, NonFiniteLossTracker
+from vqa_repro.training.logger import NonFiniteLossError, NonFiniteLossTracker
+from vqa_repro.training.shortage import explain_shortage
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.shortage import explained
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_questions(
     arguments = [*options(drawn_folder, tmp_path / "run", 3), "--root", str(place), *wild]
     with pytest.raises(
         UserError,
-        match=r"the loss is nan at step 2, batch 2 of epoch 1, about the questions \d+, .* and 7 "
+        match=r"the loss is nan at step 2, batch 2 of epoch 1, for the questions \d+, .* and 7 "
         r"more; lower training\.learning_rate",
     ):
         train.main(arguments)
@@ -51,10 +51,10 @@ def test_a_loss_that_is_no_number_names_its_step_and_questions(
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_the_first_bad_batch_is_named(bad: float) -> None:
     numbers = torch.arange(12)
-    questions = Questions(100 + numbers, *[numbers] * 5)
+    suspects = NonFiniteLossTracker(100 + numbers)
     with (
         pytest.raises(UserError, match=rf"{bad} at step 3, .* 2 of epoch 5, .* 106, 107, 108;"),
-        NonFiniteLossTracker(questions) as suspects,
+        suspects.explain(),
     ):
         loss = torch.zeros(())  # used again at every step, as a recorded step does
         for step, value in enumerate([1.0, 2.0, bad, 3.0, bad], start=1):
@@ -77,8 +77,8 @@ def test_a_full_gpu_says_what_to_change(
             "CUDA out of memory. Tried to allocate 2.34 GiB. GPU 0 has a total capacity of 79 GiB"
         )
 
-    monkeypatch.setattr(train, "optimise", full)
-    monkeypatch.setattr("vqa_repro.utils.shortage.has_bfloat16", lambda device: low)
+    monkeypatch.setattr("vqa_repro.training.loop.Trainer.fit", full)
+    monkeypatch.setattr("vqa_repro.training.shortage.has_bfloat16", lambda device: low)
     arguments = [*options(drawn_folder, tmp_path / "run", 3), "--root", str(place)]
     less = r"another 2\.34 GiB .* batch_size 12: --set training\.batch_size=6 "
     more = r"or --set training\.precision=bfloat16 takes less" if low else "takes less"
@@ -92,14 +92,17 @@ def test_memory_that_is_really_full(device: str, tmp_path: Path) -> None:
         pytest.skip("no GPU")
     with (
         pytest.raises(UserError, match=r"out of memory \(another .*training\.batch_size=50"),
-        explained(Training(epochs=1, learning_rate=1.0), tmp_path, torch.device(device)),
+        explain_shortage(Training(epochs=1, learning_rate=1.0), tmp_path, torch.device(device)),
     ):
         torch.empty(2**50, dtype=torch.uint8, device=device)
 
 
 def test_what_is_no_shortage_stays_a_bug(tmp_path: Path) -> None:
     for error in (RuntimeError("size mismatch"), FileNotFoundError(2, "No such file")):
-        with pytest.raises(type(error)), explained(Training(1, 1.0), tmp_path, torch.device("cpu")):
+        with (
+            pytest.raises(type(error)),
+            explain_shortage(Training(1, 1.0), tmp_path, torch.device("cpu")),
+        ):
             raise error
 
 
@@ -135,7 +138,7 @@ def test_a_disk_that_is_full_when_all_is_trained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No room for the results, the curves, the gallery: the run goes on there and ends."""
-    disk, finish = mount("size=20000k"), train.finish
+    disk, finish = mount("size=20000k"), summary.finish
 
     def fill_up(*arguments: Any) -> None:
         free = shutil.disk_usage(disk).free
@@ -143,11 +146,11 @@ def test_a_disk_that_is_full_when_all_is_trained(
         finish(*arguments)
 
     arguments = [*options(drawn_folder, disk / "run", 3), "--root", str(place)]
-    monkeypatch.setattr(train, "finish", fill_up)
+    monkeypatch.setattr(summary, "finish", fill_up)
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         train.main(arguments)
     assert not open_run(disk / "run").finished
-    monkeypatch.setattr(train, "finish", finish)
+    monkeypatch.setattr(summary, "finish", finish)
     (disk / "filler").unlink()
     assert train.main([*arguments, "--resume"]) == 0
     for path in whole.rglob("*.*g"):  # PNG, JPEG

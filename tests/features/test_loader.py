@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,17 @@ import torch
 from conftest import options
 
 from vqa_repro import train
-from vqa_repro.data.questions import Batch
+from vqa_repro.data.batching import plan_batches
+from vqa_repro.data.questions import Questions
 from vqa_repro.features import loader as rows_module
 from vqa_repro.features.compressed import compressed_bytes, pack
-from vqa_repro.features.loader import PLACEMENTS, FeatureLoader, Placement, choose_placement
+from vqa_repro.features.loader import (
+    PLACEMENTS,
+    FeatureLoader,
+    Fetched,
+    Placement,
+    choose_placement,
+)
 from vqa_repro.features.store import Store, StoreWriter, open_store
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.memory import free_on_host
@@ -50,53 +58,75 @@ def bits(values: torch.Tensor | np.ndarray) -> bytes:
     return np.asarray(values).tobytes()
 
 
-def batches(count: int, seed: int = 0) -> list[Batch]:
-    """Of a few pictures each, some of none."""
+def row_lists(count: int, seed: int = 0) -> list[torch.Tensor]:
+    """Rows of a few images each, some of none."""
     draw = random.Random(seed)
-    nothing = torch.zeros(0, dtype=torch.int64)
     sizes = [draw.randrange(0, 9) for _ in range(count)]
-    rows = [torch.tensor(draw.sample(range(40), n), dtype=torch.int64) for n in sizes]
-    return [Batch(nothing, which, nothing, longest=1, total=0) for which in rows]
+    return [torch.tensor(draw.sample(range(40), n), dtype=torch.int64) for n in sizes]
 
 
 @pytest.mark.parametrize("where", PLACEMENTS)
-def test_rows_are_the_stores_wherever_they_are(store: Store, where: Placement) -> None:
-    rows = FeatureLoader(store, CPU, where)
-    assert rows.where == where
-    for batch in batches(20):
-        assert bits(rows[batch.rows]) == bits(store.rows[batch.rows.numpy()])
-    assert "0.00 GB of features" in rows.description and "on the host" in rows.description
+def test_features_are_those_of_the_store_in_every_placement(store: Store, where: Placement) -> None:
+    loader = FeatureLoader(store, CPU, where)
+    assert loader.where == where
+    for rows in row_lists(20):
+        assert bits(loader[rows]) == bits(store.rows[rows.numpy()])
+    assert "0.00 GB of features" in loader.description and "on the host" in loader.description
 
 
 @pytest.mark.parametrize("where", PLACEMENTS)
-def test_rows_fetched_ahead_are_those_asked_for(store: Store, where: Placement) -> None:
-    rows, asked = FeatureLoader(store, CPU, where), batches(50)
-    draw = random.Random(1)
-    seen = []
-    for batch in rows.ahead(asked):
-        seen.append(batch)
-        if len(seen) < 6:  # done before the run was stopped
-            continue
-        for which in [batch.rows, asked[7].rows, batch.rows][draw.randrange(3) :]:
-            assert bits(rows[which]) == bits(store.rows[which.numpy()])
-        if len(seen) == 45:  # a loop that ends early leaves nothing behind
+def test_prefetched_features_come_in_order(store: Store, where: Placement) -> None:
+    loader, lists = FeatureLoader(store, CPU, where), row_lists(50)
+    for count, (rows, features) in enumerate(zip(lists, loader.prefetch(lists), strict=True)):
+        assert bits(features) == bits(store.rows[rows.numpy()])
+        others = lists[(7 * count) % 50]  # single rows may be read meanwhile
+        assert bits(loader[others]) == bits(store.rows[others.numpy()])
+        if count == 44:  # a loop that ends early leaves nothing behind
             break
-    assert all(a is b for a, b in zip(seen, asked, strict=False))
-    for batch in rows.ahead(asked[:5]):
-        assert bits(rows[batch.rows]) == bits(store.rows[batch.rows.numpy()])
-    assert list(rows.ahead([])) == []
+    for rows, features in zip(lists[:5], loader.prefetch(lists[:5]), strict=True):
+        assert bits(features) == bits(store.rows[rows.numpy()])
+    assert list(loader.prefetch([])) == []
 
 
-def test_the_next_rows_are_fetched_while_one_works(store: Store) -> None:
-    rows, asked = FeatureLoader(store, CPU, "disk"), batches(10)
-    fetched = []
-    original = rows._fetch
-    rows._fetch = lambda which: fetched.append(which) or original(which)  # type: ignore[method-assign]
-    for number, batch in enumerate(rows.ahead(asked)):
-        # Asking waits for this batch's alone; those of the next ones come without being asked for.
-        rows[batch.rows]
-        rows._coming[-1][1].result() if rows._coming else None
-        assert len(fetched) == min(number + 3, len(asked)), "each once, two ahead"
+@pytest.mark.parametrize("where", PLACEMENTS)
+def test_batches_hold_their_features_and_questions(store: Store, where: Placement) -> None:
+    draw = torch.Generator().manual_seed(0)
+    row = torch.randint(0, 40, (70,), generator=draw).sort().values
+    lengths = torch.randint(1, 6, (70,), generator=draw)
+    numbers = torch.arange(70)
+    tokens = (numbers[:, None] + 2) * (torch.arange(6) < lengths[:, None])
+    questions = Questions(numbers, tokens, lengths, row, numbers % 5, numbers[:, None] % 3)
+    plan = plan_batches(questions, 9, "grouped", 3)
+    seen = []
+    for batch in FeatureLoader(store, CPU, where).epoch(questions, plan):
+        at = batch.positions
+        seen += at.tolist()
+        assert bits(batch.features[batch.image_index]) == bits(store.rows[row[at].numpy()])
+        assert batch.tokens.shape[1] == batch.lengths.max() and (batch.lengths == lengths[at]).all()
+        assert (batch.tokens == tokens[at, : batch.tokens.shape[1]]).all()
+        assert (batch.label == at % 5).all() and (batch.answers[:, 0] == at % 3).all()
+        assert batch.total == len(batch) and float(batch.weight.sum()) == pytest.approx(1)
+    assert sorted(seen) == list(range(70))
+
+
+def test_the_next_features_are_read_during_the_work_on_a_batch(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader, lists = FeatureLoader(store, CPU, "disk"), row_lists(10)
+    fetched: list[torch.Tensor] = []
+    original = loader._fetch
+
+    def count(rows: torch.Tensor) -> Fetched:
+        fetched.append(rows)
+        return original(rows)
+
+    monkeypatch.setattr(loader, "_fetch", count)
+    for number, _ in enumerate(loader.prefetch(lists)):
+        expected = min(number + 3, len(lists))
+        deadline = time.monotonic() + 60
+        while len(fetched) < expected and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert len(fetched) == expected, "each once, two ahead"
 
 
 def test_a_process_may_have_a_share_of_the_rows(store: Store) -> None:
@@ -109,10 +139,10 @@ def test_a_process_may_have_a_share_of_the_rows(store: Store) -> None:
 def test_pixels_and_rows_of_models_that_see_nothing(tmp_path: Path) -> None:
     pixels = np.arange(5 * 3 * 3 * 3, dtype=np.uint8).reshape(5, 3, 3, 3)
     store = write(tmp_path / "p", pixels)
-    for where in ("device", "host", "disk"):
+    for where in ("device", "pinned", "disk"):
         assert bits(FeatureLoader(store, CPU, where)[torch.tensor([4, 2])]) == bits(pixels[[4, 2]])
-    with pytest.raises(UserError, match=r"--rows packed: .*cannot be packed"):
-        FeatureLoader(store, CPU, "packed")
+    with pytest.raises(UserError, match="--feature-placement compressed"):
+        FeatureLoader(store, CPU, "compressed")
     nothing = Store(Path("none"), np.zeros((3, 1, 1), np.float16), {}, {})
     assert FeatureLoader(nothing, CPU)[torch.tensor([2, 2])].shape == (2, 1, 1)
 
@@ -133,11 +163,11 @@ def test_packing_loses_nothing_and_takes_what_was_said() -> None:
     ("dense", "packed", "device", "free_device", "free_host", "place"),
     [
         (25, 4, "cuda", 140, 200, "device"),
-        (25, 4, "cuda", 24, 200, "packed"),  # rather than 25 GB of pinned memory
-        (25, 4, "cuda", 7.5, 12, "packed"),  # VQA v2 on a GPU of 8 GB, with 16 GB beside it
+        (25, 4, "cuda", 24, 200, "compressed"),  # rather than 25 GB of pinned memory
+        (25, 4, "cuda", 7.5, 12, "compressed"),  # VQA v2 on a GPU of 8 GB, with 16 GB beside it
         (25, None, "cuda", 7.5, 12, "disk"),
-        (100, 60, "cuda", 79, 200, "host"),  # not worth packing
-        (25, 4, "cuda", 4, 64, "host"),
+        (100, 60, "cuda", 79, 200, "pinned"),  # not worth packing
+        (25, 4, "cuda", 4, 64, "pinned"),
         (25, 4, "cuda", 4, 40, "disk"),
         (25, 4, "cpu", 60, 60, "device"),
         (25, 4, "cpu", 12, 12, "disk"),
@@ -236,7 +266,7 @@ def test_training_is_the_same_wherever_features_are_and_says_where(
     for where, said in (("device", "in the memory of the host"), ("disk", "on the disk")):
         run = tmp_path / where
         given = [*options(drawn_folder, run, 1), "--root", str(tmp_path), "--device", "cpu"]
-        assert train.main([*given, "--rows", where]) == 0
+        assert train.main([*given, "--feature-placement", where]) == 0
         assert said in capsys.readouterr().out
         assert said in json.loads((run / "environment.json").read_text())["features"]
         weights.append((run / "model.safetensors").read_bytes())

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from vqa_repro.features.provider import root_mean_square
+from vqa_repro.features.provider import Runtime, open_features, root_mean_square
 from vqa_repro.features.store import StoreWriter
 from vqa_repro.recipe import load_recipe
-from vqa_repro.training.prepare import prepare
+from vqa_repro.training.prepare import load_splits, new_run, prepare
 
 
 def test_root_mean_square() -> None:
@@ -41,6 +41,10 @@ def test_region_vectors_are_scaled_but_for_the_released_form(
         "model.fidelity": fidelity,
     }
     recipe = load_recipe("easy-vqa", changes)
-    run, material = prepare(recipe, tmp_path, None, tmp_path, torch.device("cpu"))
+    runtime = Runtime(torch.device("cpu"), root=tmp_path)
+    splits = load_splits(recipe, tmp_path)
+    store = open_features(recipe.data, splits, runtime)
+    run = new_run(recipe, tmp_path, splits[0], store)
+    data = prepare(run, splits, store, runtime)
     assert run.features["scale"] == (0.2 if fidelity == "paper" else 1.0)
-    assert run.features["channels"] == 6 and len(material.test) == 36
+    assert run.features["channels"] == 6 and len(data.test) == 36

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vqa_repro.data.questions import Batch, batches
+from vqa_repro.data.batching import Batch, plan_batches
 from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.models.hiecoatt import HieCoAtt
 from vqa_repro.models.network import MODELS as ALL_MODELS
 from vqa_repro.models.network import VQAModel
 from vqa_repro.models.san import SAN
 from vqa_repro.recipe import Training
+from vqa_repro.training.cuda_graphs import GraphedStep, StaticInputs, rounded_up
 from vqa_repro.training.optim import before_step, learning_rate, make_optimizer, resume
-from vqa_repro.training.step import Recorded, Room, Step, rounded_up
-from vqa_repro.utils.distributed import SINGLE_PROCESS, World, flattened
+from vqa_repro.training.step import Step
+from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 
 CPU = torch.device("cpu")
 SIZES = (steps.WORDS, steps.ANSWERS, steps.CHANNELS)
@@ -41,38 +42,44 @@ def test_questions_that_share_a_picture_have_the_gradients_of_single_ones(name: 
     torch.manual_seed(0)
     model = MODELS[name]().double()
     _, questions = steps.made_up(pictures=False)
-    (batch,) = batches(questions, 1000, "grouped")
+    (batch,) = plan_batches(questions, 1000, "grouped")
     grid = torch.randn(len(batch.rows), steps.REGIONS, steps.CHANNELS, dtype=torch.float64)
-    tokens, lengths = questions.tokens[batch.questions], questions.lengths[batch.questions]
+    positions = batch.positions
+    tokens, lengths = questions.tokens[positions], questions.lengths[positions]
     gradients = []
-    for given, image_of in ((grid, batch.image_of), (grid[batch.image_of], None)):
+    for given, image_of in ((grid, batch.image_index), (grid[batch.image_index], None)):
         logits = model(given, tokens, lengths, image_of).logits
-        loss = nn.functional.cross_entropy(logits, questions.label[batch.questions])
+        loss = nn.functional.cross_entropy(logits, questions.label[positions])
         gradients.append(torch.autograd.grad(loss, list(model.parameters())))
     for (parameter, _), a, b in zip(model.named_parameters(), *gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14, msg=parameter)
 
 
 def a_step(case: str, training: Training | None = None, world: World = SINGLE_PROCESS) -> Step:
+    return Step(training or steps.CASES[case], steps.network(case).train(), world)
+
+
+def an_epoch(seed: int = 0, size: int = 8) -> list[Batch]:
+    """Batches of grouped questions about made-up features."""
     store, questions = steps.made_up(pictures=False)
-    network = steps.network(case).train()
-    return Step(training or steps.CASES[case], network, FeatureLoader(store, CPU), questions, world)
+    loader = FeatureLoader(store, CPU)
+    return list(loader.epoch(questions, plan_batches(questions, size, "grouped", seed)))
 
 
 @pytest.mark.parametrize("case", ["san", "hiecoatt"])
-def test_what_fills_a_batch_up_changes_no_gradient(case: str) -> None:
-    step = a_step(case)
-    plan = batches(step._questions, 8, "grouped")
-    room = Room(32, 12, 6, step._rows, plan[0].questions)
-    for batch in plan:  # what fills the second one up is what is left of the first
-        tallies, gradients = [], []
-        for inputs in (step._exactly(batch), room.take(batch, step._rows)):
-            tallies.append(step._gradients(inputs))
-            gradients.append([p.grad.clone() for p in step._network.parameters()])
-        torch.testing.assert_close(*tallies)
-        for (name, _), a, b in zip(step._network.named_parameters(), *gradients, strict=True):
+def test_padding_a_batch_changes_no_gradient(case: str) -> None:
+    step, plan = a_step(case), an_epoch()
+    static = StaticInputs((32, 12, 6), plan[0])
+    for batch in plan:  # the padding of the second one is what is left of the first
+        static.copy_from(batch)
+        totals, gradients = [], []
+        for inputs in (batch, static.batch):
+            totals.append(step.compute_gradients(inputs))
+            gradients.append([p.grad.clone() for p in step.parameters])
+        torch.testing.assert_close(*totals)
+        for (name, _), a, b in zip(step.network.named_parameters(), *gradients, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7, msg=name)
-        assert tallies[1][2] == len(batch.questions) < 32
+        assert totals[1][2] == len(batch) < 32
 
 
 class OnMeta(TorchDispatchMode):
@@ -106,36 +113,39 @@ def test_a_step_neither_reads_from_the_device_nor_writes_to_it(
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no such device
     with meta:
         network = VQAModel(None, ON_META[name](), regions=0.5).train()
-    _, questions = steps.made_up(pictures=False)
-    (batch,) = batches(questions, 1000, "grouped")
-    batch = Batch(*(part.to(meta) if isinstance(part, Tensor) else part for part in batch))
-    rows = torch.empty(steps.PICTURES, steps.REGIONS, steps.CHANNELS, device=meta)
+    (batch,) = an_epoch(size=1000)
+    parts = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
+    on_meta = {n: part.to(meta) if isinstance(part, Tensor) else part for n, part in parts.items()}
+    batch = Batch(**on_meta)
     training = Training(
         epochs=1, learning_rate=0.1, optimizer="rmsprop", clip=0.1, weight_decay=0.1, answers="soft"
     )
     for clip_per in ("tensor", "all"):
         changed = replace(training, clip_per=clip_per)  # type: ignore[arg-type]
-        step = Step(changed, network, rows, questions.to(meta))
-        room = Room(64, 16, 6, rows, batch.questions)
+        step = Step(changed, network)
+        static = StaticInputs((64, 16, 6), batch)
         with OnMeta():
-            assert step._gradients(room.take(batch, rows)).shape == (3,)
+            static.copy_from(batch)
+            assert step.compute_gradients(static.batch).shape == (3,)
             before_step(changed, network)
         assert all(p.grad is not None and p.grad.is_meta for p in network.parameters())
 
 
-class Again:
-    """In place of a CUDA graph: computes on what lies in the inputs now, as a replay does."""
+class Recomputed:
+    """In place of CUDA graphs: a replay computes on what the static inputs hold now."""
 
-    def __init__(self, step: Step, inputs: Any, tally: Tensor) -> None:
-        self._step, self._inputs, self._tally = step, inputs, tally
+    def __init__(self, error: str = "") -> None:
+        self.captured = 0
+        self._error = error
 
-    def replay(self) -> None:
-        tally = self._step._gradients(self._inputs)
-        if self._step._flat is None:
-            self._tally.copy_(tally)
-            self._step._move()
-        else:
-            flattened(self._step._parameters, tally, out=self._step._flat)
+    def warm_up(self, work: Callable[[], Tensor]) -> Tensor:
+        return work()
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        if self._error:
+            raise RuntimeError(self._error)
+        self.captured += 1
+        return work
 
 
 class Alike(World):
@@ -146,34 +156,22 @@ class Alike(World):
 
 
 @pytest.mark.parametrize("world", [SINGLE_PROCESS, Alike(0, 2)], ids=["one process", "two"])
-def test_replays_train_as_steps_one_by_one_do(
-    monkeypatch: pytest.MonkeyPatch, world: World
-) -> None:
-    """Everything of a recorded step but CUDA: sizes, inputs in place, when what is recorded."""
+def test_replays_train_as_eager_steps_do(world: World) -> None:
+    """Everything of a graphed step but CUDA: sizes, inputs in place, when it is captured."""
     training = Training(epochs=1, learning_rate=0.05, optimizer="sgd", clip=0.5)
-    one_by_one, replayed = (a_step("san", training, world) for _ in range(2))
-    if world.size > 1:
-        count = sum(parameter.numel() for parameter in replayed._parameters)
-        monkeypatch.setattr(replayed, "_flat", torch.empty(3 + count))
-    recorded = []
-
-    def record(inputs: Any) -> Recorded:
-        recorded.append([tuple(part.shape) for part in inputs[:4]])
-        tally = torch.zeros(3)
-        return Recorded(Again(replayed, inputs, tally), tally)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(replayed, "eager", None)
-    monkeypatch.setattr(replayed, "_beside", replayed._step)
-    monkeypatch.setattr(replayed, "_record", record)
-    done = 0
+    eager, wrapped = (a_step("san", training, world) for _ in range(2))
+    graphs = Recomputed()
+    graphed = GraphedStep(wrapped, graphs)
+    done, sizes = 0, set()
     for epoch in range(6):
-        for batch in batches(one_by_one._questions, 8, "grouped", epoch):
+        for batch in an_epoch(epoch):
             rate = learning_rate(training, done, 100)
-            torch.testing.assert_close(replayed(batch, rate), one_by_one(batch, rate))
+            torch.testing.assert_close(graphed(batch, rate), eager(batch, rate))
+            sizes.add((len(batch), len(batch.features), batch.tokens.shape[1]))
             done += 1
-    for a, b in zip(replayed._parameters, one_by_one._parameters, strict=True):
+    for a, b in zip(wrapped.parameters, eager.parameters, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    assert 1 <= len(recorded) == len(set(map(str, recorded))) < done / 2
+    assert 1 <= graphs.captured <= len(sizes) and graphs.captured < done / 2
 
 
 def test_sizes_are_few_and_at_most_an_eighth_too_large() -> None:
@@ -183,22 +181,16 @@ def test_sizes_are_few_and_at_most_an_eighth_too_large() -> None:
     assert all(size <= max(count + 3, count * 9 / 8) for count, size in enumerate(sizes) if count)
 
 
-def test_a_step_that_cannot_be_recorded_says_so_and_is_taken(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_step_that_cannot_be_captured_runs_eagerly_with_one_note(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def refuse(inputs: Any) -> Recorded:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    one_by_one, step = a_step("san"), a_step("san")
-    monkeypatch.setattr(step, "eager", None)
-    monkeypatch.setattr(step, "_beside", step._step)
-    monkeypatch.setattr(step, "_record", refuse)
+    eager = a_step("san")
+    graphed = GraphedStep(a_step("san"), Recomputed("not permitted when stream is capturing"))
     for epoch in range(3):
-        for batch in batches(step._questions, 8, "grouped", epoch):
-            torch.testing.assert_close(step(batch, 0.01), one_by_one(batch, 0.01))
-    said = capsys.readouterr().out
-    assert said.count("done without CUDA graphs") == 1 and "not permitted" in said
-    assert step.eager is not None
+        for batch in an_epoch(epoch):
+            torch.testing.assert_close(graphed(batch, 0.01), eager(batch, 0.01))
+    printed = capsys.readouterr().out
+    assert printed.count("no CUDA graphs") == 1 and "not permitted" in printed
 
 
 def test_an_optimiser_goes_on_with_the_options_of_the_device_that_is_there() -> None:

@@ -29,8 +29,8 @@ def test_an_outline_is_made_without_sympy() -> None:
     """On the meta device alone, drawing initial values imports it: seconds."""
     said = (
         "import sys; from vqa_repro.models.network import MODELS\n"
-        "from vqa_repro.utils.outline import outlined\n"
-        "with outlined(): [make(30, 7, 6) for make in MODELS.values()]\n"
+        "from vqa_repro.utils.outline import empty_weights\n"
+        "with empty_weights(): [make(30, 7, 6) for make in MODELS.values()]\n"
         "print('sympy' in sys.modules)"
     )
     done = subprocess.run(

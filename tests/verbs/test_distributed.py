@@ -19,9 +19,10 @@ from conftest import PROJECT, environ
 from torch import nn
 
 from vqa_repro import train
-from vqa_repro.data.questions import batches
+from vqa_repro.data.batching import plan_batches
 from vqa_repro.features.store import StoreWriter
-from vqa_repro.utils.distributed import BatchNorm2d, World
+from vqa_repro.utils.distributed import BatchNorm2d, World, init_distributed
+from vqa_repro.utils.errors import UserError
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
@@ -42,18 +43,57 @@ def start(*command: object, cwd: Path | None = None) -> "subprocess.Popen[str]":
 @pytest.mark.parametrize("size", [2, 3, 20])
 def test_the_shares_of_a_batch_are_the_batch(order: str, size: int) -> None:
     _, questions = steps.made_up(pictures=False)
-    whole = batches(questions, 6, order, 1)
-    shares = [batches(questions, 6, order, 1, World(rank, size)) for rank in range(size)]
+    whole = plan_batches(questions, 6, order, 1)
+    shares = [plan_batches(questions, 6, order, 1, World(rank, size)) for rank in range(size)]
     seen: Counter[int] = Counter()
     for batch, *parts in zip(whole, *shares, strict=True):
-        together = torch.cat([part.questions for part in parts])
-        assert together.sort().values.equal(batch.questions.sort().values)
+        together = torch.cat([part.positions for part in parts])
+        assert together.sort().values.equal(batch.positions.sort().values)
         for rank, part in enumerate(parts):
-            assert part.total == batch.total == len(batch.questions)
+            assert part.total == batch.total == len(batch.positions)
             rows = part.rows * size + rank  # of the whole store
-            assert rows[part.image_of].equal(questions.row[part.questions])
+            assert rows[part.image_index].equal(questions.row[part.positions])
         seen.update(together.tolist())
     assert seen == Counter(range(len(questions)))
+
+
+VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+@pytest.mark.parametrize(
+    "values", [{}, dict.fromkeys(VARIABLES, ""), {"WORLD_SIZE": "1"}, {"RANK": "3"}], ids=str
+)
+def test_one_process_needs_no_torchrun(
+    values: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with the empty or single-process variables of a batch script."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with init_distributed("cpu") as (world, device):
+        assert world.size == 1 and world.is_main and device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"WORLD_SIZE": "4"}, "RANK is not set"),
+        ({"WORLD_SIZE": "4", "RANK": "0"}, "LOCAL_RANK is not set"),
+        ({"WORLD_SIZE": "4(x2)"}, r"WORLD_SIZE is '4\(x2\)'"),
+        (dict(zip(VARIABLES, "4404", strict=True)), "contradict"),
+    ],
+)
+def test_several_processes_without_torchrun_are_one_clear_line(
+    values: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=named) as error, init_distributed("cpu"):
+        pass
+    assert "torchrun" in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.slow
@@ -158,7 +198,7 @@ def test_stopped_by_a_signal_both_go_on_where_they_were(
     assert weights[0] == weights[1]
     # And one process alone goes on, saying that its random numbers are others.
     assert train.main([*drops, "--out", str(tmp_path / "alone"), "--resume"]) == 0
-    assert "begun with 2 processes, goes on with 1" in capsys.readouterr().out
+    assert "started with 2 processes, resumes with 1" in capsys.readouterr().out
     assert len(log(tmp_path / "alone")) == len(log(tmp_path / "whole"))
 
 

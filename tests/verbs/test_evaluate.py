@@ -67,7 +67,7 @@ def test_hidden_answers_make_a_complete_results_file(
         score(run, root, *hidden)
     assert score(run, root, *hidden, "--out", out) == 0
     said = capsys.readouterr().out
-    assert said.count("\n") == 1 and f"{out}: 36 answers, all of test, whose right" in said
+    assert said.count("\n") == 1 and f"{out}: 36 answers, all of test, whose" in said
     asked = {example.question_id for example in vqa.load_folder(other, "test").examples}
     assert read_results(out).keys() == asked
     assert score(run, root, "--split", "val", "--out", tmp_path / "val.json") == 0
@@ -75,7 +75,7 @@ def test_hidden_answers_make_a_complete_results_file(
     capsys.readouterr()
     assert score(run, root, *hidden, "--out", out, "--json") == 0
     said = capsys.readouterr()
-    assert json.loads(said.out)["overall"] is None and "whose right answers" in said.err
+    assert json.loads(said.out)["overall"] is None and "whose answers" in said.err
 
 
 def test_for_the_evaluation_server(
@@ -122,8 +122,8 @@ def test_per_question(
     ("given", "line"),
     [
         (["--run", "R", "--questions", "Q"], "--questions goes with --results"),
-        (["--results", "R", "--split", "val"], "--split goes with --run"),
-        (["--results", "R", "--out", "O"], "--out goes with --run"),
+        (["--results", "R", "--split", "val"], "--split goes with a RUN"),
+        (["--results", "R", "--out", "O"], "--out goes with a RUN"),
         (["--results", "R"], "--results needs --questions and --annotations"),
         (["--run", "/proc/no"], "/proc/no"),
     ],

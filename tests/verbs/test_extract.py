@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from vqa_repro import extract, predict, train
 from vqa_repro.data.images import read_image
 from vqa_repro.features.backbones import FrozenBackbone, preprocess
+from vqa_repro.features.extractor import store_path
 from vqa_repro.features.store import open_store
 from vqa_repro.utils.errors import UserError
 
@@ -63,14 +64,14 @@ def options(few: Path, weights: Path, root: Path) -> list[str]:
 def store(few: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("root")
     assert extract.main(options(few, weights, root)) == 0
-    return extract.store_path(root, str(few), "vgg16", "caffe")
+    return store_path(root, str(few), "vgg16", "caffe")
 
 
 def test_folders_of_one_name_have_stores_of_their_own(tmp_path: Path) -> None:
     folders = [tmp_path / "a" / "data", tmp_path / "b" / "data"]
     for folder in folders:
         folder.mkdir(parents=True)
-    first, second = (extract.store_path(tmp_path, str(folder), "vgg16") for folder in folders)
+    first, second = (store_path(tmp_path, str(folder), "vgg16") for folder in folders)
     assert first != second and first.name.startswith("data-")
 
 
@@ -105,15 +106,17 @@ def test_rows_are_the_last_pooling_layer_region_by_region(
 
 # `extract`, of pictures of 64 x 64, and slow enough to be stopped in the middle.
 SMALL = """
-import sys, time
-from vqa_repro import backbone, extract, fill
-backbone.BACKBONES["vgg16"] = backbone.Backbone(512, size=64, regions=4)
-fill.SAVE_EVERY = fill.SAY_EVERY = 0.0
-fast = extract.Extractor.__call__
+import time
+from vqa_repro import extract
+from vqa_repro.features import backbones, extraction, extractor
+from vqa_repro.utils import progress
+backbones.BACKBONES["vgg16"] = backbones.Backbone(512, size=64, regions=4)
+extraction.SAVE_EVERY = progress.LOG_EVERY = 0.0
+fast = extractor.Extractor.__call__
 def slow(*arguments):
     time.sleep(0.2)
     return fast(*arguments)
-extract.Extractor.__call__ = slow
+extractor.Extractor.__call__ = slow
 extract.main_guard(extract.main)
 """
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -126,7 +129,7 @@ class Small:
         (root / "small.py").write_text(SMALL)
         given = options(data, weights, root)
         self._command = [sys.executable, *launcher, str(root / "small.py"), *given]
-        self.path = extract.store_path(root, str(data), "vgg16", "caffe")
+        self.path = store_path(root, str(data), "vgg16", "caffe")
         self.done = self.path.with_name(self.path.name + ".done")
 
     def run(self) -> subprocess.CompletedProcess[str]:
@@ -149,7 +152,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path, weights:
     small = Small(tmp_path_factory.mktemp("small"), drawn_folder, weights)
     ran = small.run()
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert re.search(r"^  \d+ of 52 pictures, [\d.]+ images/s, \d+ s left$", ran.stdout, re.M)
+    assert re.search(r"^  \d+ of 52 images, [\d.]+ images/s, \d+ s left$", ran.stdout, re.M)
     assert "\r" not in ran.stdout + ran.stderr, "a bar in what is not a terminal"
     return small
 
@@ -197,15 +200,15 @@ def test_bad_input_of_several_processes_is_said_once(
     small = Small(tmp_path, data, weights, *TORCHRUN)
     ran = small.run()
     assert ran.returncode == 1 and "exitcode  : 2" in ran.stderr, ran.stderr
-    assert ran.stderr.count("error: 2 of 52 pictures are damaged: ") == 1, ran.stderr
-    assert "extract --leave-out-damaged" in ran.stderr and not small.path.exists()
+    assert ran.stderr.count("error: 2 of 52 images are damaged: ") == 1, ran.stderr
+    assert "extract --skip-damaged" in ran.stderr and not small.path.exists()
 
 
 def test_low_precision_is_near_and_says_what_it_is(
     store: Path, few: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert extract.main([*options(few, weights, tmp_path), "--precision", "bfloat16"]) == 0
-    path = extract.store_path(tmp_path, str(few), "vgg16", "caffe", "bfloat16")
+    path = store_path(tmp_path, str(few), "vgg16", "caffe", "bfloat16")
     assert f"train on them with --features {path}" in capsys.readouterr().out
     low, exact = open_store(path), open_store(store)
     assert low.made_by == {**exact.made_by, "precision": "bfloat16"}
@@ -229,17 +232,17 @@ def test_damaged_pictures_are_an_error_unless_told_otherwise(
     picture.write_bytes(whole[:-30])
     (data / "images" / "41.png").unlink()
     given = options(data, weights, tmp_path)
-    path = extract.store_path(tmp_path, str(data), "vgg16", "caffe")
+    path = store_path(tmp_path, str(data), "vgg16", "caffe")
     with pytest.raises(UserError) as error:
         extract.main(given)
     said = str(error.value)
-    assert said.startswith("2 of 6 pictures are damaged: ") and "\n" not in said
+    assert said.startswith("2 of 6 images are damaged: ") and "\n" not in said
     assert f"{picture} (not a readable picture" in said and "41.jpg (missing)" in said
-    assert said.endswith("or do without them: `extract --leave-out-damaged`")
+    assert said.endswith("`extract --skip-damaged`")
     assert not path.exists()
     capsys.readouterr()
-    assert extract.main([*given, "--leave-out-damaged"]) == 0
-    assert "left out as damaged: 2 pictures, e.g. " in capsys.readouterr().out
+    assert extract.main([*given, "--skip-damaged"]) == 0
+    assert "skipped as damaged: 2 images, e.g. " in capsys.readouterr().out
     opened = open_store(path)
     assert len(opened.row_of) == 4 and opened.left_out.keys() == {"2", "41"}
     picture.write_bytes(whole)

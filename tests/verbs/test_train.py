@@ -16,10 +16,13 @@ from conftest import PROJECT, environ, options, run_verb
 from PIL import Image
 
 from vqa_repro import evaluate, predict, train
+from vqa_repro.evaluation.inference import predict_all
+from vqa_repro.evaluation.scoring import label_accuracy
+from vqa_repro.features.provider import Runtime, open_features
 from vqa_repro.models.network import load_model
 from vqa_repro.reporting import summary
 from vqa_repro.run import open_run, record_resumed
-from vqa_repro.training.prepare import prepare
+from vqa_repro.training.prepare import load_splits, prepare
 from vqa_repro.utils.errors import UserError
 
 
@@ -292,7 +295,7 @@ def test_a_folder_with_something_in_it_is_not_trained_into(
     finished: Path, drawn_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="is no run"):
+    with pytest.raises(UserError, match="is not a run"):
         train.main(options(drawn_folder, tmp_path, 30))
     with pytest.raises(UserError, match="--resume continues it"):
         train.main(options(drawn_folder, finished, 30))
@@ -354,13 +357,13 @@ def test_where_the_processor_has_no_bfloat16_it_is_float32_and_that_is_recorded(
     drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in ("train", "model"):
+    for module in ("utils.device", "models.network"):
         monkeypatch.setattr(f"vqa_repro.{module}.has_bfloat16", lambda device: False)
     for precision in ("float32", "bfloat16"):
         chosen = ["--set", f"training.precision={precision}", "--device", "cpu"]
         assert train.main([*options(drawn_folder, tmp_path / precision, 1), *chosen]) == 0
         said = json.loads((tmp_path / precision / "environment.json").read_text())["without"]
-        assert any("done in float32" in line for line in said) is (precision == "bfloat16")
+        assert any("float32" in line for line in said) is (precision == "bfloat16")
     a, b = (tmp_path / name / "model.safetensors" for name in ("float32", "bfloat16"))
     assert a.read_bytes() == b.read_bytes()
 
@@ -399,9 +402,11 @@ def test_the_best_epoch_is_kept_and_waiting_for_a_better_one_has_an_end(
     assert metrics["epochs"] == len(held_out) == first_best + 3 < 200
     # The weights are those of that epoch: they answer the held-out questions as well as then.
     run = open_run(out)
-    _, material = prepare(run.recipe, out, run, Path("resources"), torch.device("cpu"))
-    network = load_model(run, torch.device("cpu"))
-    assert train.accuracy(network, material) == pytest.approx(max(held_out))
+    runtime = Runtime(torch.device("cpu"))
+    splits = load_splits(run.recipe, runtime.root)
+    data = prepare(run, splits, open_features(run.recipe.data, splits, runtime), runtime)
+    predictions = predict_all(load_model(run, runtime.device), data.loader, data.validation)
+    assert label_accuracy(predictions, data.validation) == pytest.approx(max(held_out))
 
 
 def test_a_model_that_sees_no_picture_needs_none(
@@ -450,11 +455,11 @@ def test_questions_about_damaged_pictures_are_left_out_and_counted(
     images = {path.stem: path for path in (tmp_path / "data" / "images").iterdir()}
     for name in ("3", "42"):  # one to train on, one to test on
         images[name].write_bytes(images[name].read_bytes()[:50])
-    with pytest.raises(UserError, match="2 of 52 pictures are damaged"):
+    with pytest.raises(UserError, match="2 of 52 images are damaged"):
         train.main(options(tmp_path / "data", tmp_path / "run", 1))
     assert not (tmp_path / "run").exists()
     given = options(tmp_path / "data", tmp_path / "run", 1)
-    assert train.main([*given, "--leave-out-damaged"]) == 0
+    assert train.main([*given, "--skip-damaged"]) == 0
     without = json.loads((tmp_path / "run" / "environment.json").read_text())["without"]
     assert any(line.startswith("3 of 120 questions of train") for line in without)
     assert any(line.startswith("3 of 36 questions of val") for line in without)

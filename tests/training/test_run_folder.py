@@ -1,0 +1,66 @@
+"""One training at a time uses a run folder; default names are claimed without a race."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import environ
+
+from vqa_repro.run import Run, open_run
+from vqa_repro.training.run_folder import LOCK, claim_run, lock_run
+from vqa_repro.utils.errors import UserError
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from vqa_repro.training.run_folder import lock_run
+with lock_run(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def new(finished: Path, folder: Path) -> Run:
+    """A run that is not on the disk yet."""
+    return replace(open_run(finished), folder=folder)
+
+
+def test_a_second_training_is_refused_and_names_the_first(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, env=environ(), stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdout.readline() == "locked\n"
+        with pytest.raises(UserError) as error, lock_run(tmp_path):
+            pass
+        message = str(error.value)
+        assert f"process {other.pid} on {socket.gethostname()}" in message
+        assert str(tmp_path) in message and "\n" not in message
+        other.kill()
+        other.wait()
+    with lock_run(tmp_path):  # its owner died
+        assert os.path.lexists(tmp_path / LOCK)
+    assert not os.path.lexists(tmp_path / LOCK)
+
+
+def test_of_two_new_runs_of_one_default_name_the_second_takes_the_next(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = open_run(finished).recipe.name
+    # Both chose the first name before either had made its folder.
+    runs = [claim_run(new(finished, Path("runs") / name), {}, None) for _ in range(3)]
+    assert [run.folder.name for run in runs] == [name, f"{name}-2", f"{name}-3"]
+    assert all(open_run(run.folder).recipe == run.recipe for run in runs)
+
+
+def test_of_two_new_runs_of_one_chosen_name_the_second_is_refused(
+    finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    claim_run(new(finished, out), {"first": True}, out)
+    with pytest.raises(UserError, match=str(out)):
+        claim_run(new(finished, out), {"first": False}, out)
+    assert "true" in (out / "environment.json").read_text()
