@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root", type=Path, default=Path("resources"), help="folder of the data sets"
     )
-    parser.add_argument("--backbone", choices=BACKBONES, default="vgg19")
+    parser.add_argument(
+        "--backbone", choices=BACKBONES, default="vgg19", help="the frozen network (default: vgg19)"
+    )
     parser.add_argument(
         "--weights", type=Path, help="the backbone's checkpoint (default: the downloaded one)"
     )
