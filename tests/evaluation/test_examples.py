@@ -12,9 +12,10 @@ import torch
 from conftest import options, run_verb
 from PIL import Image
 
-from vqa_repro import predict, train
+from vqa_repro import train
 from vqa_repro.data.types import Example
 from vqa_repro.evaluation import examples
+from vqa_repro.evaluation.inference import Predictor
 from vqa_repro.run import open_run
 from vqa_repro.utils.errors import UserError
 
@@ -92,7 +93,7 @@ def test_a_run_keeps_what_predict_would_say(
     results = {r["question_id"]: r for r in json.loads((folder / "results.json").read_text())}
     annotations = json.loads((drawn_folder / "val_annotations.json").read_text())["annotations"]
     truth = {a["question_id"]: a["answers"][0]["answer"] for a in annotations}
-    predictor = predict.Predictor(open_run(folder), torch.device("cpu"))
+    predictor = Predictor(open_run(folder), torch.device("cpu"))
     for asked in kept.asked[:4]:
         assert asked.answers[0][0] == results[asked.question_id]["answer"]
         assert asked.label == truth[asked.question_id] and asked.human == [asked.label]
