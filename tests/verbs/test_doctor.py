@@ -260,7 +260,7 @@ def test_a_build_for_the_cpu_is_no_illness_where_it_was_asked_for(
     assert lockfile.build_here() == "cu130"
     (tmp_path / ".finished").write_text("lock 00\ntorch cpu\nvenv /a\n")
     problems, notes = gpu.diagnose(DRIVER, TORCH | {"cuda": None}, lockfile.build_here())
-    assert problems == [] and "the GPU stays unused" in notes[0].what
+    assert problems == [] and "the GPU is not used" in notes[0].what
     assert lockfile.lock_of(lockfile.build_here()) == "requirements-cpu.lock"
 
 
