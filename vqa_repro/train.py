@@ -43,8 +43,8 @@ def train(
     """Train ``recipe`` and return the finished run.
 
     out: the run folder; by default the first free one of runs/NAME, runs/NAME-2, ...
-    resume: continue the run in ``out``, or else the newest of this recipe if there is one.
-    runtime: device, processes and folders; by default the best device of this machine.
+    resume: continue the run in ``out``, or the newest of this recipe if there is one.
+    runtime: by default the best device of this machine.
     Raise UserError for bad input, ``training.loop.Stopped`` when a signal ended it early.
     """
     import torch
@@ -81,9 +81,7 @@ def train(
         world.broadcast_weights(network)
         if world.rank:  # random numbers of its own from here on
             torch.manual_seed(recipe.training.seed + loop.RANK_SEED * world.rank)
-        claimed = world.run_on_main(
-            lambda: record_start(run, data, runtime, resumed=bool(resumed), out=out)
-        )
+        claimed = world.run_on_main(lambda: record_start(run, data, runtime, resumed, out))
         run = replace(run, folder=claimed)
         if not resumed:
             world.run_on_main(lambda: _enter(stack, lock_run(run.folder)))
@@ -101,7 +99,7 @@ def _enter(stack: ExitStack, lock: Any) -> None:
 
 
 def record_start(
-    run: Run, data: PreparedData, runtime: Runtime, *, resumed: bool, out: Path | None
+    run: Run, data: PreparedData, runtime: Runtime, resumed: Run | None, out: Path | None
 ) -> Path:
     """Create the run folder, or record where the run is resumed; return the folder."""
     import torch

@@ -148,7 +148,7 @@ def test_without_the_pictures_it_is_said_and_the_run_finishes(
     assert train.main(given) == 0  # makes the features
     shutil.rmtree(tmp_path / "data" / "images")
     assert train.main(options(tmp_path / "data", tmp_path / "run", 1)) == 0
-    assert "no gallery for the report" in capsys.readouterr().out
+    assert "no examples for the report" in capsys.readouterr().out
     assert open_run(tmp_path / "run").finished and examples.read(tmp_path / "run") is None
 
 

@@ -93,6 +93,16 @@ def _official_files(root: Path, version: str, subset: str) -> tuple[Source, Sour
     )
 
 
+def _check_image(annotation: dict[str, Any], image_id: Any) -> None:
+    """Raise ValueError if the annotation is about another image than its question."""
+    other = annotation.get("image_id", image_id)
+    if other != image_id:
+        raise ValueError(
+            f"image_id {_with_kind(other, image_id)}, but {_with_kind(image_id, other)} in the "
+            "question"
+        )
+
+
 def read_pair(
     questions: Source,
     annotations: Source | None,
@@ -128,11 +138,7 @@ def read_pair(
         if annotation is None:
             raise UserError(f"{questions}: question {question_id} has no answer in {annotations}")
         try:
-            if annotation.get("image_id", image_id) != image_id:
-                raise ValueError(
-                    f"image_id {_with_kind(annotation['image_id'], image_id)}, "
-                    f"but {_with_kind(image_id, annotation['image_id'])} in the question"
-                )
+            _check_image(annotation, image_id)
             if official and "multiple_choice_answer" not in annotation:
                 raise ValueError(
                     'no "multiple_choice_answer", which VQA has and OK-VQA lacks; '

@@ -118,9 +118,7 @@ def parse(arguments: list[str], environ: Mapping[str, str]) -> Options:
             if verb == "bundle":
                 out = _bundle_folder(words)
         else:
-            raise UserError(
-                f"unknown argument '{word}' (arguments for train and jupyter go after --)"
-            )
+            raise UserError(f"unknown argument '{word}' (those of train and jupyter go after --)")
     if rest and verb not in ("all", "train", "test", "jupyter"):
         raise UserError(f"stage {verb} takes no arguments after --")
     check(values, verb)
