@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,8 @@ def answer_split(run: Run, data: Data, split: Split, runtime: Runtime) -> dict[i
     from vqa_repro.features.provider import open_or_extract
     from vqa_repro.models.network import load_model
 
-    store = open_or_extract(data, [split], runtime)
+    with redirect_stdout(sys.stderr):  # an extraction reports there: stdout is for the scores
+        store = open_or_extract(data, [split], runtime)
     if store.made_by != run.features["made_by"]:
         raise UserError(
             f"{store.path}: made by {store.made_by}, but the run was trained on features made by "
