@@ -1,6 +1,5 @@
 """The features of a run: from ``data.features`` of the recipe to an open store."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,22 +76,18 @@ def open_or_extract(data: Data, splits: Sequence[Split], runtime: Runtime) -> St
             if images.keys() <= store.row_of.keys() | store.left_out.keys():
                 return store
         side = data.picture_size
-        announce(f"storing {len(images):,} images at {side} pixels a side -> {path}")
+        print(f"  storing {len(images):,} images at {side} pixels a side -> {path}", flush=True)
         return store_pixels(images, path, data.picture_size, skip_damaged=runtime.skip_damaged)
     if backbone in BACKBONES and not path.exists():
         weights = runtime.weights or cached_checkpoint(data.features)
         network = FrozenBackbone(backbone, weights, preprocess, runtime.device)
-        announce(
-            f"no features yet: extracting {len(images):,} images through {data.features} "
-            f"({network.made_by['weights']}) on {describe(runtime.device)} -> {path}"
+        print(
+            f"  no features yet: extracting {len(images):,} images through {data.features} "
+            f"({network.made_by['weights']}) on {describe(runtime.device)} -> {path}",
+            flush=True,
         )
         return extract(images, path, network, skip_damaged=runtime.skip_damaged)
     return open_features(data, splits, runtime)
-
-
-def announce(text: str) -> None:
-    """Print a line on standard error: standard output may be somebody's JSON."""
-    print(f"  {text}", file=sys.stderr, flush=True)
 
 
 def features_path(data: Data, root: Path) -> Path:
