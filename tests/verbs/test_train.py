@@ -262,7 +262,7 @@ def test_weights_of_another_model_are_refused(
         (["--set", "training.order=sorted"], "'grouped' or 'iid'"),
         (["--set", "model.layer=3"], "san has no option 'layer'"),
         (["--set", "model.name=mcan"], "choose san, hiecoatt"),
-        (["--set", "model.question=gru"], "lstm"),
+        (["--set", "model.question=gru"], "choose lstm or cnn"),
         (["--set", "epochs=3"], "section.key"),
         (["--set", "epochs"], "SECTION.KEY=VALUE"),
         (["--device", "tpu"], "no such device"),
