@@ -202,6 +202,7 @@ dev = ["alpha"]
 installer = []
 wordnet = ["alpha"]
 jupyter = ["alpha"]
+docs = ["alpha"]
 """
 
 
