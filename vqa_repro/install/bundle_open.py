@@ -208,16 +208,6 @@ def select(folder: Path, bundle: Bundle, wanted: list[Entry]) -> dict[str, Whole
     }
 
 
-def space_to_join(folder: Path) -> int:
-    """Return how many bytes ``open_bundle`` writes at most, by what the bundle says of itself."""
-    files = read_bundle(folder).files.items()
-    return sum(
-        whole.size
-        for name, whole in files
-        if len(whole.pieces) > 1 and name.startswith(("wheels/", "checkpoints/"))
-    )
-
-
 def check_space(into: Path, to_join: dict[str, Whole]) -> None:
     free, needed = shutil.disk_usage(into).free, sum(whole.size for whole in to_join.values())
     if free < needed:
