@@ -49,7 +49,8 @@ from vqa_repro.recipe import Training
 from vqa_repro.training.cuda_graphs import reason_for_eager
 from vqa_repro.training.loop import choose_step
 from vqa_repro.training.step import Step
-from vqa_repro.utils.device import add_device_option, choose_device, describe, has_bfloat16
+from vqa_repro.utils.arguments import add_device_option
+from vqa_repro.utils.device import choose_device, describe, has_bfloat16
 from vqa_repro.utils.distributed import World, init_distributed
 from vqa_repro.utils.errors import UserError, main_guard
 

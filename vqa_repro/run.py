@@ -32,7 +32,7 @@ from vqa_repro.recipe import Recipe
 from vqa_repro.release import local_run
 from vqa_repro.utils.errors import UserError, first_line
 from vqa_repro.utils.files import write_atomic
-from vqa_repro.utils.torch_file import load_torch
+from vqa_repro.utils.torch_utils import load_torch
 
 # Run folders may come from strangers.
 MAX_JSON = 2**24  # bytes

@@ -21,6 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqa_repro.recipe import Recipe, Training, load_recipe, parse_value, recipe_names
+from vqa_repro.utils.arguments import (
+    add_device_option,
+    add_root_option,
+    add_skip_damaged_option,
+    add_weights_option,
+    name_or_path_argument,
+    parse_arguments,
+    path_argument,
+)
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
 
 if TYPE_CHECKING:
@@ -47,61 +56,80 @@ def train(
     runtime: by default the best device of this machine.
     Raise UserError for bad input, ``training.loop.Stopped`` when a signal ended it early.
     """
-    import torch
-
     from vqa_repro.evaluation.inference import predict_all
     from vqa_repro.evaluation.titles import model_title
-    from vqa_repro.features.provider import Runtime, open_or_extract
-    from vqa_repro.models.network import build, check_memory
+    from vqa_repro.features.provider import Runtime
     from vqa_repro.reporting import summary
-    from vqa_repro.training import loop
-    from vqa_repro.training.prepare import load_splits, new_run, prepare
+    from vqa_repro.training.loop import Trainer
     from vqa_repro.training.run_folder import choose_run, lock_run
     from vqa_repro.training.shortage import explain_shortage
     from vqa_repro.utils.device import choose_device
 
     runtime = runtime or Runtime(choose_device("auto"))
-    world, device = runtime.world, runtime.device
+    world = runtime.world
     folder, resumed = world.run_on_main(lambda: choose_run(recipe, out, resume))
     if resumed and resumed.finished:
         print(f"{folder} is finished; --seed or --out makes another run")
         return resumed
-    with ExitStack() as stack:
+    with ExitStack() as locks:
         if resumed:
-            world.run_on_main(lambda: _enter(stack, lock_run(folder)))
-        torch.manual_seed(recipe.training.seed)
+            world.run_on_main(lambda: locks.enter_context(lock_run(folder)))
         print(model_title(recipe))
-        splits = world.run_together(lambda: load_splits(recipe, runtime.root))
-        store = world.run_together(lambda: open_or_extract(recipe.data, splits, runtime))
-        run = resumed or world.run_together(lambda: new_run(recipe, folder, splits[0], store))
-        data = world.run_together(lambda: prepare(run, splits, store, runtime))
-        world.run_together(lambda: check_memory(run, device))
-        with explain_shortage(recipe.training, folder, device):
-            network = build(run).to(device)
-        world.broadcast_weights(network)
-        if world.rank:  # random numbers of its own from here on
-            torch.manual_seed(recipe.training.seed + loop.RANK_SEED * world.rank)
-        claimed = world.run_on_main(lambda: record_start(run, data, runtime, resumed, out))
-        run = replace(run, folder=claimed)
+        run, data = prepare_run(recipe, folder, resumed, runtime)
+        with explain_shortage(recipe.training, folder, runtime.device):
+            network = build_network(run, runtime)
+        run = record_start(run, data, runtime, resumed, out)
         if not resumed:
-            world.run_on_main(lambda: _enter(stack, lock_run(run.folder)))
+            world.run_on_main(lambda: locks.enter_context(lock_run(run.folder)))
         describe_start(run, network, data, runtime)
-        with explain_shortage(recipe.training, run.folder, device):
-            trainer = loop.Trainer(run, network, data, runtime, tensorboard=tensorboard)
-            seconds = trainer.fit()
+        with explain_shortage(recipe.training, run.folder, runtime.device):
+            seconds = Trainer(run, network, data, runtime, tensorboard=tensorboard).fit()
             predictions = predict_all(network, data.loader, data.test, world)
             world.run_on_main(lambda: summary.finish(run, network, data, predictions, seconds))
     return run
 
 
-def _enter(stack: ExitStack, lock: Any) -> None:
-    stack.enter_context(lock)
+def prepare_run(
+    recipe: Recipe, folder: Path, resumed: Run | None, runtime: Runtime
+) -> tuple[Run, PreparedData]:
+    """Return the run and its data; extract features that are missing.
+
+    A new run is not on the disk yet.
+    """
+    from vqa_repro.features.provider import open_or_extract
+    from vqa_repro.training.prepare import load_splits, new_run, prepare
+
+    world = runtime.world
+    splits = world.run_together(lambda: load_splits(recipe, runtime.root))
+    store = world.run_together(lambda: open_or_extract(recipe.data, splits, runtime))
+    run = resumed or world.run_together(lambda: new_run(recipe, folder, splits[0], store))
+    return run, world.run_together(lambda: prepare(run, splits, store, runtime))
+
+
+def build_network(run: Run, runtime: Runtime) -> VQAModel:
+    """Return the network of ``run`` with its initial weights, the same in every process.
+
+    Seed torch's random numbers: the same for the weights, then different in every process.
+    """
+    import torch
+
+    from vqa_repro.models.network import build, check_memory
+    from vqa_repro.training.loop import RANK_SEED
+
+    world, seed = runtime.world, run.recipe.training.seed
+    world.run_together(lambda: check_memory(run, runtime.device))
+    torch.manual_seed(seed)
+    network = build(run).to(runtime.device)
+    world.broadcast_weights(network)
+    if world.rank:
+        torch.manual_seed(seed + RANK_SEED * world.rank)
+    return network
 
 
 def record_start(
     run: Run, data: PreparedData, runtime: Runtime, resumed: Run | None, out: Path | None
-) -> Path:
-    """Create the run folder, or record where the run is resumed; return the folder."""
+) -> Run:
+    """Create the run folder, or record where the run is resumed; return the run in its folder."""
     import torch
 
     from vqa_repro.diagnostics.facts import environment
@@ -115,14 +143,19 @@ def record_start(
         "processes": runtime.world.size,
         "without": missing_capabilities(runtime.device, run.recipe.training) + data.notes,
     }
-    if resumed:
-        record_resumed(run, facts)
-        return run.folder
-    facts["features"] = data.loader.description
-    return claim_run(run, {**environment(), **facts}, out).folder
+
+    def record() -> Path:
+        if resumed:
+            record_resumed(run, facts)
+            return run.folder
+        features = {"features": data.loader.description}
+        return claim_run(run, {**environment(), **facts, **features}, out).folder
+
+    return replace(run, folder=runtime.world.run_on_main(record))
 
 
 def describe_start(run: Run, network: VQAModel, data: PreparedData, runtime: Runtime) -> None:
+    """Print the device, the size of the network and the data, and what is missing."""
     import torch
 
     from vqa_repro.utils.device import describe
@@ -162,17 +195,21 @@ def missing_capabilities(device: torch.device, training: Training) -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--recipe", help=f"{', '.join(recipe_names())}, or a TOML file (default: easy-vqa)"
-    )
-    parser.add_argument("--data", help="train on another data set, or a folder of your own")
-    parser.add_argument(
-        "--features", help="cnn, none, a frozen backbone (vgg19, vgg19-caffe), or a feature store"
+        "--recipe",
+        type=name_or_path_argument,
+        help=f"{', '.join(recipe_names())}, or a TOML file (default: easy-vqa)",
     )
     parser.add_argument(
-        "--weights", type=Path, help="the backbone's checkpoint (default: the downloaded one)"
+        "--data", type=name_or_path_argument, help="another data set, or a folder with your own"
     )
+    parser.add_argument(
+        "--features",
+        type=name_or_path_argument,
+        help="cnn, none, a frozen backbone (vgg19, vgg19-caffe), or a feature store",
+    )
+    add_weights_option(parser)
     parser.add_argument("--epochs", type=int, help="passes over the training questions")
-    parser.add_argument("--seed", type=int, help="of all random numbers (default: 0)")
+    parser.add_argument("--seed", type=int, help="seed of all random numbers (default: 0)")
     parser.add_argument(
         "--set",
         action="append",
@@ -181,47 +218,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="changes",
         help="change any option of the recipe, for example model.layers=1; may be repeated",
     )
-    parser.add_argument(
-        "--root", type=Path, default=Path("resources"), help="folder of the data sets"
-    )
-    parser.add_argument(
-        "--skip-damaged",
-        "--leave-out-damaged",
-        action="store_true",
-        help="skip the questions about images that cannot be read",
-    )
+    add_root_option(parser)
+    add_skip_damaged_option(parser)
     parser.add_argument(
         "--feature-placement",
         choices=("device", "compressed", "pinned", "disk"),
-        help="where features are kept (default: the first that fits): in the device's memory, "
-        "there in compressed form, in pinned host memory, on the disk",
+        help="where features are kept: in the device's memory, there in compressed form, in pinned "
+        "host memory, or on the disk (default: the first of these that fits)",
     )
-    parser.add_argument("--out", type=Path, help="the run folder (default: below runs/)")
+    parser.add_argument("--out", type=path_argument, help="the run folder (default: below runs/)")
     parser.add_argument("--resume", action="store_true", help="resume an unfinished run")
     parser.add_argument(
-        "--tensorboard", action="store_true", help="write event files into the run folder too"
+        "--tensorboard", action="store_true", help="also write event files into the run folder"
     )
     parser.add_argument(
         "--deterministic",
         action="store_true",
-        help="the same numbers bit for bit each time also on a GPU, at the cost of speed",
+        help="bit-for-bit reproducible results, also on a GPU (slower)",
     )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda|cuda:N",
-        help="where to compute; auto is the first GPU, or the CPU if there is none",
-    )
+    add_device_option(parser)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m vqa_repro.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    args = parser.parse_args(arguments)
+    _, args = parse_arguments("train", __doc__, add_arguments, arguments)
     recipe = read_recipe(args)
 
     from vqa_repro.features.provider import Runtime
@@ -241,12 +260,12 @@ def main(arguments: list[str] | None = None) -> int:
                 resume=args.resume,
                 tensorboard=args.tensorboard,
                 runtime=Runtime(
-                    choose_device(device),
-                    world,
-                    args.root,
-                    args.weights,
-                    args.feature_placement,
-                    args.skip_damaged,
+                    device=choose_device(device),
+                    world=world,
+                    root=args.root,
+                    weights=args.weights,
+                    placement=args.feature_placement,
+                    skip_damaged=args.skip_damaged,
                 ),
             )
             if world.is_main:
@@ -264,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_recipe(args: argparse.Namespace) -> Recipe:
-    """Return the recipe with the changes of the command line."""
+    """Return the recipe with the options of the command line applied."""
     changes = dict(parse_change(text) for text in args.changes)
     for key, value in [
         ("data.name", args.data),

@@ -195,7 +195,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
     "code in weights of oldest torch": (
         "weights.pth",
         lambda touched: tar({"storages": pickle.dumps(Code(touched), 2)}),
-        "not a checkpoint (it asks for posix.mkdir)",
+        "not a checkpoint (it requests posix.mkdir)",
     ),
     "code in a plain pickle": ("weights.pth", lambda t: pickle.dumps(Code(t)), "not a checkpoint"),
     "code in a safetensors file": (
@@ -203,7 +203,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
         lambda touched: pickle.dumps(Code(touched)),
         "damaged",
     ),
-    "a program as a picture": ("picture", eps, "no format that is known"),
+    "a program as a picture": ("picture", eps, "unknown format"),
     "a link out of an archive": ("weights.pth", linked, "not a checkpoint"),
     "a path out of a zip": (
         "cocoqa-2015-05-17.zip",

@@ -15,7 +15,7 @@ from children import ready
 
 from vqa_repro import evaluate, extract, predict
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
-from vqa_repro.utils.shortage import explain_out_of_memory_in
+from vqa_repro.utils.memory import explain_out_of_memory
 
 MAIN = {"evaluate": evaluate.main, "extract": extract.main, "predict": predict.main}
 ROOM = 400 * 2**20  # bytes beyond what the process has when it begins
@@ -81,7 +81,7 @@ def test_memory_that_runs_out_in_a_verb_is_said_in_a_line(
     text = said.read_text()
     assert process.exitcode == EXIT_BAD_INPUT, text
     (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
-    assert re.fullmatch(r"error: out of memory \(another \d.* asked for\): .*--device .*", line)
+    assert re.fullmatch(r"error: out of memory \(another \d.* requested\): .*--device .*", line)
     assert ("--precision bfloat16" in line) == (verb == "extract")
     assert "Traceback" not in text
 
@@ -97,6 +97,6 @@ def test_memory_that_runs_out_in_a_verb_is_said_in_a_line(
 )
 def test_memory_that_runs_out_is_known_in_all_its_words(error: Exception) -> None:
     """What torch and numpy raise, where no GPU is at hand to be filled."""
-    said = r"out of memory( \(another 2.34 GiB asked for\))?: try"
-    with pytest.raises(UserError, match=said), explain_out_of_memory_in("try less"):
+    said = r"out of memory( \(another 2.34 GiB requested\))?: try"
+    with pytest.raises(UserError, match=said), explain_out_of_memory("try less"):
         raise error

@@ -305,7 +305,7 @@ def encoded(kind: str) -> bytes:
 def test_what_is_no_picture_is_told_apart(served: Served) -> None:
     cases = {
         "not an image in a supported format": [b"", b"hello", b"%PDF-1.7", encoded("TIFF")],
-        "not a readable picture": [encoded("JPEG")[:900], encoded("PNG")[:3000]],
+        "not a readable image": [encoded("JPEG")[:900], encoded("PNG")[:3000]],
         "too many pixels": [png(10_000, 9_000), png(20_000, 20_000)],
     }
     assert encoded("EPS").startswith(b"%!PS")  # Pillow hands these to another program

@@ -165,7 +165,7 @@ def check_checkpoint(name: str, file: Path) -> dict[str, Any]:
     import torchvision  # only here: the other checks are about torch alone
 
     from vqa_repro.features.backbones import load_backbone
-    from vqa_repro.utils.outline import empty_weights
+    from vqa_repro.utils.torch_utils import empty_weights
 
     if name.endswith("-caffe"):
         model = load_backbone(name.removesuffix("-caffe"), file)

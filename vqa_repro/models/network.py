@@ -17,7 +17,7 @@ from vqa_repro.utils.device import has_bfloat16
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import write_atomic
 from vqa_repro.utils.memory import free_on_host
-from vqa_repro.utils.outline import empty_weights
+from vqa_repro.utils.torch_utils import empty_weights
 
 # Copies of the weights in training, at least: weights, gradients and optimiser state.
 COPIES = {"adamw": 4, "sgd": 3, "rmsprop": 3}

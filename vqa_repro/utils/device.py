@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import re
@@ -14,15 +13,6 @@ from vqa_repro.utils.errors import UserError
 
 if TYPE_CHECKING:
     import torch  # at run time inside functions: `--help` need not wait for it
-
-
-def add_device_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda|cuda:N",
-        help="where to compute; auto takes the first GPU, and the CPU where there is none",
-    )
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, a plain line now and then in a log file."""
 
+import sys
 import time
 from types import TracebackType
 
@@ -59,6 +60,7 @@ class Progress:
             print(
                 f"  {done:,} of {self._total:,} {self._unit}, {rate:,.1f} {self._unit}/s"
                 f"{left}{note}",
+                file=sys.stderr,
                 flush=True,
             )
             self._reported = now
