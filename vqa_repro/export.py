@@ -28,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     _, args = parse_arguments("export", __doc__, add_arguments, arguments)
     from vqa_repro.release import pack
     from vqa_repro.reporting.model_card import model_card
-    from vqa_repro.run import open_run, read_json
+    from vqa_repro.run import open_run
+    from vqa_repro.utils.files import read_json
 
     run = open_run(args.run)
     metrics = read_json(run.folder / "metrics.json") if run.finished else {}

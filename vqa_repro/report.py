@@ -89,7 +89,7 @@ def make_examples(folder: Path, root: Path, device_name: str) -> None:
     made = examples.make(
         run, network, data.loader, data.test, data.test_split, predictions, results
     )
-    print(f"{len(made.asked)} questions: {shlex.quote(str(run.folder / 'gallery.json'))}")
+    print(f"{len(made.records)} questions: {shlex.quote(str(run.folder / 'gallery.json'))}")
 
 
 def seconds(text: str) -> float:

@@ -32,8 +32,9 @@ from vqa_repro.features import backbones, store
 from vqa_repro.models import network
 from vqa_repro.recipe import from_json, load_recipe
 from vqa_repro.reporting import commands
-from vqa_repro.run import MAX_JSON, Run, open_run
+from vqa_repro.run import Run, open_run
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import MAX_JSON
 
 MANY = 2**31  # bytes that a file of a few thousand claims to hold
 
@@ -184,7 +185,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
     "code in a training checkpoint": (
         "checkpoint.pt",
         lambda touched: saved({"step": Code(touched)}),
-        "no checkpoint is whole",
+        "all checkpoints are damaged",
     ),
     "code in weights": ("weights.pth", lambda t: saved({"w": Code(t)}), "not a checkpoint"),
     "code in weights of old torch": (

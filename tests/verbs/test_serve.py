@@ -161,12 +161,12 @@ def test_the_samples_are_those_of_the_gallery(served: Served, with_gallery: Path
     facts = json.loads(told)
     kept = examples.read(with_gallery)
     assert kept and len(facts["runs"]) == 2
-    listed = [kept.asked[i] for i in kept.lists["sample"]]
+    listed = [kept.records[i] for i in kept.lists["sample"]]
     assert facts["samples"] == [{"question": r.question, "answer": r.label} for r in listed] != []
     assert all(run["answers"] == 5 and run["data"] == "drawn data0" for run in facts["runs"])
     status, jpeg, headers = served.ask("GET", "/samples/1")
     assert status == 200 and headers["Content-Type"] == "image/jpeg"
-    assert listed[1].picture and jpeg == kept.pictures[listed[1].picture]
+    assert listed[1].picture and jpeg == kept.images[listed[1].picture]
     assert served.refusal("GET", f"/samples/{len(listed)}")[0] == 404
 
 

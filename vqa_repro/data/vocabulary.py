@@ -5,10 +5,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from vqa_repro.data.types import Example
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.schema import convert
 
 PADDING, UNKNOWN = 0, 1
 _RESERVED = ("<pad>", "<unk>")
@@ -72,16 +75,18 @@ class Vocabulary:
 
     @staticmethod
     def from_json(data: Any, where: str) -> "Vocabulary":
-        """The inverse of ``to_json``. Raises UserError, naming ``where``, for anything else."""
-        try:
-            words, answers = tuple(data["words"]), tuple(data["answers"])
-        except (TypeError, KeyError):
-            raise UserError(f"{where}: not a vocabulary (needs lists words and answers)") from None
-        if words[:2] != _RESERVED or not answers:
+        """Return the inverse of ``to_json``. Raise UserError, naming ``where``, for other data."""
+        content = convert(data, _Content, where)
+        if content.words[:2] != _RESERVED:
             raise UserError(f"{where}: not a vocabulary of this program")
-        if not all(isinstance(text, str) for text in (*words, *answers)):
-            raise UserError(f"{where}: words and answers must be strings")
-        return Vocabulary(words, answers)
+        return Vocabulary(content.words, content.answers)
+
+
+class _Content(msgspec.Struct):
+    """The content of vocabulary.json."""
+
+    words: tuple[str, ...]
+    answers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
 
 
 def build_vocabulary(examples: Iterable[Example], num_answers: int) -> Vocabulary:

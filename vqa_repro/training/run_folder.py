@@ -1,4 +1,4 @@
-"""The folder of a training: which one, and that only one training uses it at a time."""
+"""The run folder of a training: choose, create and lock it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,8 +49,8 @@ def claim_run(run: Run, environment: dict[str, Any], out: Path | None) -> Run:
     """Create the folder of a new ``run`` and return the run.
 
     A run folder appears under its name in one step, so of several trainings that start together
-    only one gets it. The others take the next default name; with ``out`` they are refused, and
-    the error names the training that uses the folder.
+    only one gets it. The others take the next default name; with ``out`` they raise UserError,
+    which names the training that uses the folder.
     """
     if out is None:
         candidates = [folder for folder in default_folders(run.recipe) if not folder.exists()]
@@ -60,7 +60,7 @@ def claim_run(run: Run, environment: dict[str, Any], out: Path | None) -> Run:
                 create_run(run, environment)
                 return run
             except UserError:
-                if not is_run(folder):  # not taken: it cannot be made
+                if not is_run(folder):  # not taken: it cannot be created
                     raise
     try:
         create_run(run, environment)

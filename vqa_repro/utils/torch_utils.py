@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from vqa_repro.utils.errors import UserError
 
 
 class _SkipInitialization(TorchFunctionMode):
@@ -59,6 +63,14 @@ def load_torch(path: Path) -> Any:
             if damaged := archive.testzip():
                 raise ValueError(f"the checksum of {damaged} is wrong")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the weights in a safetensors file. Raise UserError if it is damaged."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: damaged ({error}); train again, or copy the run again") from None
 
 
 class _Unpickler(pickle._Unpickler):

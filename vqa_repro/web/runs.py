@@ -113,9 +113,9 @@ def samples(runs: Sequence[Path]) -> list[Sample]:
     """Return the sample questions of the first run folder that has examples."""
     for folder in runs:
         if examples := read_examples(folder):
-            records = [examples.asked[i] for i in examples.lists.get("sample", [])]
+            records = [examples.records[i] for i in examples.lists.get("sample", [])]
             return [
-                Sample(examples.pictures[r.picture], r.question, r.label)
+                Sample(examples.images[r.picture], r.question, r.label)
                 for r in records
                 if r.picture
             ]
