@@ -24,9 +24,7 @@ def test_inodes_that_run_out_in_training_cost_nothing(drawn_folder: Path, mount:
     for count in (3, 9):
         mount(f"nr_inodes={count}")
         resumed = ["--resume"] if (disk / "run").exists() else []
-        with pytest.raises(
-            UserError, match=r"for another file.*\(`df -i`\)"
-        ):
+        with pytest.raises(UserError, match=r"for another file.*\(`df -i`\)"):
             train.main([*arguments, *resumed])
         assert (disk / "run").exists() == (count == 9)
         assert not list(disk.glob(".new-run-*"))
@@ -45,9 +43,7 @@ def test_inodes_that_run_out_in_the_other_verbs_are_named(
         (report.main, [str(finished), "--out", str(disk / "report.html")]),
         (predict.main, asked(finished, drawn_folder, "--attention", disk / "look.png")),
     ):
-        with pytest.raises(
-            UserError, match=r"\(`df -i`\): remove some files"
-        ):
+        with pytest.raises(UserError, match=r"\(`df -i`\): remove some files"):
             verb(arguments)
     mount("nr_inodes=3")  # two folders: none is left for the features
     with pytest.raises(UserError, match=r"features.*though there is free space \(`df -i`\)"):
