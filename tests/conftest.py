@@ -1,10 +1,11 @@
-"""A small data set of one's own, drawn anew for the tests, and ways to run the verbs."""
+"""A small data set drawn for the tests, runs trained on it, and ways to run the verbs."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,8 +18,24 @@ PROJECT = Path(__file__).parent.parent
 Mount = Callable[[str], Path]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Use one thread, and keep compiled modules even where PYTHONDONTWRITEBYTECODE is set.
+
+    Hundreds of tests start a process that imports torch; compiling it takes longer than the rest.
+    What they compute is so small that a second thread costs more than it saves.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if not sys.dont_write_bytecode:
+        return
+    folder = tempfile.mkdtemp(prefix="bytecode-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = folder
+    sys.dont_write_bytecode = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests last: what is broken shows early."""
+    """Run slow tests last: failures show early."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
@@ -91,11 +108,7 @@ def copy_installer(root: Path) -> None:
 
 
 def environ() -> dict[str, str]:
-    """The environment for a verb in a process of its own: this project first, and one thread.
-
-    What the tests train is tiny; beside other work, a second thread is waited for far longer than
-    it helps.
-    """
+    """Return the environment of a verb in its own process: this project first, and one thread."""
     return {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
 
 

@@ -1,8 +1,8 @@
 """Inject every tested fault and count the outcomes.
 
-    python tests/faults/table.py            # about as long as the tests take
+    python tests/faults/table.py                  # takes about as long as the tests
     VQA_KILLS=100 VQA_FUZZ=1000000 python tests/faults/table.py
-    python tests/faults/table.py -m "not slow"    # what pytest takes
+    python tests/faults/table.py -m "not slow"    # pytest's options
 
 A fault has one of two acceptable outcomes: the result is complete and verified, or one line says
 what is wrong and no bad file is left under a valid name. This table says which of the two each
@@ -21,31 +21,35 @@ import pytest
 TESTS = Path(__file__).resolve().parents[1]
 
 
+Patterns = tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Row:
-    """Tests by expected outcome: regular expressions of file::test[parameter]."""
+    """Tests by expected outcome, each a regular expression of file::test[parameter]."""
 
-    recovers: str = ""
-    says: str = ""
-
-
-def of(file: str, *tests: str) -> str:
-    return rf"(?:{file}\.py::(?:{'|'.join(tests)})(?:\[.*\])?)"
+    recovers: Patterns = ()
+    says: Patterns = ()
 
 
-def fault(*names: str) -> str:
-    return rf"(?:test_checkpoints_setup\.py::test_recovers\[(?:{'|'.join(names)})\])"
+def of(file: str, *tests: str) -> Patterns:
+    return tuple(rf"{file}\.py::{test}(?:\[.*\])?" for test in tests)
 
 
-def given_up(*names: str) -> str:
-    return (
-        r"(?:test_checkpoints_setup\.py::test_gives_up_in_a_clear_sentence"
-        rf"\[(?:{'|'.join(names)})\])"
-    )
+def with_parameters(file: str, test: str, *parameters: str) -> Patterns:
+    return tuple(rf"{file}\.py::{test}\[{parameter}\]" for parameter in parameters)
 
 
-def hostile(*names: str) -> str:
-    return rf"(?:test_hostile\.py::test_hostile_files_are_refused\[(?:{'|'.join(names)})\])"
+def fault(*names: str) -> Patterns:
+    return with_parameters(DOWNLOAD, "test_recovers", *names)
+
+
+def given_up(*names: str) -> Patterns:
+    return with_parameters(DOWNLOAD, "test_gives_up_in_a_clear_sentence", *names)
+
+
+def hostile(*names: str) -> Patterns:
+    return with_parameters("test_hostile", "test_hostile_files_are_refused", *names)
 
 
 DOWNLOAD = "test_checkpoints_setup"
@@ -63,32 +67,29 @@ DOWNLOADS = {
         given_up("login_.*", "json_error_unannounced", "redirected_to_login"),
     ),
     "server ignores Range": Row(fault("ignores_range")),
-    "416": Row(
-        fault("range_refused") + "|" + of(DOWNLOAD, "test_a_checkpoint_of_roughly_known_size")
-    ),
+    "416": Row(fault("range_refused") + of(DOWNLOAD, "test_a_checkpoint_of_roughly_known_size")),
     "206 with another range or a wrong total": Row(fault("range_.*"), given_up("unasked_piece")),
     "file changed, or the partial file is junk": Row(
         fault("etag_.*", "no_validators")
-        + "|"
         + of(DOWNLOAD, "test_a_junk_part.*", "test_junk_notes.*", "test_a_part_of_wrong_bytes.*")
     ),
     "right size, a flipped byte": Row(fault("flipped_once"), given_up("flipped")),
     "another length, or bytes without end": Row(
-        "", given_up("other_length", "longer_.*", "endless_.*", "announces_.*")
+        (), given_up("other_length", "longer_.*", "endless_.*", "announces_.*")
     ),
     "503, 429, 500, with and without Retry-After": Row(
         fault("busy_.*", "too_many_requests_once", "broken_once"), given_up("busy_always")
     ),
     "401, 403, 404, 407 and others": Row(
-        "", given_up("forbidden", "missing", "needs_password", "proxy_password", "teapot")
+        (), given_up("forbidden", "missing", "needs_password", "proxy_password", "teapot")
     ),
     "server stalls or is very slow": Row(
         fault("stall_.*", "drip_once"), given_up("stall_always", "drip")
     ),
-    "unrequested gzip": Row("", given_up("gzipped")),
+    "unrequested gzip": Row((), given_up("gzipped")),
     "redirects: loops, to files, away from https": Row(
         fault("redirected"),
-        given_up("redirected_.*") + "|" + of(DOWNLOAD, "test_https_is_never_left_for_http"),
+        given_up("redirected_.*") + of(DOWNLOAD, "test_https_is_never_left_for_http"),
     ),
     "unknown host, no answer; proxies, private CA": Row(
         of(DOWNLOAD, "test_private_ca", "test_proxy_is_used.*"),
@@ -112,11 +113,11 @@ DOWNLOADS = {
     ),
     "killed or stopped during the download": Row(
         of(DOWNLOAD, "test_resumes_over_kills", "test_stopped_by_a_signal", "test_orphans_.*")
-        + "|"
         + of("test_kills", "test_checkpoint_download")
     ),
     "two at once; stale, false or failing locks": Row(
-        of(DOWNLOAD, "test_two_at_once.*", "test_the_lock_of_a_killed_.*", "test_whose_lock_.*"),
+        of(DOWNLOAD, "test_two_at_once.*", "test_the_lock_of_a_killed_.*")
+        + of("test_locks", "test_whose_lock_.*", "test_many_at_once_.*", "test_an_empty_lock_.*"),
         of(DOWNLOAD, "test_waiting_ends"),
     ),
     "disk full, quota, read-only": Row(
@@ -163,7 +164,6 @@ OTHERS = {
             *("test_killed_.*", "test_a_big_wheel_.*", "test_making_it_once_more_.*"),
             *("test_what_no_lock_names_.*", "test_other_files_.*", "test_a_stick_.*"),
         )
-        + "|"
         + of("test_bootstrap", "test_the_maker_of_a_bundle_.*"),
         of(
             "test_bundle",
@@ -171,12 +171,11 @@ OTHERS = {
             *("test_a_bundle_of_another_.*", "test_a_wheel_that_is_not_.*", "test_no_room_.*"),
             *("test_other_bytes_.*", "test_a_disk_that_.*"),
         )
-        + "|"
         + of("test_bootstrap", "test_a_damaged_bundle_.*", "test_a_bundle_for_something_.*"),
     ),
     "training killed at random moments": Row(of("test_kills", "test_training")),
     "extraction killed at random moments": Row(
-        of("test_kills", "test_extraction") + "|" + of("test_extract", "test_killed_.*")
+        of("test_kills", "test_extraction") + of("test_extract", "test_killed_.*")
     ),
     "training stopped by Ctrl-C, SIGTERM, SIGUSR1": Row(
         of("test_train", "test_stopped_anywhere.*")
@@ -186,10 +185,10 @@ OTHERS = {
         of("test_distributed", "test_the_end_of_one_.*"),
     ),
     "checkpoint truncated, or with a flipped bit": Row(
-        of("test_train", "test_a_damaged_checkpoint_.*") + "|" + of("test_training", "test_one_.*")
+        of("test_train", "test_a_damaged_checkpoint_.*") + of("test_training", "test_one_.*")
     ),
     "disk full while training": Row(
-        of("test_training", "test_a_disk_that_.*") + "|" + of("test_train", "test_a_full_disk_.*")
+        of("test_training", "test_a_disk_that_.*") + of("test_train", "test_a_full_disk_.*")
     ),
     "disk without free inodes, or read-only": Row(
         of(
@@ -198,42 +197,44 @@ OTHERS = {
         of("test_disks", "test_inodes_that_run_out_in_the_.*", "test_a_read_only_.*_write_to"),
     ),
     "loss infinite or not a number": Row(
-        "",
+        (),
         of("test_training", "test_a_loss_.*", "test_the_first_bad_.*")
-        + "|"
         + of("test_train", "test_a_loss_.*"),
     ),
     "GPU or machine out of memory": Row(
-        "",
+        (),
         of("test_training", "test_a_full_gpu_.*", "test_memory_.*")
-        + "|"
         + of("test_memory", "test_memory_.*"),
     ),
-    "code in a checkpoint, weights or image": Row("", hostile("code .*", "a program .*")),
+    "code in a checkpoint, weights or image": Row((), hostile("code .*", "a program .*")),
     "paths and links that leave a folder": Row(
-        "", hostile("a link .*", "a path .*", "a run .* name.*")
+        (), hostile("a link .*", "a path .*", "a run .* name.*")
     ),
     "bombs: small files that unpack, or claim to unpack, to gigabytes": Row(
-        "",
+        (),
         hostile("a bomb .*", ".* of gigabytes", ".* gigabytes", "rows .*", ".* size", ".* end"),
     ),
     "recipes and run folders with sizes beyond any memory": Row(
-        "", of("test_hostile", "test_sizes_.*")
+        (), of("test_hostile", "test_sizes_.*")
     ),
-    "control characters for the terminal": Row("", hostile("control .*")),
-    "a checkpoint of another program": Row("", of("test_training", "test_a_checkpoint_of_.*")),
-    "files damaged at random (fuzzing)": Row("", of("test_fuzz", "test_damaged_files_.*")),
+    "control characters for the terminal": Row((), hostile("control .*")),
+    "a checkpoint of another program": Row((), of("test_training", "test_a_checkpoint_of_.*")),
+    "files damaged at random (fuzzing)": Row((), of("test_fuzz", "test_damaged_files_.*")),
 }
 ROWS = DOWNLOADS | OTHERS
 
 
+def short(node: str) -> str:
+    """Return the node without the folders of its file."""
+    return re.sub(r"^.*?([^/]*\.py::)", r"\1", node)
+
+
 def place_of(node: str) -> tuple[str, str] | None:
     """Return the row of a test and its expected outcome, or None."""
-    name = node.rpartition("/")[2] if "[" not in node else re.sub(r"^.*?([^/]*\.py::)", r"\1", node)
+    name = short(node)
     for row, wanted in ROWS.items():
         for ending in ("recovers", "says"):
-            pattern = getattr(wanted, ending)
-            if pattern and re.fullmatch(pattern, name):
+            if any(re.fullmatch(pattern, name) for pattern in getattr(wanted, ending)):
                 return row, ending
     return None
 
@@ -275,10 +276,14 @@ class Count:
                 total.update(counts)
 
 
+def patterns() -> Patterns:
+    """Return the patterns of all rows."""
+    return tuple(pattern for row in ROWS.values() for pattern in row.recovers + row.says)
+
+
 def named() -> set[str]:
     """Return the stems of the test files of all rows."""
-    patterns = [pattern for row in ROWS.values() for pattern in (row.recovers, row.says)]
-    return {name for pattern in patterns for name in re.findall(r"(\w+)\\\.py", pattern)}
+    return {pattern.partition("\\.py")[0] for pattern in patterns()}
 
 
 def main() -> int:

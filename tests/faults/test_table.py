@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PROJECT, environ
-from table import DOWNLOADS, OTHERS, ROWS, Count, named, place_of
+from table import DOWNLOADS, OTHERS, ROWS, Count, named, patterns, place_of, short
 
 DOCUMENT = PROJECT / "docs" / "faults.md"
 
@@ -28,6 +28,9 @@ def test_every_row_has_tests_and_every_injected_fault_a_row(request: pytest.Fixt
     for row, wanted in ROWS.items():
         for ending in ("recovers", "says"):
             assert ((row, ending) in found) == bool(getattr(wanted, ending)), f"{row}: {ending}"
+    names = [short(node) for node in nodes]
+    unused = [p for p in patterns() if not any(re.fullmatch(p, name) for name in names)]
+    assert unused == [], "no test matches these patterns"
     injected = re.compile(r"test_(recovers|gives_up_in_a_clear_sentence|hostile_files\w+)\[(.*)\]")
     harmless = ("honest", "chunked", "labelled_text")
     for node in nodes:
