@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 PROJECT = Path(__file__).parent.parent
 Mount = Callable[[str], Path]
+# Seconds after which a process or a connection hangs; a busy machine is slow, so there are many.
+LIMIT = 600
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -121,7 +123,7 @@ def run_verb(verb: str, *arguments: object, cwd: Path) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=300,
+        timeout=LIMIT,
     )
 
 

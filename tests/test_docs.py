@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import OPTIONS, PROJECT, environ
+from conftest import LIMIT, OPTIONS, PROJECT, environ
 
 from vqa_repro.data.registry import find_data_set, load_split
 from vqa_repro.data.vocabulary import Vocabulary
@@ -224,7 +224,7 @@ def bootstrap(*words: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT,
     )
 
 
@@ -374,7 +374,7 @@ def test_the_examples_of_extending_work_as_they_stand(drawn_folder: Path, tmp_pa
             env=env,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=LIMIT,
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     assert (tmp_path / "look.png").is_file()
@@ -424,7 +424,7 @@ def test_the_slurm_script_is_requeued_and_resumes(drawn_folder: Path, tmp_path: 
             while said(tmp_path).count("  epoch ") == before and process.poll() is None:
                 time.sleep(0.05)
             os.kill(int((tmp_path / "step").read_text()), until)
-        return process.wait(timeout=300)
+        return process.wait(timeout=LIMIT)
 
     assert job(signal.SIGUSR1) == 138
     assert (tmp_path / "requeued").read_text() == "requeue 1234\n"
@@ -476,7 +476,12 @@ def test_the_git_commands_of_moving_transfer_the_code(tmp_path: Path) -> None:
 
     def run(command: str, cwd: Path) -> str:
         done = subprocess.run(
-            ["bash", "-ec", command], cwd=cwd, env=env, capture_output=True, text=True, timeout=60
+            ["bash", "-ec", command],
+            cwd=cwd,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import PROJECT
+from conftest import LIMIT, PROJECT
 from nbclient import NotebookClient
 
 TOUR = PROJECT / "notebooks" / "tour.ipynb"
@@ -61,7 +61,7 @@ def test_the_notebook_runs_from_top_to_bottom(
     parameters.source = (
         f"FOLDER = Path({str(tmp_path)!r})\nRECIPE = 'easy-vqa'\nCHANGES = {changes}"
     )
-    NotebookClient(tour, timeout=400, resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(tour, timeout=LIMIT, resources={"metadata": {"path": tmp_path}}).execute()
 
     outputs = [output for cell in tour.cells for output in cell.get("outputs", [])]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 from children import ready
+from conftest import LIMIT
 
 from vqa_repro import evaluate, predict, report, train
 from vqa_repro.data import coco_qa, images
@@ -280,7 +281,7 @@ def test_hostile_files_are_refused(forks: ForkServerContext, what: str, tmp_path
     (folder / name).write_bytes(content(touched))
     process = forks.Process(target=read, args=(folder / name, tmp_path / "said"))
     process.start()
-    process.join(120)
+    process.join(LIMIT)
     assert process.exitcode == 0
     *_, said, peak = lines = (tmp_path / "said").read_text().splitlines()
     assert said.startswith("refused: ") or not words
@@ -367,7 +368,7 @@ def test_sizes_that_no_memory_holds_are_refused(
     (run / "recipe.json").write_text(json.dumps(recipe))
     process = forks.Process(target=ask_all_verbs, args=(run, recipe, tmp_path / "said"))
     process.start()
-    process.join(120)
+    process.join(LIMIT)
     assert process.exitcode == 0
     *lines, peak = (tmp_path / "said").read_text().splitlines()
     refusals = [line for line in lines if line.startswith("refused: ")]

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from children import ready
+from conftest import LIMIT
 
 from vqa_repro import evaluate, extract, predict
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
@@ -77,7 +78,7 @@ def test_memory_that_runs_out_in_a_verb_is_said_in_a_line(
     said = tmp_path / "said"
     process = forks.Process(target=starved, args=(verb, list(map(str, arguments)), said))
     process.start()
-    process.join(120)
+    process.join(LIMIT)
     text = said.read_text()
     assert process.exitcode == EXIT_BAD_INPUT, text
     (line,) = [line for line in text.splitlines() if line.startswith("error: ")]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import options
+from conftest import LIMIT, options
 
 from vqa_repro import train
 from vqa_repro.data.batching import plan_batches
@@ -123,7 +123,7 @@ def test_the_next_features_are_read_during_the_work_on_a_batch(
     monkeypatch.setattr(loader, "_fetch", count)
     for number, _ in enumerate(loader.prefetch(lists)):
         expected = min(number + 3, len(lists))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT
         while len(fetched) < expected and time.monotonic() < deadline:
             time.sleep(0.001)
         assert len(fetched) == expected, "each once, two ahead"

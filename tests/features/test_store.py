@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import environ
+from conftest import LIMIT, environ
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -269,7 +269,7 @@ def test_two_processes_make_one_store(tmp_path: Path) -> None:
         assert process.stdin
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = [process.communicate(timeout=120) for process in processes]
+    said = [process.communicate(timeout=LIMIT) for process in processes]
     assert [out for out, _ in said] == ["60\n"] * 3, said
     assert any("waiting for process" in err for _, err in said)
     store = open_store(tmp_path / "p.safetensors")

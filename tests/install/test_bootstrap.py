@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 import uv
-from conftest import copy_installer
+from conftest import LIMIT, copy_installer
 from wheel_index import lock_text, make_wheel, served
 
 from vqa_repro.install.errors import ExitCode
@@ -93,7 +93,7 @@ class Copy:
         self, *arguments: str, exits: int = 0, **environ: str
     ) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments, **environ)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=LIMIT)
         assert process.returncode == exits, f"{out}\n{err}"
         assert exits or not err, err
         return subprocess.CompletedProcess(arguments, exits, out, err)
@@ -166,7 +166,7 @@ def files_below(*folders: Path) -> Files:
     return found
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = LIMIT) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it never came"
@@ -765,7 +765,7 @@ def test_a_log_that_vanishes_or_cannot_be_made_ends_nothing(copy: Copy, removed:
     else:
         copy.slow_uv(f"rm -rf {str(state)!r}; exit 1".replace('"', '\\"'))
         process = copy.start("env")
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 14 and err.count("failed") == 1 and ".bootstrap" in err
         copy.quick_uv()
         copy.run("env")
@@ -981,7 +981,7 @@ def test_a_signal_ends_it_with_all_it_has_started(copy: Copy, number: int, code:
     installer = copy.home / "installer"
     wait_for(lambda: installer.exists() and installer.read_text() != "")
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == code
     assert err == "interrupted; the same command continues\n"
     assert not is_alive(int(installer.read_text()))
@@ -994,7 +994,7 @@ def test_a_signal_ends_it_with_all_it_has_started(copy: Copy, number: int, code:
 def test_two_at_once_make_one_environment(copy: Copy) -> None:
     copy.slow_uv("sleep 2")
     processes = [copy.start("env"), copy.start("env")]
-    outs = [process.communicate(timeout=60)[0] for process in processes]
+    outs = [process.communicate(timeout=LIMIT)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outs
     assert sorted("done in" in out for out in outs) == [False, True]
     (other,) = (out for out in outs if "done in" not in out)
@@ -1025,7 +1025,7 @@ def test_a_lock_with_a_reused_process_number_is_stale(copy: Copy) -> None:
 
 def test_all_stages_go_on_without_the_checkpoint_and_hand_over_to_train(copy: Copy) -> None:
     process = copy.start("--", "--epochs", "3", "--out", "a b")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 7, err  # train's own
     assert "going on without it" in out
     assert "healthy" in out
@@ -1120,7 +1120,7 @@ def test_a_bundle_brings_all_to_a_machine_without_a_network(
     there = server(connected, out, tmp_path)
     without_network(there)
     process = there.start("--bundle", str(out), "--", "--epochs", "3")
-    said, err = process.communicate(timeout=120)
+    said, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 7, said + err  # train's own
     assert "verifying" in said and "no network is needed" in said
     assert f"uv {UV_VERSION}, as requirements.lock names it, fetched just now" in said
@@ -1152,7 +1152,7 @@ def test_the_maker_of_a_bundle_that_was_killed_is_ended(connected: Copy, tmp_pat
         second = connected.start("bundle", str(out))
         wait_for(lambda: not is_alive(maker))
         pause = 0.0
-        said, err = second.communicate(timeout=120)
+        said, err = second.communicate(timeout=LIMIT)
         process.communicate()
     assert second.returncode == 0 and "is being continued" in said and "continuing at" in err
     assert "nothing to do" in connected.run("bundle", str(out)).stdout

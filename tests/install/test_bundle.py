@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import copy_installer
+from conftest import LIMIT, copy_installer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from wheel_index import lock_text, make_wheel, served
@@ -73,7 +73,7 @@ class Project:
     def run(self, *arguments: object, exits: int = 0, quiet: bool = True) -> str:
         """What it printed; where it fails, its one line on standard error."""
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=LIMIT)
         assert process.returncode == exits, f"{out}\n{err}"
         assert err == "" or not quiet if exits == 0 else re.fullmatch("error: .+\n", err), err
         return err if exits else out

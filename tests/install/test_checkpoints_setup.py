@@ -26,6 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from conftest import LIMIT
 from fault_server import LAST_MODIFIED, FaultServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,14 +120,14 @@ class Run:
         return self.finish()
 
     def finish(self) -> int:
-        self.out, err = self.process.communicate(timeout=60)
+        self.out, err = self.process.communicate(timeout=LIMIT)
         self.err = err or ""
         self.code = self.process.returncode
         assert "Traceback" not in self.err, self.err
         return self.code
 
     def wait_for_part(self, size: int) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LIMIT
         while not (self.part.exists() and self.part.stat().st_size >= size):
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 import test_bootstrap
+from conftest import LIMIT
 from jupyter_client.blocking.client import BlockingKernelClient
 from test_bootstrap import ROOT, Copy, files_below, is_alive, lock_text, make_wheel, wait_for
 
@@ -142,7 +143,7 @@ def test_ctrl_c_while_it_starts_leaves_nothing(project: Copy) -> None:
     wait_for(lambda: servers(project) != [])
     (server,) = servers(project)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=LIMIT)
     assert process.returncode == 130
     assert not is_alive(server)
     assert not (project.root / ".bootstrap/lock").is_symlink()
@@ -151,7 +152,7 @@ def test_ctrl_c_while_it_starts_leaves_nothing(project: Copy) -> None:
 def test_two_at_once_start_one(project: Copy) -> None:
     project.run("env")
     processes = [project.start("jupyter"), project.start("jupyter")]
-    outs = [process.communicate(timeout=60)[0] for process in processes]
+    outs = [process.communicate(timeout=LIMIT)[0] for process in processes]
     assert sorted("runs since" in out for out in outs) == [False, True], outs
     (server,) = servers(project)
     assert all(f"token=secret{server}" in out for out in outs)
@@ -211,7 +212,7 @@ def real(copy: Copy) -> Iterator[Copy]:
     links = f"{os.environ.get('PIP_FIND_LINKS', '')} {copy.wheelhouse}".strip()
     copy.environ = os.environ | copy.environ | {"PIP_FIND_LINKS": links, "HOME": os.environ["HOME"]}
     made = copy.start("env")
-    out, err = made.communicate(timeout=500)
+    out, err = made.communicate(timeout=LIMIT)
     if made.returncode == 14:
         pytest.skip("no package index answers, so JupyterLab cannot be installed")
     assert made.returncode == 0, out + err
@@ -251,9 +252,9 @@ def test_jupyterlab_itself(real: Copy) -> None:
     (server,) = servers(real)
 
     # It is reached from this machine alone, with the token, and opens the notebook.
-    assert requests.get(f"{address}/api/contents", timeout=30).status_code == 403
-    assert "/login" in requests.get(f"{address}/lab", timeout=30).url
-    page = requests.get(found[0], timeout=30)
+    assert requests.get(f"{address}/api/contents", timeout=LIMIT).status_code == 403
+    assert "/login" in requests.get(f"{address}/lab", timeout=LIMIT).url
+    page = requests.get(found[0], timeout=LIMIT)
     assert page.status_code == 200
     assert page.url.startswith(f"{address}/lab/tree/notebooks/tour.ipynb")
     with socket.socket() as other, pytest.raises(OSError):
@@ -262,22 +263,22 @@ def test_jupyterlab_itself(real: Copy) -> None:
 
     # Its only kernel is this project's.
     headers = {"Authorization": f"token {token}"}
-    specs = requests.get(f"{address}/api/kernelspecs", headers=headers, timeout=30).json()
+    specs = requests.get(f"{address}/api/kernelspecs", headers=headers, timeout=LIMIT).json()
     assert list(specs["kernelspecs"]) == [specs["default"]] == ["vqa_repro"]
     made = requests.post(
-        f"{address}/api/kernels", headers=headers, json={"path": "notebooks"}, timeout=60
+        f"{address}/api/kernels", headers=headers, json={"path": "notebooks"}, timeout=LIMIT
     )
     assert made.json()["name"] == "vqa_repro"
     (connection,) = real.root.glob(f".bootstrap/jupyter/*/runtime/kernel-{made.json()['id']}.json")
     client = BlockingKernelClient()
     client.load_connection_file(str(connection))
     client.start_channels(hb=False)  # a busy machine misses beats
-    client.wait_for_ready(timeout=100)
+    client.wait_for_ready(timeout=LIMIT)
     said: list[str] = []
     client.execute_interactive(
         "import os, sys, vqa_repro\n"
         "print(os.getpid(), sys.prefix, os.getcwd(), vqa_repro.__file__, sep='\\n')",
-        timeout=60,
+        timeout=LIMIT,
         output_hook=lambda message: said.append(message["content"].get("text", "")),
     )
     client.stop_channels()
@@ -291,4 +292,4 @@ def test_jupyterlab_itself(real: Copy) -> None:
     real.run("jupyter", "stop")
     assert not is_alive(server) and not is_alive(int(kernel))
     with pytest.raises(requests.ConnectionError):
-        requests.get(address, timeout=30)
+        requests.get(address, timeout=LIMIT)

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from conftest import LIMIT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from wheel_index import make_wheel, served
@@ -183,7 +184,7 @@ def test_without_an_index_the_check_says_so(tmp_path: Path) -> None:
         env={"HOME": str(tmp_path), "UV_HTTP_RETRIES": "0", **nowhere},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=LIMIT,
     )
     assert result.returncode == 3, result.stderr
     assert "no package index was reached" in result.stderr
@@ -222,7 +223,7 @@ def make_in_small_project(
         env=environ,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=LIMIT,
     )
 
 

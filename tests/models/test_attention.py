@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROJECT, environ
+from conftest import LIMIT, PROJECT, environ
 from torch import Tensor
 
 from vqa_repro.models.common import Dropout, QuestionGroups, group_by_image
@@ -123,7 +123,7 @@ def test_triton_s_kernels_through_its_interpreter() -> None:
         env={**environ(), "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout and "skipped" not in done.stdout

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import environ
+from conftest import LIMIT, environ
 from PIL import Image
 
 import vqa_repro
@@ -66,7 +66,9 @@ def test_what_is_not_a_run_is_said_in_one_line(tmp_path: Path, finished: Path) -
 def test_importing_the_package_is_quick() -> None:
     """torch takes a second: a program that only asks for the version need not wait for it."""
     code = "import sys, vqa_repro; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], env=environ(), timeout=60).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=environ(), timeout=LIMIT).returncode == 0
+    )
 
 
 def test_all_names_what_the_package_offers() -> None:

@@ -15,7 +15,7 @@ import pytest
 import steps
 import torch
 import torch.distributed as dist
-from conftest import PROJECT, environ
+from conftest import LIMIT, PROJECT, environ
 from torch import nn
 
 from vqa_repro import train
@@ -101,7 +101,7 @@ def test_several_processes_without_torchrun_are_one_clear_line(
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     """Also where a process has nothing of a batch; decay, clipping and normalisation included."""
     done = start(PROJECT / "tests" / "steps.py", tmp_path / "two.pt", cwd=tmp_path)
-    _, errors = done.communicate(timeout=200)
+    _, errors = done.communicate(timeout=LIMIT)
     assert done.returncode == 0, errors
     two = torch.load(tmp_path / "two.pt", weights_only=True)
     for case in steps.CASES:
@@ -139,7 +139,7 @@ def log(run: Path) -> list[dict[str, float]]:
 
 
 def finished(process: "subprocess.Popen[str]") -> str:
-    said, errors = process.communicate(timeout=200)
+    said, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, said + errors
     return said
 
@@ -186,7 +186,7 @@ def test_stopped_by_a_signal_both_go_on_where_they_were(
     process = train_two(drops, tmp_path / "stopped")
     wait_for_epochs(process, tmp_path / "stopped", 2)
     process.send_signal(signal.SIGTERM)  # torchrun hands it on
-    said, _ = process.communicate(timeout=100)
+    said, _ = process.communicate(timeout=LIMIT)
     assert "saved in" in said and "--resume" in said
     assert not (tmp_path / "stopped" / "metrics.json").exists()
     shutil.copytree(tmp_path / "stopped", tmp_path / "alone")
@@ -209,7 +209,7 @@ def test_the_end_of_one_ends_all_and_is_said(options: list[str], tmp_path: Path)
     wait_for_epochs(process, tmp_path / "run", 3)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(workers[1]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=LIMIT)
     assert process.returncode != 0
     assert "error: another process has ended" in errors
     assert "Signal 9 (SIGKILL)" in errors  # torchrun says which
@@ -219,7 +219,7 @@ def test_the_end_of_one_ends_all_and_is_said(options: list[str], tmp_path: Path)
 @pytest.mark.slow
 def test_bad_input_is_said_once(tmp_path: Path) -> None:
     process = start("-m", "vqa_repro.train", "--root", tmp_path / "none", "--data", "daquar")
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=LIMIT)
     assert process.returncode != 0
     assert sum(line.startswith("error: ") for line in errors.splitlines()) == 1
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from conftest import LIMIT
 
 from vqa_repro import doctor
 from vqa_repro.diagnostics import checks, gpu, kernel_check
@@ -29,7 +30,7 @@ def run_doctor(
         env={**os.environ, "TORCH_HOME": str(home), **{k: str(v) for k, v in environ.items()}},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=LIMIT,
     )
 
 

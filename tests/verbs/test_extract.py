@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import environ
+from conftest import LIMIT, environ
 from safetensors.torch import load_file, save_file
 
 from vqa_repro import extract, predict, train
@@ -134,7 +134,7 @@ class Small:
 
     def run(self) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self._command, env=environ(), capture_output=True, text=True, timeout=300
+            self._command, env=environ(), capture_output=True, text=True, timeout=LIMIT
         )
 
     def begin(self) -> subprocess.Popen[str]:
@@ -163,7 +163,7 @@ def test_killed_and_given_again_it_is_the_same_byte_for_byte(
     small = Small(tmp_path, drawn_folder, weights)
     process = small.begin()
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=LIMIT)
     before = small.done.read_bytes()
     assert not small.path.exists() and any(before) and not all(before)
     assert small.run().returncode == 0
@@ -180,7 +180,7 @@ def test_two_processes_make_what_one_makes_also_after_one_was_killed(
     ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(ranks) == 2
     os.kill(int(ranks[1]), signal.SIGKILL)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=LIMIT)
     assert process.returncode == 1 and "SIGKILL" in said, said
     assert not small.path.exists() and not Path(f"/proc/{ranks[0]}").exists(), "all end"
     ran = small.run()

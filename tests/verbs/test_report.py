@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import environ
+from conftest import LIMIT, environ
 from PIL import Image
 
 from vqa_repro import report
@@ -218,7 +218,7 @@ def test_watch_ends_with_the_last_run_and_only_then_the_page_stays(tmp_path: Pat
         assert "epoch 2 of 20" in out.read_text()
         metrics = {"data": "daquar-reduced", "split": "test", "questions": 290, "overall": 41.5}
         write_json(run / "metrics.json", {**metrics, "seconds": 1.0, "epochs": 20})
-        watcher.communicate(timeout=120)
+        watcher.communicate(timeout=LIMIT)
     finally:
         watcher.kill()
     assert watcher.returncode == 0

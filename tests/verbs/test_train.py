@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROJECT, environ, options, run_verb
+from conftest import LIMIT, PROJECT, environ, options, run_verb
 from PIL import Image
 
 from vqa_repro import evaluate, predict, train
@@ -96,7 +96,7 @@ def stop_in_the_middle(
             process.send_signal(number)
             break
         time.sleep(0.01)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=LIMIT)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 

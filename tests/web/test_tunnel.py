@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import environ
+from conftest import LIMIT, environ
 
 from vqa_repro.web.tunnel import tunnel_lines
 
@@ -59,6 +59,6 @@ def test_the_verb_prints_the_lines_and_does_without_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environ(), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], env=environ(), capture_output=True, text=True, timeout=LIMIT
     )
     assert done.returncode == 0 and "ssh -N -L 8888:127.0.0.1:8888" in done.stdout
