@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Mount]:
-    """A file system with these options; called again, it has others."""
+    """Mount a file system with these options; a second call changes them."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -61,7 +61,7 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 
 @pytest.fixture(scope="session")
 def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 + 12 pictures of one coloured square each, three questions about each, VQA format."""
+    """Write 40 + 12 images of one coloured square, each with three questions, as VQA files."""
     folder = tmp_path_factory.mktemp("drawn data")
     (folder / "images").mkdir()
     rng = np.random.default_rng(0)
@@ -101,7 +101,7 @@ def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy_installer(root: Path) -> None:
-    """Copy what an installation needs of the package, before and after its environment exists."""
+    """Copy the parts of the package that an installation needs."""
     package = root / "vqa_repro"
     for part in ("install", "utils", "web"):
         ignored = shutil.ignore_patterns("__pycache__")
@@ -115,7 +115,7 @@ def environ() -> dict[str, str]:
 
 
 def run_verb(verb: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """``python -m vqa_repro.VERB`` in a process of its own."""
+    """Run ``python -m vqa_repro.VERB`` in its own process."""
     return subprocess.run(
         [sys.executable, "-m", f"vqa_repro.{verb}", *map(str, arguments)],
         cwd=cwd,
@@ -134,7 +134,7 @@ OPTIONS = (
     *("--set", "training.batch_size=12"),
     *("--set", "model.hidden=16"),
     *("--set", "model.attention=16"),
-    *("--set", "model.dropout=0.3"),  # so that the random numbers matter to an exact resume
+    *("--set", "model.dropout=0.3"),  # an exact resume then needs the same random numbers
 )
 
 
@@ -149,7 +149,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(place: Path, drawn_folder: Path) -> Path:
-    """A run of 30 epochs that nothing interrupted."""
+    """Train 30 epochs without interruption."""
     out = place / "whole"
     done = run_verb("train", *options(drawn_folder, out, 30), cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -161,7 +161,7 @@ def finished(place: Path, drawn_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_hiecoatt(place: Path, drawn_folder: Path) -> Path:
-    """A short run of HieCoAtt, whose attention is over words and regions at three levels."""
+    """Train HieCoAtt briefly; its attention covers words and regions at three levels."""
     recipe = place / "hiecoatt.toml"
     recipe.write_text(
         f'title = "HieCoAtt, drawn squares"\n[data]\nname = "{drawn_folder}"\ntest = "val"\n'

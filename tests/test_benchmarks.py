@@ -1,4 +1,4 @@
-"""The yardstick of the benchmark computes what the package's models compute."""
+"""The plain models of the benchmark compute the same as the models of the package."""
 
 import json
 import subprocess

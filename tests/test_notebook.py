@@ -1,4 +1,4 @@
-"""notebooks/tour.ipynb, run from top to bottom on drawn images instead of easy-VQA."""
+"""notebooks/tour.ipynb runs from top to bottom, on drawn images instead of easy-VQA."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ TOUR = PROJECT / "notebooks" / "tour.ipynb"
 
 
 def test_the_committed_outputs_are_small() -> None:
-    # As committed: a user who ran it has outputs of their own.
+    # As committed: a user's own run has other outputs.
     show = ["git", "-C", str(PROJECT), "show", f":{TOUR.relative_to(PROJECT)}"]
     shown = subprocess.run(show, capture_output=True, text=True)
     text = shown.stdout if shown.returncode == 0 else TOUR.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The ``vqa`` command, and what every verb answers before anything heavy is imported."""
+"""The ``vqa`` command, and the help of every verb without heavy imports."""
 
 import argparse
 import importlib
@@ -52,7 +52,7 @@ class Parsed(Exception):
 
 
 def parser_of(verb: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
-    """Return the parser that a verb builds, complete with its options."""
+    """Return the parser of a verb with all its options."""
     parsers: list[argparse.ArgumentParser] = []
 
     def parse_args(self: argparse.ArgumentParser, *_: object, **__: object) -> None:
