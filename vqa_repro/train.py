@@ -4,6 +4,8 @@
     python -m vqa_repro.train --recipe easy-vqa --seed 1 --out runs/second
     python -m vqa_repro.train --resume               # resume the newest run of the recipe
     python -m vqa_repro.train --set model.layers=1   # any option of the recipe
+    python -m vqa_repro.train --seeds 0-4            # five runs side by side, and their table
+    python -m vqa_repro.train --folds 5 --out runs/a # cross-validation on the training split
     torchrun --nproc-per-node 4 -m vqa_repro.train   # one process for each of four GPUs
 
 Ctrl-C, SIGTERM and SIGUSR1 save and stop; --resume continues exactly there.
@@ -15,12 +17,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqa_repro.recipe import Recipe, Training, load_recipe, parse_value, recipe_names
+from vqa_repro.training.side_by_side import add_several_arguments, train_side_by_side
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
 
 if TYPE_CHECKING:
@@ -172,7 +177,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", type=Path, help="the backbone's checkpoint (default: the downloaded one)"
     )
     parser.add_argument("--epochs", type=int, help="passes over the training questions")
-    parser.add_argument("--seed", type=int, help="of all random numbers (default: 0)")
+    add_several_arguments(parser)
     parser.add_argument(
         "--set",
         action="append",
@@ -221,7 +226,10 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    args = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    args = parser.parse_args(words)
+    if type(args.folds) is int or len(args.seeds or []) > 1:
+        return train_several(args, words)
     recipe = read_recipe(args)
 
     from vqa_repro.features.provider import Runtime
@@ -263,6 +271,29 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
+def train_several(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """Train once for each seed, or fold, of the command line ``words``; print their table."""
+    recipe = read_recipe(args)
+    if type(args.folds) is int:
+        if len(args.seeds or []) > 1:
+            raise UserError("--folds: takes one seed, not several")
+        total = args.folds
+        options = {f"fold-{k}": ["--folds", f"{k}/{total}"] for k in range(1, total + 1)}
+    else:
+        options = {f"seed-{seed}": ["--seeds", str(seed)] for seed in args.seeds}
+
+    from vqa_repro.reporting.comparison import RunSummary
+    from vqa_repro.reporting.folds import compare
+    from vqa_repro.reporting.tables import markdown
+
+    trained = train_side_by_side(words, options, args.out, recipe, args.device, args.jobs)
+    if type(args.folds) is int and len(trained.finished) == args.folds:
+        print("\n" + "\n".join(compare([trained.base])))
+    elif type(args.folds) is not int and trained.finished:
+        print("\n" + markdown([RunSummary.load(folder) for folder in trained.finished]))
+    return trained.exit_code()
+
+
 def read_recipe(args: argparse.Namespace) -> Recipe:
     """Return the recipe with the changes of the command line."""
     changes = dict(parse_change(text) for text in args.changes)
@@ -270,7 +301,8 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
         ("data.name", args.data),
         ("data.features", args.features),
         ("training.epochs", args.epochs),
-        ("training.seed", args.seed),
+        ("data.fold", args.folds if type(args.folds) is str else None),
+        ("training.seed", args.seeds[0] if args.seeds else args.seed),
     ]:
         if value is not None:
             changes[key] = value
