@@ -72,6 +72,15 @@ class Training:
     batch_size: Count = 100  # questions
     order: Literal["grouped", "iid"] = "iid"  # shuffle whole images, or single questions
     regions: Share = 1.0  # share of an image's regions that each batch sees, drawn at random
+    # decay of the moving average of the weights that is validated and kept; 0: the weights as such
+    ema: Share = 0.0
+    # weight of R-Drop's divergence between two passes with other dropout masks; 0: one pass
+    r_drop: NotNegative = 0.0
+    # share of the loss on answers similar to the label (WUP of 0.9 or more); 0: the label alone
+    similar_answers: Share = 0.0
+    teachers: list[str] = field(default_factory=list)  # finished runs to be distilled
+    distillation: Share = 0.5  # share of the loss on the teachers' answers
+    temperature: Annotated[float, msgspec.Meta(ge=0.1, le=100)] = 2.0  # of those answers
     keep: Literal["last", "best"] = "last"  # which epoch's weights, by validation accuracy
     patience: Annotated[int, msgspec.Meta(ge=0)] = 0  # early stopping, in epochs; 0: never
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vqa_repro.models.network import VQAModel
     from vqa_repro.run import Run
     from vqa_repro.training.prepare import PreparedData
+    from vqa_repro.training.soft_targets import SoftTargets
 
 
 def train(
@@ -54,15 +55,14 @@ def train(
     """
     import torch
 
-    from vqa_repro.evaluation.inference import predict_all
     from vqa_repro.evaluation.titles import model_title
     from vqa_repro.features.provider import Runtime, open_or_extract
     from vqa_repro.models.network import build, check_memory
-    from vqa_repro.reporting import summary
     from vqa_repro.training import loop
     from vqa_repro.training.prepare import load_splits, new_run, prepare
     from vqa_repro.training.run_folder import choose_run, lock_run
     from vqa_repro.training.shortage import explain_shortage
+    from vqa_repro.training.soft_targets import make_soft_targets
     from vqa_repro.utils.device import choose_device
 
     runtime = runtime or Runtime(choose_device("auto"))
@@ -80,6 +80,7 @@ def train(
         store = world.run_together(lambda: open_or_extract(recipe.data, splits, runtime))
         run = resumed or world.run_together(lambda: new_run(recipe, folder, splits[0], store))
         data = world.run_together(lambda: prepare(run, splits, store, runtime))
+        soft_targets = world.run_together(lambda: make_soft_targets(run, data, runtime))
         world.run_together(lambda: check_memory(run, device))
         with explain_shortage(recipe.training, folder, device):
             network = build(run).to(device)
@@ -91,12 +92,32 @@ def train(
         if not resumed:
             world.run_on_main(lambda: _enter(stack, lock_run(run.folder)))
         describe_start(run, network, data, runtime)
-        with explain_shortage(recipe.training, run.folder, device):
-            trainer = loop.Trainer(run, network, data, runtime, tensorboard=tensorboard)
-            seconds = trainer.fit()
-            predictions = predict_all(network, data.loader, data.test, world)
-            world.run_on_main(lambda: summary.finish(run, network, data, predictions, seconds))
+        fit(run, network, data, runtime, soft_targets, tensorboard)
     return run
+
+
+def fit(
+    run: Run,
+    network: VQAModel,
+    data: PreparedData,
+    runtime: Runtime,
+    soft_targets: Sequence[SoftTargets],
+    tensorboard: bool,
+) -> None:
+    """Train ``network`` to the end, and write the results of the run."""
+    from vqa_repro.evaluation.inference import predict_all
+    from vqa_repro.reporting import summary
+    from vqa_repro.training.loop import Trainer
+    from vqa_repro.training.shortage import explain_shortage
+
+    world = runtime.world
+    with explain_shortage(run.recipe.training, run.folder, runtime.device):
+        trainer = Trainer(
+            run, network, data, runtime, soft_targets=soft_targets, tensorboard=tensorboard
+        )
+        seconds = trainer.fit()
+        predictions = predict_all(network, data.loader, data.test, world)
+        world.run_on_main(lambda: summary.finish(run, network, data, predictions, seconds))
 
 
 def _enter(stack: ExitStack, lock: Any) -> None:
