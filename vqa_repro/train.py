@@ -16,15 +16,13 @@ Exit codes: 0 trained; 2 bad input; 130, 143, 138 stopped by Ctrl-C, SIGTERM, SI
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqa_repro.recipe import Recipe, Training, load_recipe, parse_value, recipe_names
+from vqa_repro.recipe import Recipe, load_recipe, parse_value, recipe_names
 from vqa_repro.training.side_by_side import add_several_arguments, train_side_by_side
 from vqa_repro.utils.arguments import (
     add_device_option,
@@ -38,8 +36,6 @@ from vqa_repro.utils.arguments import (
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
 
 if TYPE_CHECKING:
-    import torch
-
     from vqa_repro.features.provider import Runtime
     from vqa_repro.models.network import VQAModel
     from vqa_repro.run import Run
@@ -64,7 +60,8 @@ def train(
     """
     from vqa_repro.evaluation.titles import model_title
     from vqa_repro.features.provider import Runtime
-    from vqa_repro.training.run_folder import choose_run, lock_run
+    from vqa_repro.training.prepare import build_network
+    from vqa_repro.training.run_folder import choose_run, lock_run, record_start
     from vqa_repro.training.shortage import explain_shortage
     from vqa_repro.training.soft_targets import make_soft_targets
     from vqa_repro.utils.device import choose_device
@@ -108,26 +105,6 @@ def prepare_run(
     return run, world.run_together(lambda: prepare(run, splits, store, runtime))
 
 
-def build_network(run: Run, runtime: Runtime) -> VQAModel:
-    """Return the network of ``run`` with its initial weights, the same in every process.
-
-    Seed torch's random numbers: the same for the weights, then different in every process.
-    """
-    import torch
-
-    from vqa_repro.models.network import build, check_memory
-    from vqa_repro.training.loop import RANK_SEED
-
-    world, seed = runtime.world, run.recipe.training.seed
-    world.run_together(lambda: check_memory(run, runtime.device))
-    torch.manual_seed(seed)
-    network = build(run).to(runtime.device)
-    world.broadcast_weights(network)
-    if world.rank:
-        torch.manual_seed(seed + RANK_SEED * world.rank)
-    return network
-
-
 def fit(
     run: Run,
     network: VQAModel,
@@ -152,38 +129,11 @@ def fit(
         world.run_on_main(lambda: summary.finish(run, network, data, predictions, seconds))
 
 
-def record_start(
-    run: Run, data: PreparedData, runtime: Runtime, resumed: Run | None, out: Path | None
-) -> Run:
-    """Create the run folder, or record where the run is resumed; return the run in its folder."""
-    import torch
-
-    from vqa_repro.diagnostics.facts import environment
-    from vqa_repro.run import record_resumed
-    from vqa_repro.training.run_folder import claim_run
-    from vqa_repro.utils.device import describe
-
-    facts: dict[str, Any] = {
-        "device": describe(runtime.device),
-        "torch_build": torch.__version__,
-        "processes": runtime.world.size,
-        "without": missing_capabilities(runtime.device, run.recipe.training) + data.notes,
-    }
-
-    def record() -> Path:
-        if resumed:
-            record_resumed(run, facts)
-            return run.folder
-        features = {"features": data.loader.description}
-        return claim_run(run, {**environment(), **facts, **features}, out).folder
-
-    return replace(run, folder=runtime.world.run_on_main(record))
-
-
 def describe_start(run: Run, network: VQAModel, data: PreparedData, runtime: Runtime) -> None:
     """Print the device, the size of the network and the data, and what is missing."""
     import torch
 
+    from vqa_repro.training.run_folder import missing_capabilities
     from vqa_repro.utils.device import describe
 
     for line in missing_capabilities(runtime.device, run.recipe.training):
@@ -220,21 +170,6 @@ def coverage_line(run: Run, data: PreparedData) -> str:
         f"{line}, {figures['coverage']:.1f}% of {test.name}; always answering "
         f'"{answers[0]}" scores {figures["prior"]:.1f}%\n'
     )
-
-
-def missing_capabilities(device: torch.device, training: Training) -> list[str]:
-    """Return what this machine lacks, one line each, as bootstrap.sh and torch found it."""
-    import torch
-
-    from vqa_repro.utils.device import has_bfloat16
-
-    lines = [line for line in os.environ.get("VQA_REPRO_WITHOUT", "").splitlines() if line]
-    if device.type == "cpu":
-        reason = "--device cpu" if torch.cuda.is_available() else "torch sees none"
-        lines.insert(0, f"GPU: {reason}")
-    if training.precision == "bfloat16" and not has_bfloat16(device):
-        lines.append("bfloat16: not known to be supported here; computed in float32")
-    return lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ from vqa_repro.training.ema import WeightAverage
 from vqa_repro.training.logger import Logger, NonFiniteLossTracker, means
 from vqa_repro.training.optim import learning_rate
 from vqa_repro.training.optim import resume as resume_optimizer
-from vqa_repro.training.prepare import PreparedData
+from vqa_repro.training.prepare import RANK_SEED, PreparedData
 from vqa_repro.training.soft_targets import SoftTargets
 from vqa_repro.training.step import Step
 from vqa_repro.utils.progress import Progress
@@ -29,7 +29,6 @@ from vqa_repro.utils.signals import SignalHandler
 
 LOG_EVERY = 20  # steps
 SAVE_EVERY = 60.0  # seconds of work that a kill can cost
-RANK_SEED = 7919  # difference between the seeds of two processes
 
 
 class Stopped(Exception):

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from vqa_repro.data import registry
 from vqa_repro.data.check import data_notes
 from vqa_repro.data.folds import split_fold
@@ -13,9 +15,12 @@ from vqa_repro.data.vocabulary import build_vocabulary
 from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.features.provider import Runtime, root_mean_square
 from vqa_repro.features.store import Store
+from vqa_repro.models.network import VQAModel, build, check_memory
 from vqa_repro.recipe import Recipe
 from vqa_repro.run import Run
 from vqa_repro.utils.errors import UserError
+
+RANK_SEED = 7919  # difference between the seeds of two processes
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,21 @@ def prepare(run: Run, splits: tuple[Split, Split], store: Store, runtime: Runtim
             *data_notes(*splits),
         ],
     )
+
+
+def build_network(run: Run, runtime: Runtime) -> VQAModel:
+    """Return the network of ``run`` with its initial weights, the same in every process.
+
+    Seed torch's random numbers: the same for the weights, then different in every process.
+    """
+    world, seed = runtime.world, run.recipe.training.seed
+    world.run_together(lambda: check_memory(run, runtime.device))
+    torch.manual_seed(seed)
+    network = build(run).to(runtime.device)
+    world.broadcast_weights(network)
+    if world.rank:
+        torch.manual_seed(seed + RANK_SEED * world.rank)
+    return network
 
 
 def describe_features(recipe: Recipe, store: Store) -> dict[str, object]:
