@@ -1,9 +1,9 @@
-"""The models as they are usually ported: the yardstick for the package's own.
+"""The models as they are usually ported: the baseline of the speed comparisons.
 
-Straight from the equations, one question with its own copy of the picture's features after the
-other: nothing shared between questions about one picture, padding computed like words, every
-intermediate value kept, float32. Weights have the names of the package's modules, so that both can
-be given the same ones and have to give the same answers (tests/test_benchmarks.py).
+Straight from the equations: every question has its own copy of its image's features, nothing is
+shared between questions about one image, padding is computed like words, all intermediate values
+are kept, in float32. Parameter names are those of the package's modules, so that both can load the
+same weights and must give the same answers (tests/test_benchmarks.py).
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class PlainSAN(nn.Module):
-    """SAN with LSTM questions: (N, R, C) features of each question's picture -> logits."""
+    """SAN with LSTM questions: (N, R, C) features of each question's image -> logits."""
 
     def __init__(
         self,

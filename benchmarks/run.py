@@ -1,16 +1,15 @@
-"""What the program does in a second, beside what the machine could do. One command prints it all:
+"""Measure throughput, and compare it with the limits of the machine.
 
     python benchmarks/run.py                   # on a GPU at the full size of VQA v2 train + val
-    python benchmarks/run.py --share 0.005     # a share of its pictures; the default on a CPU
+    python benchmarks/run.py --share 0.005     # a share of its images; the default on a CPU
     python benchmarks/run.py --only step --json
-    python benchmarks/run.py --only targets    # the goals, and what was measured of them
+    python benchmarks/run.py --only targets    # the goals, with measurements
 
-Features are made up, never zeros: as many numbers differ from zero as in VGG-19's pool5 (8%).
-Times are medians of several repetitions after a warm-up, but for decoding and for photos to store:
-one pass, by the clock on the wall. Figures that belong together come from one run, in turn, because
-machines change their speed. With one thread on the CPU (OMP_NUM_THREADS=1) the other seconds are
-those of the processor, which others on the machine do not lengthen much. Nothing here learns
-anything.
+Features are synthetic but not zero: as many values are non-zero as in VGG-19's pool5 (8%). Times
+are medians of several repetitions after a warm-up; decoding and extraction of photos are one pass,
+in wall-clock time. Figures to be compared are measured alternately in one run, because the speed of
+a machine varies. With one thread on the CPU (OMP_NUM_THREADS=1) other times are CPU time, which
+other processes on the machine hardly affect. Nothing is learnt here.
 """
 
 import argparse
@@ -49,16 +48,19 @@ from vqa_repro.recipe import Training
 from vqa_repro.training.cuda_graphs import reason_for_eager
 from vqa_repro.training.loop import choose_step
 from vqa_repro.training.step import Step
-from vqa_repro.utils.device import add_device_option, choose_device, describe, has_bfloat16
+from vqa_repro.utils.arguments import add_device_option
+from vqa_repro.utils.device import choose_device, describe, has_bfloat16
 from vqa_repro.utils.distributed import World, init_distributed
 from vqa_repro.utils.errors import UserError, main_guard
 
 # VQA v2, train + val.
-PICTURES, QUESTIONS = 123_287, 658_111
+IMAGES, QUESTIONS = 123_287, 658_111
 REGIONS, CHANNELS = 196, 512
 WORDS, ANSWERS = 14_770, 1_000
 NON_ZERO = 0.08
-VGG19_MACS = 4 * 19.51e9  # of the convolutions at 448 x 448: four times those at 224 x 224
+VGG19_MACS = (
+    4 * 19.51e9
+)  # multiply-adds of the convolutions at 448 x 448: four times those at 224 x 224
 SAN_OPTIONS: dict[str, Any] = {
     "layers": 2,
     "embedding": 500,
@@ -80,16 +82,16 @@ class Figure:
         return f"  {self.name:<44} {self.value:>12,.4g} {self.unit:<14} {self.note}".rstrip()
 
 
-def made_up(share: float, device: torch.device) -> tuple[Tensor, Questions]:
-    """Features (pictures, 196, 512) float16, of mean square 1, and questions about them."""
-    pictures = max(40, round(PICTURES * share))
+def synthetic(share: float, device: torch.device) -> tuple[Tensor, Questions]:
+    """Return features (images, 196, 512) float16 with mean square 1, and questions about them."""
+    images = max(40, round(IMAGES * share))
     generator = torch.Generator(device).manual_seed(0)
-    rows = torch.empty(pictures, REGIONS, CHANNELS, dtype=torch.float16, device=device)
+    rows = torch.empty(images, REGIONS, CHANNELS, dtype=torch.float16, device=device)
     for part in rows.split(1024):
         value = torch.rand(part.shape, generator=generator, device=device)
         part.copy_(torch.relu(value - (1 - NON_ZERO)) / NON_ZERO * (3 / NON_ZERO) ** 0.5)
     rng = np.random.default_rng(0)
-    count = round(QUESTIONS * pictures / PICTURES)
+    count = round(QUESTIONS * images / IMAGES)
     lengths = np.clip(np.rint(rng.gamma(9.0, 0.8, count)), 3, 23).astype(np.int64)  # mean 7.2
     tokens = rng.integers(2, WORDS, (count, int(np.max(lengths))))
     tokens[np.arange(tokens.shape[1]) >= lengths[:, None]] = 0
@@ -97,7 +99,7 @@ def made_up(share: float, device: torch.device) -> tuple[Tensor, Questions]:
         "question_id": np.arange(count),
         "tokens": tokens,
         "lengths": lengths,
-        "row": np.sort(rng.integers(0, pictures, count)),
+        "row": np.sort(rng.integers(0, images, count)),
         "label": rng.integers(0, ANSWERS, count),
         "answers": rng.integers(0, ANSWERS, (count, 10)),
     }
@@ -106,30 +108,31 @@ def made_up(share: float, device: torch.device) -> tuple[Tensor, Questions]:
 
 
 def clock() -> float:
-    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
-    return time.process_time() if alone else time.perf_counter()
+    """Return the CPU time in seconds with one thread and no GPU; else the wall-clock time."""
+    single_thread = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    return time.process_time() if single_thread else time.perf_counter()
 
 
-def wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], object], device: torch.device, repetitions: int) -> float:
-    """Median seconds of ``work``, once warmed up."""
+    """Return the median seconds of ``work``, after a warm-up."""
     work()
     times = []
     for _ in range(repetitions):
-        wait(device)
-        began = clock()
+        synchronize(device)
+        start = clock()
         work()
-        wait(device)
-        times.append(clock() - began)
+        synchronize(device)
+        times.append(clock() - start)
     return statistics.median(times)
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Multiply-adds a second of one large matrix product: what is called the limit below."""
+    """Return the multiply-adds per second of one large matrix product, the "limit" below."""
     n = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     return float(n**3 / seconds(lambda: a @ b, device, 5))
@@ -138,39 +141,39 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
 class Macs(NamedTuple):
     """Multiply-adds of a forward pass."""
 
-    picture: float
+    image: float
     question: float
 
-    def a_question_learnt(self) -> float:
-        """Those of a training step for a question, with its part of its picture's.
+    def per_training_question(self) -> float:
+        """Return those of a training step per question, including its share of its image's.
 
-        Backward costs twice the forward pass, but for the features, which need no gradient.
+        The backward pass costs twice the forward pass, except for features, which need no gradient.
         """
-        shared = 3 * self.picture - REGIONS * CHANNELS
-        return shared * PICTURES / QUESTIONS + 3 * self.question
+        shared = 3 * self.image - REGIONS * CHANNELS
+        return shared * IMAGES / QUESTIONS + 3 * self.question
 
 
 def san_macs(
     words: float, layers: int, embedding: int, hidden: int, attention: int, **_: object
 ) -> Macs:
-    """Multiply-adds of SAN's forward pass."""
-    picture = REGIONS * hidden * (CHANNELS + layers * attention)
+    """Return the multiply-adds of SAN's forward pass."""
+    image = REGIONS * hidden * (CHANNELS + layers * attention)
     hop = hidden * attention + REGIONS * (attention + hidden)
     lstm = words * 4 * hidden * (embedding + hidden)
-    return Macs(picture, lstm + layers * hop + hidden * ANSWERS)
+    return Macs(image, lstm + layers * hop + hidden * ANSWERS)
 
 
 def hiecoatt_macs(words: float, hidden: int, last_hidden: int, **_: object) -> Macs:
-    """Multiply-adds of parallel HieCoAtt's forward pass."""
+    """Return the multiply-adds of parallel HieCoAtt's forward pass."""
     d = hidden
-    picture = REGIONS * d * (CHANNELS + 3 * d)
+    image = REGIONS * d * (CHANNELS + 3 * d)
     level = words * d * (2 * d + 3 * REGIONS) + REGIONS * 2 * d + words * 2 * d
     phrases, lstm = words * d * d * 6, words * 8 * d * d
     head = d * d + 2 * d * d + 2 * d * last_hidden + last_hidden * ANSWERS
-    return Macs(picture, phrases + lstm + 3 * level + head)
+    return Macs(image, phrases + lstm + 3 * level + head)
 
 
-# As the papers' code trains. The rate is small, because nothing is there to be learnt.
+# As in the papers' code. The learning rate is small, because the data are random.
 SAN_TRAINING = Training(
     epochs=1,
     learning_rate=1e-5,
@@ -193,16 +196,16 @@ class Model:
     plain: Callable[..., nn.Module]
     options: dict[str, Any]
     training: Training
-    macs: Callable[..., Macs]  # by the words of a question and the options
+    macs: Callable[..., Macs]  # of the words per question and the options
 
     def ours(self, precision: torch.dtype) -> VQAModel:
         return VQAModel(
             None, self.answerer(WORDS, ANSWERS, CHANNELS, **self.options), 1.0, precision
         )
 
-    def macs_a_question(self, questions: Questions) -> float:
+    def macs_per_question(self, questions: Questions) -> float:
         words = float(questions.lengths.float().mean())
-        return self.macs(words, **self.options).a_question_learnt()
+        return self.macs(words, **self.options).per_training_question()
 
 
 MODELS = {
@@ -226,8 +229,8 @@ MODELS = {
 
 
 class PlainStep:
-    """Training steps of a yardstick: every question its own copy of the features, torch's own
-    optimiser, one kernel after the other."""
+    """Training steps of a plain model: a copy of the features per question, torch's optimiser,
+    eager execution."""
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self._network = network.to(device).train()
@@ -251,24 +254,24 @@ def forever(training: Training, rows: Tensor, questions: Questions) -> Iterator[
         epoch += 1
 
 
-def rate(
+def questions_per_second(
     step: Callable[[Batch, float], object], plan: Iterator[Batch], steps: int, device: torch.device
 ) -> float:
-    """Questions a second."""
-    wait(device)
-    done, began = 0, clock()
+    """Return the questions per second of ``steps`` training steps."""
+    synchronize(device)
+    done, start = 0, clock()
     for _ in range(steps):
         batch = next(plan)
         step(batch, 1e-5)
         done += len(batch)
-    wait(device)
-    return done / (clock() - began)
+    synchronize(device)
+    return done / (clock() - start)
 
 
 def step_figures(
     rows: Tensor, questions: Questions, which: str | None, steps: int, precision: torch.dtype
 ) -> Iterator[Figure]:
-    """The package's training step beside the plain one, in turn; of both models, or of one."""
+    """Compare the package's training step with the plain one, for one or all models."""
     device = rows.device
     limit = peak(device, precision)
     yield Figure(f"one large matrix product, {precision}", 2 * limit / 1e9, "GFLOP/s")
@@ -281,23 +284,26 @@ def step_figures(
         if device.type == "cuda":
             yield Figure(f"{name}: CUDA graphs", float(eager is None), "1: used", eager or "")
         plain = model.plain(WORDS, ANSWERS, CHANNELS, **model.options)
-        theirs = PlainStep(plain, device)
-        in_groups = forever(training, rows, questions)
-        singly = forever(dataclasses.replace(training, order="iid"), rows, questions)
-        # On a GPU sizes of batches are recorded as they come.
-        rate(ours, in_groups, 500 if device.type == "cuda" else 1, device)
-        rate(theirs, singly, 1, device)
+        plain_step = PlainStep(plain, device)
+        grouped = forever(training, rows, questions)
+        independent = forever(dataclasses.replace(training, order="iid"), rows, questions)
+        # On a GPU batch sizes are captured as they occur.
+        questions_per_second(ours, grouped, 500 if device.type == "cuda" else 1, device)
+        questions_per_second(plain_step, independent, 1, device)
         pairs = [
-            (rate(ours, in_groups, steps, device), rate(theirs, singly, steps, device))
+            (
+                questions_per_second(ours, grouped, steps, device),
+                questions_per_second(plain_step, independent, steps, device),
+            )
             for _ in range(3)
         ]
         ours_a_second = statistics.median(pair[0] for pair in pairs)
-        macs = model.macs_a_question(questions)
+        macs = model.macs_per_question(questions)
         yield Figure(f"{name}, batch 100, grouped", ours_a_second, "questions/s")
         yield Figure("  an epoch of VQA v2 train + val would take", QUESTIONS / ours_a_second, "s")
         yield Figure("  of the limit by matrix products", 100 * ours_a_second * macs / limit, "%")
         yield Figure(
-            "  plain: float32, questions drawn singly",
+            "  plain: float32, questions drawn independently",
             statistics.median(pair[1] for pair in pairs),
             "questions/s",
         )
@@ -316,16 +322,16 @@ def step_figures(
         yield Figure("  answering, 1,024 at a time", len(batch) / took, "questions/s")
 
 
-def at_place(rows: Tensor, place: Placement) -> Tensor | FeatureLoader:
-    """``rows`` as train.py keeps those of a store; on the disk they are a file that is gone."""
-    if place == "device":  # they are there already, and twice they might not fit
+def place_features(rows: Tensor, placement: Placement) -> Tensor | FeatureLoader:
+    """Return ``rows`` where train.py would keep them; on the disk, in a deleted file."""
+    if placement == "device":  # already there, and a copy might not fit
         return rows
-    numbers: np.ndarray[Any, Any] = rows.cpu().numpy()
-    if place == "disk":
+    values: np.ndarray[Any, Any] = rows.cpu().numpy()
+    if placement == "disk":
         with tempfile.TemporaryFile() as file:
-            numbers.tofile(file)
-            numbers = np.memmap(file, numbers.dtype, "r", shape=numbers.shape)
-    return FeatureLoader(Store(Path("made-up"), numbers, {}, {}), rows.device, place)
+            values.tofile(file)
+            values = np.memmap(file, values.dtype, "r", shape=values.shape)
+    return FeatureLoader(Store(Path("synthetic"), values, {}, {}), rows.device, placement)
 
 
 def epoch_figures(
@@ -336,9 +342,9 @@ def epoch_figures(
     batch_size: int,
     model: Model,
 ) -> Iterator[Figure]:
-    """An epoch as train.py has it, dealing out included; of all processes that torchrun started.
+    """Measure an epoch as in train.py, including batching, over all processes of torchrun.
 
-    rows: of this process.
+    rows: those of this process.
     """
     device = rows.device
     limit = peak(device, precision)
@@ -358,18 +364,18 @@ def epoch_figures(
         for batch in batches:
             step(batch, 1e-5)
 
-    # Before the clock: libraries, and on a GPU a recording of every size that is met.
+    # Warm-up: loads libraries, and on a GPU captures every batch size.
     epoch(0, None if device.type == "cuda" else 1)
-    wait(device)
+    synchronize(device)
     world.any(False)
-    began = clock()
+    start = clock()
     epoch(1)
-    wait(device)
+    synchronize(device)
     world.any(False)
-    took = clock() - began
+    took = clock() - start
     yield Figure(f"an epoch of {len(questions):,} questions", took, "s", f"batch {batch_size}")
-    yield Figure("  a question", 1e6 * took / len(questions), "microseconds")
-    macs = model.macs_a_question(questions) * len(questions) / world.size
+    yield Figure("  per question", 1e6 * took / len(questions), "microseconds")
+    macs = model.macs_per_question(questions) * len(questions) / world.size
     yield Figure("  of the limit by matrix products", 100 * macs / took / limit, "%")
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device) - before
@@ -379,10 +385,10 @@ def epoch_figures(
     yield Figure("  memory", memory / 1e9, "GB", what)
 
 
-def again(*arguments: object, processes: int = 1) -> dict[str, float]:
-    """The figures that this file prints when called with ``arguments``, in processes of its own.
+def run_again(*arguments: object, processes: int = 1) -> dict[str, float]:
+    """Run this file with ``arguments`` in separate processes; return its figures by name.
 
-    Each with one thread, so that more processes are more processors.
+    Each process has one thread, so that more processes use more cores.
     """
     command = [sys.executable, *("-m", "torch.distributed.run", "--nproc-per-node", str(processes))]
     done = subprocess.run(
@@ -397,39 +403,39 @@ def again(*arguments: object, processes: int = 1) -> dict[str, float]:
 
 
 def growth_figures(share: float, device: str, precision: str) -> Iterator[Figure]:
-    """How an epoch of SAN grows with the data, and what more processes make of it."""
+    """Measure how the time of an epoch of SAN scales with data and processes."""
     options = ("--only", "epoch", "--device", device, "--precision", precision)
 
-    def figures(name: str, found: dict[str, float]) -> Iterator[Figure]:
-        (took,) = (value for key, value in found.items() if key.startswith("an epoch of"))
-        yield Figure(name, took, "s", f"{found['  memory']:.2f} GB a process")
+    def figures(name: str, measured: dict[str, float]) -> Iterator[Figure]:
+        (took,) = (value for key, value in measured.items() if key.startswith("an epoch of"))
+        yield Figure(name, took, "s", f"{measured['  memory']:.2f} GB per process")
 
     for part in (1 / 8, 1 / 4, 1 / 2, 1):
         yield from figures(
             f"an epoch of {part:g} of {share:.2%} of VQA v2",
-            again(*options, "--share", share * part),
+            run_again(*options, "--share", share * part),
         )
     for processes in (1, 2, 4):
-        # On the CPU the seconds are the first process's own: others may share its core.
+        # On the CPU the seconds are the CPU time of the main process: others may share its core.
         if device != "cpu" and processes > torch.cuda.device_count():
-            print(f"  {processes} processes: not measured, there are not as many GPUs")
+            print(f"  {processes} processes: not measured: not enough GPUs")
             continue
         yield from figures(
             f"an epoch of {share:.2%}, {processes} processes",
-            again(*options, "--share", share, processes=processes),
+            run_again(*options, "--share", share, processes=processes),
         )
 
 
 def target_rows(device: torch.device, precision: str) -> Iterator[tuple[str, str, str]]:
-    """(what, goal, measured): the project's goals. Without a GPU most are not measured."""
+    """Yield (what, goal, measured) of the project's goals. Most need a GPU."""
     if device.type == "cuda":
         gpu = ("--device", "cuda", "--precision", precision)
 
         def epoch(*options: object) -> dict[str, float]:
-            return again("--only", "epoch", *gpu, *options)
+            return run_again("--only", "epoch", *gpu, *options)
 
-        def took(found: dict[str, float]) -> str:
-            return next(f"{v:.2f} s" for k, v in found.items() if k.startswith("an epoch of"))
+        def took(figures: dict[str, float]) -> str:
+            return next(f"{v:.2f} s" for k, v in figures.items() if k.startswith("an epoch of"))
 
         san = epoch()
         yield "SAN(2, LSTM), VQA v2 train + val, batch 100", "4 s an epoch", took(san)
@@ -437,38 +443,38 @@ def target_rows(device: torch.device, precision: str) -> Iterator[tuple[str, str
         share = f"{large['  of the limit by matrix products']:.0f}% of the limit"
         yield "the same, batch 512", "2 s an epoch, 40% of the limit", f"{took(large)}, {share}"
         yield "HieCoAtt, parallel", "8 s an epoch", took(epoch("--model", "hiecoatt"))
-        beside = f"{san['  memory']:.2f} GB besides the features"
-        yield "memory of training with the features on disk", "8 GB", beside
+        memory = f"{san['  memory']:.2f} GB besides the features"
+        yield "memory of training with the features on disk", "8 GB", memory
         resident, pinned = (
-            epoch("--share", 0.25, "--feature-placement", place)["  a question"]
-            for place in ("device", "pinned")
+            epoch("--share", 0.25, "--feature-placement", placement)["  per question"]
+            for placement in ("device", "pinned")
         )
-        yield "from pinned host memory : resident", "1.3 times", f"{pinned / resident:.2f} times"
-        found = again("--only", "extraction", "--share", 0.001, *gpu)
-        reached = found.get("  of the limit, photos to store in bfloat16")
+        yield "pinned host memory : GPU memory", "1.3 times", f"{pinned / resident:.2f} times"
+        figures = run_again("--only", "extraction", "--share", 0.001, *gpu)
+        reached = figures.get("  of the limit, extraction in bfloat16")
         measured = f"{reached:.0f}%" if reached else "this GPU has no bfloat16"
-        yield "photos to store, VGG-19 in bfloat16", "50% of the limit", measured
+        yield "extraction of photos, VGG-19 in bfloat16", "50% of the limit", measured
     else:
         for what, goal in (
             ("SAN(2, LSTM), VQA v2 train + val, batch 100", "4 s an epoch"),
             ("the same, batch 512", "2 s an epoch, 40% of the limit"),
             ("HieCoAtt, parallel", "8 s an epoch"),
             ("memory of training with the features on disk", "8 GB"),
-            ("from pinned host memory : resident", "1.3 times"),
-            ("photos to store, VGG-19 in bfloat16", "50% of the limit"),
+            ("pinned host memory : GPU memory", "1.3 times"),
+            ("extraction of photos, VGG-19 in bfloat16", "50% of the limit"),
         ):
             yield what, goal, "not measured: no GPU"
     goal = "10 times" if device.type == "cuda" else "3 times on 2 CPU cores"
     for model in ("san", "hiecoatt"):
         options = ("--model", model, "--device", device.type, "--precision", precision)
-        found = again("--only", "step", *options)
-        yield f"ours : plain ({model})", goal, f"{found['  ours : plain']:.1f} times"
+        figures = run_again("--only", "step", *options)
+        yield f"ours : plain ({model})", goal, f"{figures['  ours : plain']:.1f} times"
 
 
 def extraction_figures(device: torch.device) -> Iterator[Figure]:
-    """VGG-19 at 448 x 448 with random weights, which cost what trained ones do.
+    """Measure VGG-19 at 448 x 448 with random weights, which are as fast as trained ones.
 
-    The network alone, decoding alone, and from photos to a store as ``extract`` does it.
+    Only the network, only decoding, and the whole extraction of photos into a store.
     """
     from torchvision.models import vgg19
 
@@ -481,40 +487,40 @@ def extraction_figures(device: torch.device) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder, "vgg19.pth")
         torch.save({f"features.{k}": v for k, v in vgg19().features.state_dict().items()}, weights)
-        photos = made_up_photos(Path(folder))
+        photos = synthetic_photos(Path(folder))
         images = {str(i): photos[i % len(photos)] for i in range(count)}
 
         def decode() -> None:
             with ThreadPoolExecutor(num_threads()) as pool:
-                list(pool.map(lambda path: read_image(path, 448), some))
+                list(pool.map(lambda path: read_image(path, 448), sample))
 
-        some = [photos[i % len(photos)] for i in range(16 * num_threads())]
+        sample = [photos[i % len(photos)] for i in range(16 * num_threads())]
         decode()
-        began = time.perf_counter()  # the clock on the wall: of many threads, not of one processor
+        start = time.perf_counter()  # wall-clock time, because there are many threads
         decode()
-        rate = len(some) / (time.perf_counter() - began)
-        yield Figure("decoding photos of 640 x 480", rate, "pictures/s", f"{num_threads()} threads")
+        rate = len(sample) / (time.perf_counter() - start)
+        yield Figure("decoding photos of 640 x 480", rate, "images/s", f"{num_threads()} threads")
         for precision in ("float32", "bfloat16") if has_bfloat16(device) else ("float32",):
             network = FrozenBackbone("vgg19", weights, "caffe", device, precision)
-            pictures = torch.from_numpy(Extractor(network).buffer()).to(device).random_()
+            batch = torch.from_numpy(Extractor(network).buffer()).to(device).random_()
 
-            def look() -> None:
+            def compute() -> None:
                 with torch.inference_mode():
-                    network(pictures)  # noqa: B023
+                    network(batch)  # noqa: B023
 
             limit = peak(device, getattr(torch, precision)) / VGG19_MACS
-            rate = len(pictures) / seconds(look, device, 3)
-            yield Figure(f"VGG-19 at 448 x 448, {precision}", rate, "pictures/s")
+            rate = len(batch) / seconds(compute, device, 3)
+            yield Figure(f"VGG-19 at 448 x 448, {precision}", rate, "images/s")
             yield Figure(f"  of the limit, network in {precision}", 100 * rate / limit, "%")
-            began = time.perf_counter()
+            start = time.perf_counter()
             extract(images, Path(folder, f"{precision}.safetensors"), network)
-            rate = count / (time.perf_counter() - began)
-            yield Figure(f"photos to store, {precision}", rate, "pictures/s")
-            yield Figure(f"  of the limit, photos to store in {precision}", 100 * rate / limit, "%")
+            rate = count / (time.perf_counter() - start)
+            yield Figure(f"extraction, {precision}", rate, "images/s")
+            yield Figure(f"  of the limit, extraction in {precision}", 100 * rate / limit, "%")
 
 
-def made_up_photos(folder: Path) -> list[Path]:
-    """JPEG files of 640 x 480, of about as many bytes as photos have: 130 kB."""
+def synthetic_photos(folder: Path) -> list[Path]:
+    """Write JPEG files of 640 x 480 of about the size of photos: 130 kB."""
     rng = np.random.default_rng(0)
     paths = [folder / f"{number}.jpg" for number in range(16)]
     for path in paths:
@@ -525,45 +531,49 @@ def made_up_photos(folder: Path) -> list[Path]:
 
 
 def store_figures(rows: Tensor) -> Iterator[Figure]:
-    """A store of made-up features: opening it, and random pictures out of the mapped file."""
+    """Measure opening a store of synthetic features, and reading random rows of it."""
     from vqa_repro.features.store import StoreWriter, open_store
 
-    kept = rows[:512].cpu().numpy()
-    keys = [str(i) for i in range(len(kept))]
+    values = rows[:512].cpu().numpy()
+    keys = [str(i) for i in range(len(values))]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "made-up.safetensors")
-        writer = StoreWriter(path, keys, kept.shape[1:], kept.dtype, {"backbone": "made up"})
-        for row, values in enumerate(kept):
-            writer.write(row, values)
+        path = Path(folder, "synthetic.safetensors")
+        writer = StoreWriter(path, keys, values.shape[1:], values.dtype, {"backbone": "synthetic"})
+        for row, value in enumerate(values):
+            writer.write(row, value)
         writer.finish()
-        began = time.perf_counter()
+        start = time.perf_counter()
         store = open_store(path)
-        yield Figure("opening a store", 1000 * (time.perf_counter() - began), "ms")
-        which = np.random.default_rng(0).integers(0, len(kept), 256)
+        yield Figure("opening a store", 1000 * (time.perf_counter() - start), "ms")
+        which = np.random.default_rng(0).integers(0, len(values), 256)
         took = seconds(lambda: store.rows[which], torch.device("cpu"), 5)
-        yield Figure("random pictures from the mapped file, cached", 256 / took, "pictures/s")
+        yield Figure("random images from the mapped file, cached", 256 / took, "images/s")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--share", type=float, help="of VQA v2's pictures")
-    parser.add_argument("--steps", type=int, help="training steps a repetition")
+    parser.add_argument("--share", type=float, help="share of VQA v2's images")
+    parser.add_argument("--steps", type=int, help="training steps per repetition")
     parser.add_argument(
-        "--only", choices=("extraction", "store", "step", "epoch", "growth", "targets")
+        "--only",
+        choices=("extraction", "store", "step", "epoch", "growth", "targets"),
+        help="measure only this",
     )
-    parser.add_argument("--batch", type=int, default=100, help="questions, for --only epoch")
+    parser.add_argument(
+        "--batch", type=int, default=100, help="questions per batch, for --only epoch"
+    )
     parser.add_argument(
         "--feature-placement", choices=PLACEMENTS, default="device", help="for --only epoch"
     )
-    parser.add_argument("--model", choices=tuple(MODELS), help="this one alone")
+    parser.add_argument("--model", choices=tuple(MODELS), help="measure only this model")
     parser.add_argument(
         "--precision",
         choices=("float32", "bfloat16"),
-        help="of ours; by default bfloat16, where the device has it",
+        help="of the package's models; default: bfloat16 if the device supports it",
     )
-    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_device_option(parser)
     args = parser.parse_args()
     with init_distributed(args.device) as (world, device_name):
@@ -574,7 +584,7 @@ def main() -> int:
 def measure(args: argparse.Namespace, world: World, device: torch.device) -> None:
     share = args.share or (1.0 if device.type == "cuda" else 0.004)
     if args.precision == "bfloat16" and not has_bfloat16(device):
-        raise UserError("--precision bfloat16: no known instructions for it here")
+        raise UserError("--precision bfloat16: not supported by this device")
     args.precision = args.precision or ("bfloat16" if has_bfloat16(device) else "float32")
     precision = getattr(torch, args.precision)
     machine = (
@@ -591,9 +601,9 @@ def measure(args: argparse.Namespace, world: World, device: torch.device) -> Non
         for figure in growth_figures(share, device.type, args.precision):
             print(figure, flush=True)
         return
-    rows, questions = made_up(share, device)
+    rows, questions = synthetic(share, device)
     data = (
-        f"made-up features of {len(rows):,} pictures ({share:.2%} of VQA v2 train + val), "
+        f"synthetic features of {len(rows):,} images ({share:.2%} of VQA v2 train + val), "
         f"{len(questions):,} questions of {float(questions.lengths.float().mean()):.1f} words"
     )
     if not args.json:
@@ -606,7 +616,7 @@ def measure(args: argparse.Namespace, world: World, device: torch.device) -> Non
         "store": lambda: store_figures(rows),
         "step": lambda: step_figures(rows, questions, args.model, steps, precision),
         "epoch": lambda: epoch_figures(
-            at_place(rows[world.rank :: world.size], args.feature_placement),
+            place_features(rows[world.rank :: world.size], args.feature_placement),
             questions,
             precision,
             world,
@@ -615,15 +625,15 @@ def measure(args: argparse.Namespace, world: World, device: torch.device) -> Non
         ),
     }.items():
         if args.only in (None, name):
-            # Programs get their JSON alone: what the package itself says goes to the errors.
+            # With --json standard output is for the JSON only.
             with redirect_stdout(sys.stderr if args.json else sys.stdout):
                 for figure in part():
                     figures.append(figure)
                     if not args.json:
                         print(figure, flush=True)
     if args.json:
-        found = [dataclasses.asdict(figure) for figure in figures]
-        print(json.dumps({"machine": machine, "data": data, "figures": found}, indent=2))
+        records = [dataclasses.asdict(figure) for figure in figures]
+        print(json.dumps({"machine": machine, "data": data, "figures": records}, indent=2))
 
 
 if __name__ == "__main__":

@@ -58,5 +58,5 @@ def test_the_benchmark_runs(part: tuple[str, ...]) -> None:
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert "made-up features of 40 pictures" in said["data"]
+    assert "synthetic features of 40 images" in said["data"]
     assert said["figures"] and all(figure["value"] > 0 for figure in said["figures"])

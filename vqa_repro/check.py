@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vqa_repro.utils.arguments import add_root_option, name_or_path_argument, parse_arguments
 from vqa_repro.utils.errors import UserError, main_guard
 
 if TYPE_CHECKING:
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="FOLDER|DATASET", help="a folder, or a data set's name")
     parser.add_argument(
-        "--root", type=Path, default=Path("resources"), help="folder of the data sets"
+        "data",
+        type=name_or_path_argument,
+        metavar="FOLDER|DATASET",
+        help="a folder, or a data set's name",
     )
+    add_root_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    description = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m vqa_repro.check", description=description)
-    add_arguments(parser)
-    args = parser.parse_args(arguments)
+    _, args = parse_arguments("check", __doc__, add_arguments, arguments)
     from vqa_repro.data.check import report_lines, survey
     from vqa_repro.data.registry import load_split
 

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vqa_repro.utils.arguments import add_root_option
 from vqa_repro.utils.errors import UserError, main_guard
 
 VERBS = {
@@ -112,9 +113,7 @@ def list_recipes(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="vqa list", description="List the recipes and whether their data is present."
     )
-    parser.add_argument(
-        "--root", type=Path, default=Path("resources"), help="folder of the data sets"
-    )
+    add_root_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON list instead")
     args = parser.parse_args(arguments)
     rows = recipe_rows(args.root)

@@ -13,11 +13,18 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vqa_repro.utils.arguments import (
+    add_device_option,
+    add_root_option,
+    add_weights_option,
+    name_or_path_argument,
+    parse_arguments,
+    path_argument,
+)
 from vqa_repro.utils.errors import UserError, main_guard
 
 if TYPE_CHECKING:
@@ -39,10 +46,10 @@ def answer_split(
     runtime: Runtime,
     answers_of: Split | None = None,
 ) -> dict[int, str]:
-    """Return the runs' answer to each question of ``split``: question id -> answer.
+    """Return the runs' answers to the questions of ``split``: question id -> answer.
 
-    Several runs answer by the mean of their probabilities. answers_of: give only answers that
-    this split has. Questions about images that the features skip as damaged have none.
+    Several runs answer together, by their mean probabilities. answers_of: only give answers of
+    this split. Questions about images that the features skip as damaged are not answered.
     """
     from vqa_repro.data.questions import encode
     from vqa_repro.evaluation.ensemble import allowed_answers, load_ensemble
@@ -52,8 +59,7 @@ def answer_split(
     from vqa_repro.models.network import load_model
 
     run = runs[0]
-    with redirect_stdout(sys.stderr):  # an extraction reports there: stdout is for the scores
-        store = open_or_extract(data, [split], runtime)
+    store = open_or_extract(data, [split], runtime)
     if store.made_by != run.features["made_by"]:
         raise UserError(
             f"{store.path}: made by {store.made_by}, but the run was trained on features made by "
@@ -78,7 +84,7 @@ def answer_split(
 
 
 def where_scored(data: str, split: Split, out: Path, count: int) -> str:
-    """One line: who scores the complete results of a split whose answers are hidden."""
+    """Return one line: who can score the results of a split whose answers are hidden."""
     line = f"{out}: {count:,} answers, all of {split.name}, whose answers are hidden; "
     if data not in ("vqa-v1", "vqa-v2"):
         return line + "only the data set's owner can score it"
@@ -92,56 +98,60 @@ def where_scored(data: str, split: Split, out: Path, count: int) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run",
-        type=Path,
+        type=path_argument,
         nargs="*",
-        help="a run folder, which answers the split; several answer as one, by the mean of their "
-        "probabilities",
+        help="the run to evaluate; several answer together, by their mean probabilities",
     )
-    parser.add_argument("--run", type=Path, dest="run_option", help=argparse.SUPPRESS)
-    parser.add_argument("--results", type=Path, help="answers in the submission format")
-    parser.add_argument("--data", help="with RUN: another data set, or a folder of your own")
+    parser.add_argument("--run", type=path_argument, dest="run_option", help=argparse.SUPPRESS)
+    parser.add_argument("--results", type=path_argument, help="answers in the submission format")
     parser.add_argument(
         "--answers-of",
+        type=name_or_path_argument,
         metavar="DATA",
-        help="with RUN: give only answers of this data set's training split",
-    )
-    parser.add_argument("--split", help="with RUN: which split (default: the recipe's test)")
-    parser.add_argument(
-        "--root", type=Path, default=Path("resources"), help="folder of the data sets"
+        help="with RUN: only give answers of this data set's training split",
     )
     parser.add_argument(
-        "--weights",
-        type=Path,
-        help="with RUN: the backbone's checkpoint, if features are missing",
+        "--data",
+        type=name_or_path_argument,
+        help="with RUN: another data set, or a folder with your own",
     )
-    parser.add_argument("--questions", type=Path, help="with --results: VQA-format questions")
-    parser.add_argument("--annotations", type=Path, help="with --results: their annotations")
+    parser.add_argument("--split", help="with RUN: the split (default: the recipe's test split)")
+    add_root_option(parser)
+    add_weights_option(parser)
     parser.add_argument(
-        "--out", type=Path, help="with RUN: write the answers there, in the submission format"
+        "--questions", type=path_argument, help="with --results: VQA-format questions"
     )
     parser.add_argument(
-        "--per-question", type=Path, metavar="FILE", help="write question id -> percent there"
+        "--annotations", type=path_argument, help="with --results: their annotations"
     )
-    parser.add_argument("--wups", action="store_true", help="WUPS too, for single-answer data")
-    parser.add_argument("--wordnet", type=Path, help="folder of WordNet 3.0's files, for --wups")
-    parser.add_argument("--pre-2021", action="store_true", help="process answers as before 2021")
     parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda|cuda:N",
-        help="where to compute; auto is the first GPU, or the CPU if there is none",
+        "--out",
+        type=path_argument,
+        help="with RUN: write the answers to this file, in the submission format",
     )
+    parser.add_argument(
+        "--per-question",
+        type=path_argument,
+        metavar="FILE",
+        help="write question id -> percent to FILE",
+    )
+    parser.add_argument(
+        "--wups", action="store_true", help="also WUPS, for data sets with one answer per question"
+    )
+    parser.add_argument(
+        "--wordnet", type=path_argument, help="folder of WordNet 3.0's files, for --wups"
+    )
+    parser.add_argument(
+        "--pre-2021",
+        action="store_true",
+        help="normalise answers as the official evaluation did before 2021",
+    )
+    add_device_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m vqa_repro.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    args = parser.parse_args(arguments)
+    parser, args = parse_arguments("evaluate", __doc__, add_arguments, arguments)
     folders = args.run or ([args.run_option] if args.run_option else [])
     if bool(folders) == (args.results is not None) or (args.run and args.run_option):
         parser.error("name either a run folder or --results FILE")
@@ -151,9 +161,9 @@ def main(arguments: list[str] | None = None) -> int:
                 f"--{option.replace('_', '-')} goes with {'a RUN' if args.results else '--results'}"
             )
 
-    from vqa_repro.utils.shortage import explain_out_of_memory_in
+    from vqa_repro.utils.memory import explain_out_of_memory
 
-    with explain_out_of_memory_in():
+    with explain_out_of_memory():
         scored = _read_results(args) if args.results else _answer(args, folders)
         if scored is None:
             return 0
@@ -213,7 +223,7 @@ def _answer(
         vqa_accuracy.write_results(args.out, results)
     if not split.hidden:
         return results, replace(split, examples=examples)
-    # With --json this line is still for a person.
+    # With --json this line is not part of the output.
     line = where_scored(data.name, split, args.out, len(results))
     print(line, file=sys.stderr if args.json else sys.stdout)
     if args.json:

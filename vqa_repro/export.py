@@ -10,34 +10,33 @@ Opened again by predict, serve, evaluate and vqa_repro.load, also from an addres
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from vqa_repro.utils.arguments import parse_arguments, path_argument
 from vqa_repro.utils.errors import main_guard
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
     parser.add_argument(
-        "--out", type=Path, required=True, help="the release: a new .tar file, or a new folder"
+        "run", type=path_argument, metavar="RUN", help="the folder of a finished run"
+    )
+    parser.add_argument(
+        "--out", type=path_argument, required=True, help="the release: a new .tar file or folder"
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    description = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m vqa_repro.export", description=description)
-    add_arguments(parser)
-    args = parser.parse_args(arguments)
+    _, args = parse_arguments("export", __doc__, add_arguments, arguments)
     from vqa_repro.release import pack
     from vqa_repro.reporting.model_card import model_card
-    from vqa_repro.run import open_run, read_json
+    from vqa_repro.run import open_run
+    from vqa_repro.utils.files import read_json
 
-    out = args.out.expanduser()
-    run = open_run(args.run.expanduser())
+    run = open_run(args.run)
     metrics = read_json(run.folder / "metrics.json") if run.finished else {}
-    checksum = pack(run.folder, out, model_card(run, metrics))
-    print(f"release: {out}")
+    checksum = pack(run.folder, args.out, model_card(run, metrics))
+    print(f"release: {args.out}")
     if checksum:
-        print(f"{out.stat().st_size / 1e6:.1f} MB, sha256 {checksum}")
+        print(f"{args.out.stat().st_size / 1e6:.1f} MB, sha256 {checksum}")
         print(f"  others: python -m vqa_repro.predict ADDRESS#sha256={checksum} --image ...")
     return 0
 

@@ -16,6 +16,15 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vqa_repro.utils.arguments import (
+    add_device_option,
+    add_root_option,
+    add_skip_damaged_option,
+    add_weights_option,
+    name_or_path_argument,
+    parse_arguments,
+    path_argument,
+)
 from vqa_repro.utils.errors import main_guard
 
 if TYPE_CHECKING:
@@ -25,16 +34,17 @@ BACKBONES = ("vgg16", "vgg19", "resnet50", "resnet101", "resnet152")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, help="a data set, or a folder of your own")
     parser.add_argument(
-        "--root", type=Path, default=Path("resources"), help="folder of the data sets"
+        "--data",
+        type=name_or_path_argument,
+        required=True,
+        help="a data set, or a folder with your own",
     )
+    add_root_option(parser)
     parser.add_argument(
         "--backbone", choices=BACKBONES, default="vgg19", help="the frozen network (default: vgg19)"
     )
-    parser.add_argument(
-        "--weights", type=Path, help="the backbone's checkpoint (default: the downloaded one)"
-    )
+    add_weights_option(parser)
     parser.add_argument(
         "--preprocess",
         choices=["torchvision", "caffe"],
@@ -45,37 +55,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["float32", "bfloat16"],
         default="float32",
-        help="of the convolutions; bfloat16 is faster where the processor supports it, and "
+        help="precision of the convolutions; bfloat16 is faster on processors that support it, and "
         "differs from the papers' float32 by about 1%%",
     )
-    parser.add_argument("--out", type=Path, help="the store (default: in ROOT/features)")
     parser.add_argument(
-        "--skip-damaged",
-        "--leave-out-damaged",
-        action="store_true",
-        help="finish without the images that cannot be read; by default they are an error",
+        "--out", type=path_argument, help="the feature store (default: in ROOT/features)"
     )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda|cuda:N",
-        help="where to compute; auto is the first GPU, or the CPU if there is none",
-    )
+    add_skip_damaged_option(parser)
+    add_device_option(parser)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m vqa_repro.extract",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    args = parser.parse_args(arguments)
+    _, args = parse_arguments("extract", __doc__, add_arguments, arguments)
 
     from vqa_repro.utils.distributed import SharedError, init_distributed, leave
-    from vqa_repro.utils.shortage import explain_out_of_memory_in
+    from vqa_repro.utils.memory import explain_out_of_memory
 
-    with explain_out_of_memory_in(), init_distributed(args.device) as (world, args.device):
+    with explain_out_of_memory(), init_distributed(args.device) as (world, args.device):
         try:
             _extract(args, world)
         except SharedError:

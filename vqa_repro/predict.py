@@ -17,25 +17,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqa_repro.utils.device import add_device_option
+from vqa_repro.utils.arguments import (
+    add_device_option,
+    add_weights_option,
+    parse_arguments,
+    path_argument,
+)
 from vqa_repro.utils.errors import UserError, main_guard
-from vqa_repro.utils.paths import path_argument
 
 if TYPE_CHECKING:
-    from vqa_repro.data.images import Picture
+    from vqa_repro.data.images import ImageSource
     from vqa_repro.evaluation.inference import Prediction, Predictor
 
 SHOWN_SIZE = 320  # pixels a side of the image under the attention
 MAX_LINE = 100_000  # characters
 
 
-def draw(prediction: Prediction, picture: Picture, path: Path, note: str = "") -> None:
+def draw(prediction: Prediction, image: ImageSource, path: Path, note: str = "") -> None:
     """Write the image with the prediction's attention over it as PNG."""
     from vqa_repro.data.images import read_image
     from vqa_repro.reporting import figures
 
     figures.attention(
-        read_image(picture, SHOWN_SIZE),
+        read_image(image, SHOWN_SIZE),
         prediction.question,
         prediction.answers,
         prediction.attention,
@@ -82,7 +86,7 @@ def answer_file(predictor: Predictor, file: Path, image: Path | None) -> None:
     for record in read_questions(file, image):
         if record["path"] != path:  # questions about the same image in a row share its features
             path = record["path"]
-            features = predictor.look(path)
+            features = predictor.extract(path)
         assert features is not None
         prediction = predictor.answer(features, record["question"])
         given = {key: value for key, value in record.items() if key != "path"}
@@ -110,16 +114,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention", type=path_argument, metavar="OUT.png", help="draw the attention maps"
     )
-    parser.add_argument("--weights", type=path_argument, help="checkpoint of the frozen backbone")
+    add_weights_option(parser)
     add_device_option(parser)
     parser.add_argument("--json", action="store_true", help="print the whole prediction as JSON")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    description = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m vqa_repro.predict", description=description)
-    add_arguments(parser)
-    args = parser.parse_args(arguments)
+    parser, args = parse_arguments("predict", __doc__, add_arguments, arguments)
     folder = args.run_folder or args.run
     if folder is None:
         parser.error("name a run folder")

@@ -21,7 +21,7 @@ else:
 
 FOLDER = Path(__file__).parent / "recipes"
 
-# Recipes may come from strangers, so every number has a range.
+# Recipes may be untrusted, so every number has a range.
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -44,7 +44,7 @@ class Data:
     feature_scale: Literal["auto", "unit", "none"] = "auto"
     picture_size: Annotated[int, msgspec.Meta(ge=8, le=1024)] = 64  # pixels a side, for "cnn"
     num_answers: Count = 1000
-    single_answers: bool = False  # leave out questions with several answers ("table, chair")
+    single_answers: bool = False  # skip questions with several answers ("table, chair")
 
     @property
     def tested_on(self) -> str:
@@ -95,7 +95,7 @@ class Published:
     source: str
     # Other figures of the same row, by the names of metrics.json: "wups_0.9", "yes/no", "color".
     others: dict[str, float] = field(default_factory=dict)
-    note: str = ""  # caveats of a comparison
+    note: str = ""  # caveats of the comparison
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def from_json(raw: Any, where: str) -> Recipe:
     Raise UserError that names ``where`` and the key of a value that is unknown, missing or wrong.
     """
     if not isinstance(raw, dict):
-        raise UserError(f"{where}: is not a table of options")
+        raise UserError(f"{where}: not a table of options")
     name = raw.get("name", "")
     if isinstance(name, str) and (name in (".", "..") or "/" in name or "\\" in name):
         raise UserError(f"{where}: name = {name!r} is a path; run folders are named after it")

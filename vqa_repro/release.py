@@ -1,7 +1,7 @@
-"""Release files of a run: small enough to publish, and enough to ask the model elsewhere.
+"""Releases of a run: small enough to publish, and sufficient to use the model elsewhere.
 
 A release is a folder or a .tar file with the run's description, its weights in float16, a model
-card and SHA256SUMS. ``local_run`` makes any of them, and the address of a .tar file, a run folder.
+card and SHA256SUMS. ``local_run`` turns either, or the address of a .tar file, into a run folder.
 """
 
 from __future__ import annotations
@@ -63,13 +63,11 @@ def half_precision(path: Path) -> bytes:
     Raise UserError for a damaged file, and for a value outside the range of float16.
     """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file, save
+    from safetensors.torch import save
 
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}); train again, or copy the run again") from None
+    from vqa_repro.utils.torch_utils import load_safetensors
+
+    weights = load_safetensors(path)
     for name, value in weights.items():
         if value.dtype == torch.float32:
             weights[name] = value.half()
@@ -101,15 +99,15 @@ def local_run(name: str | Path, cache: Path | None = None) -> Path:
 
     An address ends in "#sha256=" and the checksum of the file. What is unpacked or downloaded is
     kept in ``cache``, by default ~/.cache/vqa_repro, under its checksum. Raise UserError for a
-    file that is no release, and for a checksum mismatch.
+    file that is not a release, and for a checksum mismatch.
     """
     text = re.sub(r"^(https?):/+", r"\1://", str(name))  # pathlib merges the slashes
     cache = cache or default_cache()
     if re.match(r"https?://", text):
-        found = ADDRESS.fullmatch(text)
-        if found is None:
+        match = ADDRESS.fullmatch(text)
+        if match is None:
             raise UserError(f"{text}: add #sha256=CHECKSUM, the 64 digits that the release states")
-        return _unpacked(_downloaded(text.partition("#")[0], found[1], cache), found[1], cache)
+        return _unpacked(_downloaded(text.partition("#")[0], match[1], cache), match[1], cache)
     path = Path(name).expanduser()
     if path.is_file():
         return _unpacked(path, sha256_of(path), cache)
@@ -149,7 +147,7 @@ def _downloaded(url: str, checksum: str, cache: Path) -> Path:
 
 
 def _unpacked(archive: Path, checksum: str, cache: Path) -> Path:
-    """Return the folder with the contents of ``archive``, which may come from a stranger."""
+    """Return the folder with the contents of ``archive``, which may be untrusted."""
     folder = cache / checksum
     if folder.is_dir():
         return folder
@@ -162,7 +160,7 @@ def _unpacked(archive: Path, checksum: str, cache: Path) -> Path:
             try:
                 os.rename(fresh, folder)
             except OSError:
-                if not folder.is_dir():  # another process was faster
+                if not folder.is_dir():  # not created by another process meanwhile
                     raise
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{archive}: not a release of a run: {error}") from None

@@ -18,6 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vqa_repro.utils.arguments import (
+    add_device_option,
+    add_root_option,
+    parse_arguments,
+    path_argument,
+)
 from vqa_repro.utils.errors import UserError, main_guard
 from vqa_repro.utils.files import write_atomic
 from vqa_repro.utils.messages import LANGUAGES
@@ -84,7 +90,7 @@ def make_examples(folder: Path, root: Path, device_name: str) -> None:
     made = examples.make(
         run, network, data.loader, data.test, data.test_split, predictions, results
     )
-    print(f"{len(made.asked)} questions: {shlex.quote(str(run.folder / 'gallery.json'))}")
+    print(f"{len(made.records)} questions: {shlex.quote(str(run.folder / 'gallery.json'))}")
 
 
 def seconds(text: str) -> float:
@@ -96,22 +102,29 @@ def seconds(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("runs", nargs="*", type=Path, metavar="RUN", help="run folders; they may still train")
-    add("--out", type=Path, help="output file (default: report.html)")
+    add(
+        "runs",
+        nargs="*",
+        type=path_argument,
+        metavar="RUN",
+        help="run folders; they may still train",
+    )
+    add("--out", type=path_argument, help="output file (default: report.html)")
     add("--language", choices=LANGUAGES, default="en", help="of --png, and the page's first")
-    add("--png", type=Path, metavar="DIR", help="write PNG figures for slides too")
+    add("--png", type=path_argument, metavar="DIR", help="write PNG figures for slides too")
     add("--watch", type=seconds, metavar="SECONDS", help="rewrite the page until all runs finish")
     add("--markdown", action="store_true", help="only the table, printed or written to --out")
     add(
         "--folds",
         nargs="+",
-        type=Path,
+        type=path_argument,
         metavar="OUT",
-        help="compare cross-validated settings with the first: what train --folds got as --out",
+        help="compare cross-validated settings with the first; OUT as given to train --folds",
     )
-    add("--examples", type=Path, metavar="RUN", help="choose this run's examples again and exit")
-    add("--root", type=Path, default=Path("resources"), help="with --examples: data sets' folder")
-    add("--device", default="auto", help="with --examples: auto (default), cpu, cuda, ...")
+    add("--examples", type=path_argument, metavar="RUN", help="choose this run's examples again")
+    group = parser.add_argument_group("options of --examples")
+    add_root_option(group)
+    add_device_option(group)
 
 
 def print_markdown(folders: Sequence[Path], out: Path | None) -> None:
@@ -142,13 +155,7 @@ def print_skipped(skipped: Sequence[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m vqa_repro.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    args = parser.parse_args(arguments)
+    parser, args = parse_arguments("report", __doc__, add_arguments, arguments)
     if args.examples:
         if args.runs or args.markdown or args.watch or args.png or args.out:
             raise UserError("--examples: takes one run and only --root and --device")

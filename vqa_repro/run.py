@@ -1,16 +1,16 @@
-"""A run folder: everything about one training, complete in itself.
+"""A run folder: everything about one training, self-contained.
 
-recipe.json         what was asked for
-environment.json    versions, hardware, what was done without
+recipe.json         the recipe with all options
+environment.json    versions, hardware, missing capabilities
 vocabulary.json     words and answers
-features.json       what made the features, and their shape
+features.json       provenance and shape of the features
 log.jsonl           one JSON object per line: loss, accuracy, questions/s
 model.safetensors   the weights to use
-checkpoint.pt       weights, optimiser, random numbers, position: what --resume needs;
+checkpoint.pt       weights, optimiser, random state, position: what --resume needs;
                     checkpoint.previous.pt is the one before
 results.json        answers to the test questions, in the submission format
-metrics.json        written last: its presence says that the run is finished
-gallery.json        test questions worth looking at, for the report; gallery/ has their pictures
+metrics.json        written last: if it exists, the run is finished
+gallery.json        example questions for the report; gallery/ contains their images
 curves.png, attention/, tensorboard/
 """
 
@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 
 from vqa_repro import recipe as recipes
@@ -31,47 +32,29 @@ from vqa_repro.data.vocabulary import Vocabulary
 from vqa_repro.recipe import Recipe
 from vqa_repro.release import local_run
 from vqa_repro.utils.errors import UserError, first_line
-from vqa_repro.utils.files import write_atomic
-from vqa_repro.utils.torch_file import load_torch
+from vqa_repro.utils.files import read_json, write_atomic, write_json
+from vqa_repro.utils.schema import convert
+from vqa_repro.utils.torch_utils import load_torch
 
-# Run folders may come from strangers.
-MAX_JSON = 2**24  # bytes
-WIDEST = 2**16  # channels of a region, units of a layer
-
-
-def write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
+WIDEST = 2**16  # channels of a region, units of a layer: runs may be untrusted
 
 
-def read_json(path: Path) -> Any:
-    """Raises UserError, naming the file, where there is no JSON to read."""
-    try:
-        return json.loads(read_bounded(path, MAX_JSON))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
+class _Features(msgspec.Struct):
+    """The fields of features.json that a network is built from."""
 
-
-def read_bounded(path: Path, most: int) -> bytes:
-    """The bytes of a file of a stranger's. Raises UserError if there are more than ``most``."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(data) > most:
-        raise UserError(f"{path}: more than {most:,} bytes: not made by this program")
-    return data
+    made_by: dict[str, Any]
+    channels: Annotated[int, msgspec.Meta(ge=1, le=WIDEST)]
+    scale: float
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, and what it was made from."""
+    """A run folder with its recipe, vocabulary and features."""
 
     folder: Path
     recipe: Recipe
     vocabulary: Vocabulary
-    # Of the store: "made_by", "channels" of a region, "fingerprint"; "scale" of its numbers.
+    # Of the feature store: "made_by", "channels" of a region, "fingerprint", "scale" of the values.
     features: dict[str, Any]
 
     @property
@@ -79,23 +62,23 @@ class Run:
         return (self.folder / "metrics.json").exists()
 
     def log(self) -> list[dict[str, Any]]:
-        """The log's records. A last line cut off by a kill is left out."""
+        """Return the log's records, without a last line truncated by a kill."""
         path = self.folder / "log.jsonl"
         if not path.exists():
             return []
         return list(_whole_lines(path.read_bytes()))
 
     def keep_log_until(self, step: int) -> None:
-        """Drop the records after ``step``: what is trained again is logged again."""
+        """Remove the records after ``step``, which will be trained and logged again."""
         kept = [record for record in self.log() if record["step"] <= step]
         text = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomic(self.folder / "log.jsonl", lambda file: file.write(text.encode()))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Keep ``state`` as the newest checkpoint, and the one before it."""
+        """Save ``state`` as the newest checkpoint, and keep the previous one."""
         newest, previous = self._checkpoints()
         fresh = self.folder / "checkpoint.new.pt"
-        # Through memory: written to a full disk directly, torch.save fails without saying why.
+        # Through memory: on a full disk torch.save alone fails without the reason.
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomic(fresh, lambda file: file.write(buffer.getbuffer()))
@@ -103,34 +86,34 @@ class Run:
             os.replace(newest, previous)
         os.replace(fresh, newest)
 
-    def load_checkpoint(self, say: Callable[[str], None]) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole; None if none was written yet.
+    def load_checkpoint(self, report: Callable[[str], None]) -> dict[str, Any] | None:
+        """Return the newest intact checkpoint; None if none has been written yet.
 
-        A damaged one is named through ``say`` and the one before is taken. Raises UserError if
-        there are checkpoints but none is whole.
+        ``report`` gets a line for a damaged one, and the previous one is used. Raise UserError if
+        all are damaged.
         """
         present = [path for path in self._checkpoints() if path.exists()]
         for path in present:
             try:
                 state = load_torch(path)
                 if not isinstance(state, dict):
-                    raise ValueError("it holds no training state")
+                    raise ValueError("it contains no training state")
                 return state
             except Exception as error:  # of many kinds, for a damaged file
-                say(f"{path} is damaged ({first_line(error)}); trying the one before")
+                report(f"{path} is damaged ({first_line(error)}); trying the previous one")
         if present:
-            raise UserError(f"{self.folder}: no checkpoint is whole; train anew with another --out")
+            raise UserError(f"{self.folder}: all checkpoints are damaged; train with another --out")
         return None
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
-        """Say in one line that a checkpoint, whole as it is, holds something else."""
+        """Turn errors of restoring a checkpoint into a UserError: it does not fit this run."""
         try:
             yield
         except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{self._checkpoints()[0]}: not of this run, or of another version of the program "
-                f"({first_line(error)}); train anew with another --out"
+                f"({first_line(error)}); train with another --out"
             ) from None
 
     def _checkpoints(self) -> tuple[Path, Path]:
@@ -138,7 +121,7 @@ class Run:
 
 
 def create_run(run: Run, environment: dict[str, Any]) -> None:
-    """Make the folder of a new run, whole or not at all. Raises UserError if it cannot be made."""
+    """Create the folder of a new run atomically. Raise UserError if that is not possible."""
     try:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".new-run-", dir=run.folder.parent) as scratch:
@@ -150,15 +133,15 @@ def create_run(run: Run, environment: dict[str, Any]) -> None:
             write_json(fresh / "recipe.json", run.recipe.to_json())
             os.rename(fresh, run.folder)
     except OSError as error:
-        raise UserError(f"--out {run.folder}: cannot be made: {error.strerror}") from None
+        raise UserError(f"--out {run.folder}: cannot be created: {error.strerror}") from None
 
 
 def record_resumed(run: Run, facts: dict[str, Any]) -> None:
-    """Add ``facts`` to those in environment.json, under "resumed", where they are news there."""
+    """Append ``facts`` to "resumed" in environment.json, if they differ from the last ones."""
     path = run.folder / "environment.json"
     environment = read_json(path)
     if not isinstance(environment, dict) or not isinstance(environment.get("resumed", []), list):
-        raise UserError(f"{path}: damaged; copy it anew, or train anew with another --out")
+        raise UserError(f"{path}: damaged; copy it again, or train with another --out")
     resumed = environment.get("resumed", [])
     if facts != {key: (resumed or [environment])[-1].get(key) for key in facts}:
         write_json(path, {**environment, "resumed": [*resumed, facts]})
@@ -178,19 +161,13 @@ def open_run(folder: Path) -> Run:
     vocabulary = Vocabulary.from_json(read_json(path), str(path))
     path = folder / "features.json"
     features = read_json(path)
-    if not isinstance(features, dict) or type(features.get("channels")) is not int:
-        raise UserError(f"{path}: does not say how many channels a region has")
-    if not 1 <= features["channels"] <= WIDEST:
-        raise UserError(f"{path}: regions of {features['channels']} channels")
-    if type(features.get("scale")) is not float:
-        raise UserError(f"{path}: does not say by how much features are scaled")
-    made_by = features.get("made_by")
-    if not isinstance(made_by, dict) or not isinstance(made_by.get("backbone"), str):
-        raise UserError(f"{path}: does not say what made the features")
-    seen, made = recipe.data.features, made_by["backbone"]
-    without_network = {"none": "cnn", "no picture": "none"}  # who made it -> the recipe's word
-    if without_network.get(made) != (seen if seen in without_network.values() else None):
-        raise UserError(f"{path}: features of {made!r:.80}, recipe.json: of {seen!r:.80}")
+    backbone = convert(features, _Features, str(path)).made_by.get("backbone")
+    if not isinstance(backbone, str):
+        raise UserError(f"{path}: made_by names no backbone")
+    used = recipe.data.features
+    without_backbone = {"none": "cnn", "no picture": "none"}  # backbone -> data.features
+    if without_backbone.get(backbone) != (used if used in without_backbone.values() else None):
+        raise UserError(f"{path}: features of {backbone!r:.80}, recipe.json: of {used!r:.80}")
     return Run(folder, recipe, vocabulary, features)
 
 

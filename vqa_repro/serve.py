@@ -19,9 +19,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vqa_repro.utils.device import add_device_option
+from vqa_repro.utils.arguments import (
+    add_device_option,
+    add_weights_option,
+    parse_arguments,
+    path_argument,
+)
 from vqa_repro.utils.errors import UserError, main_guard
-from vqa_repro.utils.paths import path_argument
 
 if TYPE_CHECKING:
     from vqa_repro.web.server import Server
@@ -37,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", type=path_argument, action="append", default=[], help=argparse.SUPPRESS
     )
-    parser.add_argument("--weights", type=path_argument, help="checkpoint of the frozen backbone")
+    add_weights_option(parser)
     parser.add_argument(
         "--port", type=int, help=f"default: {PORT}, or a free port if it is in use; 0: a free port"
     )
@@ -93,10 +97,7 @@ def listen(args: argparse.Namespace, token: str) -> Server:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    description = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m vqa_repro.serve", description=description)
-    add_arguments(parser)
-    args = parser.parse_args(arguments)
+    parser, args = parse_arguments("serve", __doc__, add_arguments, arguments)
     if not args.runs and not args.run:
         parser.error("name at least one run folder")
     token = read_token(args.token)

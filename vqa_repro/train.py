@@ -16,21 +16,26 @@ Exit codes: 0 trained; 2 bad input; 130, 143, 138 stopped by Ctrl-C, SIGTERM, SI
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqa_repro.recipe import Recipe, Training, load_recipe, parse_value, recipe_names
+from vqa_repro.recipe import Recipe, load_recipe, parse_value, recipe_names
 from vqa_repro.training.side_by_side import add_several_arguments, train_side_by_side
+from vqa_repro.utils.arguments import (
+    add_device_option,
+    add_root_option,
+    add_skip_damaged_option,
+    add_weights_option,
+    name_or_path_argument,
+    parse_arguments,
+    path_argument,
+)
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
 
 if TYPE_CHECKING:
-    import torch
-
     from vqa_repro.features.provider import Runtime
     from vqa_repro.models.network import VQAModel
     from vqa_repro.run import Run
@@ -53,47 +58,51 @@ def train(
     runtime: by default the best device of this machine.
     Raise UserError for bad input, ``training.loop.Stopped`` when a signal ended it early.
     """
-    import torch
-
     from vqa_repro.evaluation.titles import model_title
-    from vqa_repro.features.provider import Runtime, open_or_extract
-    from vqa_repro.models.network import build, check_memory
-    from vqa_repro.training import loop
-    from vqa_repro.training.prepare import load_splits, new_run, prepare
-    from vqa_repro.training.run_folder import choose_run, lock_run
+    from vqa_repro.features.provider import Runtime
+    from vqa_repro.training.prepare import build_network
+    from vqa_repro.training.run_folder import choose_run, lock_run, record_start
     from vqa_repro.training.shortage import explain_shortage
     from vqa_repro.training.soft_targets import make_soft_targets
     from vqa_repro.utils.device import choose_device
 
     runtime = runtime or Runtime(choose_device("auto"))
-    world, device = runtime.world, runtime.device
+    world = runtime.world
     folder, resumed = world.run_on_main(lambda: choose_run(recipe, out, resume))
     if resumed and resumed.finished:
         print(f"{folder} is finished; --seed or --out makes another run")
         return resumed
-    with ExitStack() as stack:
+    with ExitStack() as locks:
         if resumed:
-            world.run_on_main(lambda: _enter(stack, lock_run(folder)))
-        torch.manual_seed(recipe.training.seed)
+            world.run_on_main(lambda: locks.enter_context(lock_run(folder)))
         print(model_title(recipe))
-        splits = world.run_together(lambda: load_splits(recipe, runtime.root))
-        store = world.run_together(lambda: open_or_extract(recipe.data, splits, runtime))
-        run = resumed or world.run_together(lambda: new_run(recipe, folder, splits[0], store))
-        data = world.run_together(lambda: prepare(run, splits, store, runtime))
+        run, data = prepare_run(recipe, folder, resumed, runtime)
         soft_targets = world.run_together(lambda: make_soft_targets(run, data, runtime))
-        world.run_together(lambda: check_memory(run, device))
-        with explain_shortage(recipe.training, folder, device):
-            network = build(run).to(device)
-        world.broadcast_weights(network)
-        if world.rank:  # random numbers of its own from here on
-            torch.manual_seed(recipe.training.seed + loop.RANK_SEED * world.rank)
-        claimed = world.run_on_main(lambda: record_start(run, data, runtime, resumed, out))
-        run = replace(run, folder=claimed)
+        with explain_shortage(recipe.training, folder, runtime.device):
+            network = build_network(run, runtime)
+        run = record_start(run, data, runtime, resumed, out)
         if not resumed:
-            world.run_on_main(lambda: _enter(stack, lock_run(run.folder)))
+            world.run_on_main(lambda: locks.enter_context(lock_run(run.folder)))
         describe_start(run, network, data, runtime)
         fit(run, network, data, runtime, soft_targets, tensorboard)
     return run
+
+
+def prepare_run(
+    recipe: Recipe, folder: Path, resumed: Run | None, runtime: Runtime
+) -> tuple[Run, PreparedData]:
+    """Return the run and its data; extract features that are missing.
+
+    A new run is not on the disk yet.
+    """
+    from vqa_repro.features.provider import open_or_extract
+    from vqa_repro.training.prepare import load_splits, new_run, prepare
+
+    world = runtime.world
+    splits = world.run_together(lambda: load_splits(recipe, runtime.root))
+    store = world.run_together(lambda: open_or_extract(recipe.data, splits, runtime))
+    run = resumed or world.run_together(lambda: new_run(recipe, folder, splits[0], store))
+    return run, world.run_together(lambda: prepare(run, splits, store, runtime))
 
 
 def fit(
@@ -120,37 +129,11 @@ def fit(
         world.run_on_main(lambda: summary.finish(run, network, data, predictions, seconds))
 
 
-def _enter(stack: ExitStack, lock: Any) -> None:
-    stack.enter_context(lock)
-
-
-def record_start(
-    run: Run, data: PreparedData, runtime: Runtime, resumed: Run | None, out: Path | None
-) -> Path:
-    """Create the run folder, or record where the run is resumed; return the folder."""
-    import torch
-
-    from vqa_repro.diagnostics.facts import environment
-    from vqa_repro.run import record_resumed
-    from vqa_repro.training.run_folder import claim_run
-    from vqa_repro.utils.device import describe
-
-    facts: dict[str, Any] = {
-        "device": describe(runtime.device),
-        "torch_build": torch.__version__,
-        "processes": runtime.world.size,
-        "without": missing_capabilities(runtime.device, run.recipe.training) + data.notes,
-    }
-    if resumed:
-        record_resumed(run, facts)
-        return run.folder
-    facts["features"] = data.loader.description
-    return claim_run(run, {**environment(), **facts}, out).folder
-
-
 def describe_start(run: Run, network: VQAModel, data: PreparedData, runtime: Runtime) -> None:
+    """Print the device, the size of the network and the data, and what is missing."""
     import torch
 
+    from vqa_repro.training.run_folder import missing_capabilities
     from vqa_repro.utils.device import describe
 
     for line in missing_capabilities(runtime.device, run.recipe.training):
@@ -189,34 +172,22 @@ def coverage_line(run: Run, data: PreparedData) -> str:
     )
 
 
-def missing_capabilities(device: torch.device, training: Training) -> list[str]:
-    """Return what this machine lacks, one line each, as bootstrap.sh and torch found it."""
-    import torch
-
-    from vqa_repro.utils.device import has_bfloat16
-
-    lines = [line for line in os.environ.get("VQA_REPRO_WITHOUT", "").splitlines() if line]
-    if device.type == "cpu":
-        reason = "--device cpu" if torch.cuda.is_available() else "torch sees none"
-        lines.insert(0, f"GPU: {reason}")
-    if training.precision == "bfloat16" and not has_bfloat16(device):
-        lines.append("bfloat16: not known to be supported here; computed in float32")
-    return lines
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
+        type=name_or_path_argument,
         help=f"{', '.join(recipe_names())}, or a TOML file (default: easy-vqa, or with --data "
         "options for the size of that data)",
     )
-    parser.add_argument("--data", help="train on another data set, or a folder of your own")
     parser.add_argument(
-        "--features", help="cnn, none, a frozen backbone (vgg19, vgg19-caffe), or a feature store"
+        "--data", type=name_or_path_argument, help="another data set, or a folder with your own"
     )
     parser.add_argument(
-        "--weights", type=Path, help="the backbone's checkpoint (default: the downloaded one)"
+        "--features",
+        type=name_or_path_argument,
+        help="cnn, none, a frozen backbone (vgg19, vgg19-caffe), or a feature store",
     )
+    add_weights_option(parser)
     parser.add_argument("--epochs", type=int, help="passes over the training questions")
     add_several_arguments(parser)
     parser.add_argument(
@@ -227,48 +198,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="changes",
         help="change any option of the recipe, for example model.layers=1; may be repeated",
     )
-    parser.add_argument(
-        "--root", type=Path, default=Path("resources"), help="folder of the data sets"
-    )
-    parser.add_argument(
-        "--skip-damaged",
-        "--leave-out-damaged",
-        action="store_true",
-        help="skip the questions about images that cannot be read",
-    )
+    add_root_option(parser)
+    add_skip_damaged_option(parser)
     parser.add_argument(
         "--feature-placement",
         choices=("device", "compressed", "pinned", "disk"),
-        help="where features are kept (default: the first that fits): in the device's memory, "
-        "there in compressed form, in pinned host memory, on the disk",
+        help="where features are kept: in the device's memory, there in compressed form, in pinned "
+        "host memory, or on the disk (default: the first of these that fits)",
     )
-    parser.add_argument("--out", type=Path, help="the run folder (default: below runs/)")
+    parser.add_argument("--out", type=path_argument, help="the run folder (default: below runs/)")
     parser.add_argument("--resume", action="store_true", help="resume an unfinished run")
     parser.add_argument(
-        "--tensorboard", action="store_true", help="write event files into the run folder too"
+        "--tensorboard", action="store_true", help="also write event files into the run folder"
     )
     parser.add_argument(
         "--deterministic",
         action="store_true",
-        help="the same numbers bit for bit each time also on a GPU, at the cost of speed",
+        help="bit-for-bit reproducible results, also on a GPU (slower)",
     )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda|cuda:N",
-        help="where to compute; auto is the first GPU, or the CPU if there is none",
-    )
+    add_device_option(parser)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m vqa_repro.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
     words = sys.argv[1:] if arguments is None else arguments
-    args = parser.parse_args(words)
+    _, args = parse_arguments("train", __doc__, add_arguments, words)
     if type(args.folds) is int or len(args.seeds or []) > 1:
         return train_several(args, words)
     recipe = read_recipe(args)
@@ -292,12 +245,12 @@ def main(arguments: list[str] | None = None) -> int:
                 resume=args.resume,
                 tensorboard=args.tensorboard,
                 runtime=Runtime(
-                    choose_device(device),
-                    world,
-                    args.root,
-                    args.weights,
-                    args.feature_placement,
-                    args.skip_damaged,
+                    device=choose_device(device),
+                    world=world,
+                    root=args.root,
+                    weights=args.weights,
+                    placement=args.feature_placement,
+                    skip_damaged=args.skip_damaged,
                 ),
             )
             if world.is_main:
@@ -338,7 +291,7 @@ def train_several(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def read_recipe(args: argparse.Namespace) -> Recipe:
-    """Return the recipe with the changes of the command line; data alone has one made for it."""
+    """Return the recipe with the options of the command line; without one, one made for --data."""
     changes = dict(parse_change(text) for text in args.changes)
     for key, value in [
         ("data.name", args.data),

@@ -70,11 +70,15 @@ def test_accuracy_per_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "lines", "message"),
     [
-        ("answers", ["dog", "two", "black"], "differ in lines: questions.txt 4, answers.txt 3"),
+        (
+            "answers",
+            ["dog", "two", "black"],
+            "differ in length: questions.txt 4, answers.txt 3",
+        ),
         ("types", ["0"] * 5, "img_ids.txt 4, types.txt 5"),
-        ("types", ["0", "1", "4", "3"], "types.txt: line 3: no type 0 to 3: '4'"),
-        ("types", ["0", "1", "x", "3"], "types.txt: line 3: no type 0 to 3: 'x'"),
-        ("img_ids", ["9", "a.jpg", "9", "9"], "img_ids.txt: line 2: no COCO id: 'a.jpg'"),
+        ("types", ["0", "1", "4", "3"], "types.txt: line 3: not a type from 0 to 3: '4'"),
+        ("types", ["0", "1", "x", "3"], "types.txt: line 3: not a type from 0 to 3: 'x'"),
+        ("img_ids", ["9", "a.jpg", "9", "9"], "img_ids.txt: line 2: not a COCO id: 'a.jpg'"),
         ("answers", ["dog", "", "black", "room"], "answers.txt: line 2 is empty"),
         ("questions", ["", "b", "c", "d"], "questions.txt: line 1 is empty"),
     ],

@@ -79,12 +79,12 @@ def test_images_as_the_archive_unpacks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (LINES[:-1], "11 lines, which are no pairs of question and answer"),
+        (LINES[:-1], "11 lines, which are not pairs of question and answer"),
         ([], "0 lines"),
-        ([*LINES[:2], "what is there ?", "sofa"], "line 3: the question names no picture"),
-        ([*LINES[:2], "is image3 like image4 ?", "no"], "line 3: the question names 2 pictures"),
+        ([*LINES[:2], "what is there ?", "sofa"], "line 3: the question names no image"),
+        ([*LINES[:2], "is image3 like image4 ?", "no"], "line 3: the question names 2 images"),
         (["what in the image3 ?", "", "what in the image4 ?", "bed"], "line 2 is empty"),
-        (["desk", "what in the image3 ?"], "line 1: the question names no picture"),
+        (["desk", "what in the image3 ?"], "line 1: the question names no image"),
     ],
 )
 def test_structure_is_checked(tmp_path: Path, lines: list[str], message: str) -> None:

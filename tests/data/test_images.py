@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vqa_repro.data.images import ImageReader, few, read_image
+from vqa_repro.data.images import read_image
+from vqa_repro.features.decoding import ImageReader, few
 from vqa_repro.utils.errors import UserError
 
 
@@ -34,7 +35,7 @@ def test_of_16_bits_the_upper_8_are_kept(tmp_path: Path) -> None:
     shown = read_image(tmp_path / "p.png", 64)
     np.testing.assert_array_equal(shown[..., 1], values >> 8)
     Image.fromarray(values.astype(np.float32)).save(tmp_path / "f.tif")
-    with pytest.raises(UserError, match=r"f\.tif.*no agreed brightness"):
+    with pytest.raises(UserError, match=r"f\.tif.*undefined"):
         read_image(tmp_path / "f.tif", 8)
 
 
@@ -81,11 +82,11 @@ def test_a_bad_image_is_named(tmp_path: Path) -> None:
         ("e.png", b""),
     ]:
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(UserError, match=f"{name}.*not a readable picture"):
+        with pytest.raises(UserError, match=f"{name}.*not a readable image"):
             read_image(tmp_path / name, 8)
-        with pytest.raises(UserError, match="the picture: not a readable picture"):
+        with pytest.raises(UserError, match="the image: not a readable image"):
             read_image(data, 8)
-    with pytest.raises(UserError, match="no such picture"):
+    with pytest.raises(UserError, match="no such image"):
         read_image(tmp_path / "absent.png", 8)
     with pytest.raises(UserError, match="folder"):
         read_image(tmp_path, 8)

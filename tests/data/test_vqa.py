@@ -175,25 +175,33 @@ def change(records: Json, **fields: Any) -> Json:
         (change(questions(1, 2), image_id=True), None, "question 20: image_id True"),
         (change(questions(1, 2), question=...), None, 'question 20: no "question"'),
         (change(questions(1, 2), question=" "), None, 'question 20: no "question"'),
-        (change(questions(1, 2), question_id=...), None, "record 2 of questions: no whole number"),
-        (change(questions(1, 2), question_id=True), None, "record 2 of questions: no whole number"),
-        (change(questions(1, 2), question_id="20"), None, "record 2 of questions: no whole number"),
+        (change(questions(1, 2), question_id=...), None, "record 2 of questions: no integer"),
+        (change(questions(1, 2), question_id=True), None, "record 2 of questions: no integer"),
+        (change(questions(1, 2), question_id="20"), None, "record 2 of questions: no integer"),
         (
             change(questions(1, 2), question_id=2**63),
             None,
-            "record 2 of questions: no whole number",
+            "record 2 of questions: no integer",
         ),
-        (change(questions(1, 2), question="\ud83d"), None, "question 20: '\\ud83d' holds half a"),
+        (
+            change(questions(1, 2), question="\ud83d"),
+            None,
+            "question 20: '\\ud83d' contains half a",
+        ),
         (change(questions(1, 2), question=7), None, 'question 20: no "question"'),
-        (change(questions(1, 2), question_id=10), None, "record 2 of questions: question 10 again"),
-        ({"questions": [7]}, None, "record 1 of questions: no whole number"),
-        ({"questions": []}, None, "questions.json: no questions in it"),
-        ({"questions": {}}, None, 'not a VQA file: no list called "questions"'),
-        ([1], None, 'not a VQA file: no list called "questions"'),
+        (
+            change(questions(1, 2), question_id=10),
+            None,
+            "record 2 of questions: duplicate question 10",
+        ),
+        ({"questions": [7]}, None, "record 1 of questions: no integer"),
+        ({"questions": []}, None, "questions.json: contains no questions"),
+        ({"questions": {}}, None, 'not a VQA file: no list "questions"'),
+        ([1], None, 'not a VQA file: no list "questions"'),
         (questions(1, 2, 3), None, "questions.json: question 30 has no answer in"),
         (questions(1), None, "annotations.json: question 20 is not in"),
-        (None, change(annotations(1, 2), question_id=10), "annotations: question 10 again"),
-        (None, change(annotations(1, 2), question_id="20"), "annotations: no whole number"),
+        (None, change(annotations(1, 2), question_id=10), "annotations: duplicate question 10"),
+        (None, change(annotations(1, 2), question_id="20"), "annotations: no integer"),
         (None, {"annotations": annotations(1)["annotations"]}, "question 20 has no answer in"),
         (None, change(annotations(1, 2), image_id=3), "question 20: image_id 3, but 2"),
         (None, change(annotations(1, 2), answers=...), 'question 20: no "answers"'),
@@ -213,7 +221,7 @@ def change(records: Json, **fields: Any) -> Json:
         (
             None,
             change(annotations(1, 2), answers=["yes"] * 9 + ["\udc00"]),
-            "question 20: '\\udc00' holds half a character",
+            "question 20: '\\udc00' contains half a character",
         ),
         (
             None,
@@ -385,7 +393,7 @@ def test_bad_folder(tmp_path: Path) -> None:
 
     assert "no train_questions.json" in said() and str(tmp_path) in said()
     own(tmp_path, "train", questions(1), None)
-    assert "train_questions.json has no train_annotations.json beside it" in said()
+    assert "train_questions.json has no train_annotations.json next to it" in said()
     for name in ("../x.png", "/x.png", "", 7):
         asked = questions(1)
         asked["questions"][0]["image"] = name
@@ -394,7 +402,7 @@ def test_bad_folder(tmp_path: Path) -> None:
     own(tmp_path, "train", questions(1), annotations(1))
     (tmp_path / "1.png").touch()
     (tmp_path / "1.jpg").touch()
-    assert "question 10: image 1 is there 2 times: 1.jpg, 1.png" in said()
+    assert "question 10: image 1 exists 2 times: 1.jpg, 1.png" in said()
     (tmp_path / "my_train_questions.json").touch()
     assert "2 files for the questions of train" in said()
     assert "no such folder" in refusal(lambda: load_folder(tmp_path / "no", "train"))

@@ -94,7 +94,7 @@ def test_a_run_keeps_the_answers_of_predict(
     annotations = json.loads((drawn_folder / "val_annotations.json").read_text())["annotations"]
     truth = {a["question_id"]: a["answers"][0]["answer"] for a in annotations}
     predictor = Predictor(open_run(folder), torch.device("cpu"))
-    for asked in kept.asked[:4]:
+    for asked in kept.records[:4]:
         assert asked.answers[0][0] == results[asked.question_id]["answer"]
         assert asked.label == truth[asked.question_id] and asked.human == [asked.label]
         assert asked.accuracy == float(asked.answers[0][0] == asked.label)
@@ -113,8 +113,8 @@ def test_a_run_keeps_the_answers_of_predict(
 
 def test_images_are_small_and_keep_their_aspect_ratio(finished: Path) -> None:
     kept = examples.read(finished)
-    assert kept is not None and len(kept.pictures) == 12
-    for picture in kept.pictures.values():
+    assert kept is not None and len(kept.images) == 12
+    for picture in kept.images.values():
         with Image.open(io.BytesIO(picture)) as image:
             assert image.size == (examples.SIDE, examples.SIDE * 36 // 48)
 
@@ -133,7 +133,7 @@ def test_the_verb_rebuilds_the_gallery_of_an_old_run(
     assert done.returncode == 0, done.stderr
     made, before = examples.read(old), examples.read(finished)
     assert made is not None and before is not None
-    assert made.lists == before.lists and made.pictures == before.pictures
+    assert made.lists == before.lists and made.images == before.images
 
 
 def test_missing_images_are_reported_and_the_run_finishes(
@@ -164,8 +164,8 @@ def test_a_question_only_model_keeps_the_questions(
     )
     assert train.main(["--recipe", "blind.toml", "--out", "run"]) == 0
     kept = examples.read(tmp_path / "run")
-    assert kept is not None and kept.asked and not kept.pictures
-    assert all(a.picture is None and not a.attention for a in kept.asked)
+    assert kept is not None and kept.records and not kept.images
+    assert all(a.picture is None and not a.attention for a in kept.records)
 
 
 def write(folder: Path, **changes: object) -> None:
@@ -187,7 +187,7 @@ def write(folder: Path, **changes: object) -> None:
 def test_hand_written_galleries_are_read(tmp_path: Path) -> None:
     write(tmp_path)
     kept = examples.read(tmp_path)
-    assert kept is not None and kept.asked[0].answers == [("cat", 0.9)]
+    assert kept is not None and kept.records[0].answers == [("cat", 0.9)]
 
 
 @pytest.mark.parametrize(

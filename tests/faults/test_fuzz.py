@@ -32,7 +32,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import damaged_bytes, damaged_json, damaged_lines, damaged_value
 from PIL import Image
-from test_tar_checkpoint import save_tar
+from test_torch_utils import save_tar
 from wheel_index import lock_text, make_wheel
 
 from vqa_repro.data import coco_qa, daquar

@@ -33,8 +33,9 @@ from vqa_repro.features import backbones, store
 from vqa_repro.models import network
 from vqa_repro.recipe import from_json, load_recipe
 from vqa_repro.reporting import commands
-from vqa_repro.run import MAX_JSON, Run, open_run
+from vqa_repro.run import Run, open_run
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import MAX_JSON
 
 MANY = 2**31  # bytes that a file of a few thousand bytes claims to hold
 
@@ -185,7 +186,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
     "code in a training checkpoint": (
         "checkpoint.pt",
         lambda touched: saved({"step": Code(touched)}),
-        "no checkpoint is whole",
+        "all checkpoints are damaged",
     ),
     "code in weights": ("weights.pth", lambda t: saved({"w": Code(t)}), "not a checkpoint"),
     "code in weights of old torch": (
@@ -196,7 +197,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
     "code in weights of oldest torch": (
         "weights.pth",
         lambda touched: tar({"storages": pickle.dumps(Code(touched), 2)}),
-        "not a checkpoint (it asks for posix.mkdir)",
+        "not a checkpoint (it requests posix.mkdir)",
     ),
     "code in a plain pickle": ("weights.pth", lambda t: pickle.dumps(Code(t)), "not a checkpoint"),
     "code in a safetensors file": (
@@ -204,7 +205,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
         lambda touched: pickle.dumps(Code(touched)),
         "damaged",
     ),
-    "a program as a picture": ("picture", eps, "no format that is known"),
+    "a program as a picture": ("picture", eps, "unknown format"),
     "a link out of an archive": ("weights.pth", linked, "not a checkpoint"),
     "a path out of a zip": (
         "cocoqa-2015-05-17.zip",

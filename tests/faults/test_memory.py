@@ -16,7 +16,7 @@ from conftest import LIMIT
 
 from vqa_repro import evaluate, extract, predict
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
-from vqa_repro.utils.shortage import explain_out_of_memory_in
+from vqa_repro.utils.memory import explain_out_of_memory
 
 MAIN = {"evaluate": evaluate.main, "extract": extract.main, "predict": predict.main}
 ROOM = 400 * 2**20  # bytes above the memory of the process at its start
@@ -82,7 +82,7 @@ def test_out_of_memory_in_a_verb_is_one_line(
     text = said.read_text()
     assert process.exitcode == EXIT_BAD_INPUT, text
     (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
-    assert re.fullmatch(r"error: out of memory \(another \d.* asked for\): .*--device .*", line)
+    assert re.fullmatch(r"error: out of memory \(another \d.* requested\): .*--device .*", line)
     assert ("--precision bfloat16" in line) == (verb == "extract")
     assert "Traceback" not in text
 
@@ -98,6 +98,6 @@ def test_out_of_memory_in_a_verb_is_one_line(
 )
 def test_out_of_memory_errors_are_all_recognised(error: Exception) -> None:
     """Use the errors of torch and numpy in place of a full GPU."""
-    said = r"out of memory( \(another 2.34 GiB asked for\))?: try"
-    with pytest.raises(UserError, match=said), explain_out_of_memory_in("try less"):
+    said = r"out of memory( \(another 2.34 GiB requested\))?: try"
+    with pytest.raises(UserError, match=said), explain_out_of_memory("try less"):
         raise error

@@ -196,7 +196,7 @@ def test_a_checkpoint_of_another_program_is_refused(
     for name in ("recipe.json", "vocabulary.json", "features.json", "environment.json"):
         (out / name).write_bytes((whole / name).read_bytes())
     torch.save(state, out / "checkpoint.pt")
-    with pytest.raises(UserError, match=r"not of this run|no checkpoint is whole"):
+    with pytest.raises(UserError, match=r"not of this run|all checkpoints are damaged"):
         train.main([*options(drawn_folder, out, 3), "--root", str(place), "--resume"])
 
 

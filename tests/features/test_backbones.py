@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from test_tar_checkpoint import save_tar
+from test_torch_utils import save_tar
 from torch import Tensor
 
 from vqa_repro.features.backbones import load_backbone
@@ -77,7 +77,7 @@ def test_another_networks_file_is_refused(tmp_path: Path, name: str, other: str,
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\0" * 10240, b"PK\x03\x04"])
 def test_no_checkpoint_at_all(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"w\.pth: not a checkpoint \(.*fetch it again$"):
+    with pytest.raises(UserError, match=r"w\.pth: not a checkpoint \(.*download it again$"):
         load_backbone("vgg19", tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"none\.pth: no such checkpoint"):
         load_backbone("vgg19", tmp_path / "none.pth")

@@ -14,7 +14,7 @@ from vqa_repro import train
 from vqa_repro.data.batching import plan_batches
 from vqa_repro.data.questions import Questions
 from vqa_repro.features import loader as rows_module
-from vqa_repro.features.compressed import compressed_bytes, pack
+from vqa_repro.features.compressed import compress, compressed_bytes
 from vqa_repro.features.loader import (
     PLACEMENTS,
     FeatureLoader,
@@ -68,7 +68,7 @@ def row_lists(count: int, seed: int = 0) -> list[torch.Tensor]:
 @pytest.mark.parametrize("where", PLACEMENTS)
 def test_features_are_those_of_the_store_in_every_placement(store: Store, where: Placement) -> None:
     loader = FeatureLoader(store, CPU, where)
-    assert loader.where == where
+    assert loader.placement == where
     for rows in row_lists(20):
         assert bits(loader[rows]) == bits(store.rows[rows.numpy()])
     assert "0.00 GB of features" in loader.description and "on the host" in loader.description
@@ -149,12 +149,12 @@ def test_packing_is_lossless_and_takes_the_predicted_memory() -> None:
     values = torch.from_numpy(sparse(500))
     said = compressed_bytes(values, 500)
     for room in (1, said):  # too little, then enough
-        packed = pack(values.split(64), 500, room)
+        packed = compress(values.split(64), 500, room)
         which = torch.randperm(500)
         assert bits(packed[which]) == bits(values[which])
     assert 0.9 * said < packed.nbytes < 1.1 * said < values.nbytes
     empty = torch.zeros(2, 1, 8, dtype=torch.float16)
-    assert bits(pack([empty], 2, 0)[torch.tensor([1])]) == bits(empty[1:])
+    assert bits(compress([empty], 2, 0)[torch.tensor([1])]) == bits(empty[1:])
 
 
 @pytest.mark.parametrize(
@@ -188,9 +188,9 @@ def test_rows_are_read_from_disk_when_memory_is_short(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows_module, "free_on_host", lambda: store.rows.nbytes)
-    assert FeatureLoader(store, CPU).where == "disk"
+    assert FeatureLoader(store, CPU).placement == "disk"
     monkeypatch.setattr(rows_module, "free_on_host", lambda: 3 * store.rows.nbytes)
-    assert FeatureLoader(store, CPU).where == "device"
+    assert FeatureLoader(store, CPU).placement == "device"
 
 
 def machine(root: Path, files: dict[str, str]) -> Path:

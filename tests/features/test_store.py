@@ -82,7 +82,7 @@ def test_the_fingerprint_depends_on_the_origin_of_the_rows(store: Path, tmp_path
 def test_a_truncated_store_is_refused(store: Path, length: int) -> None:
     data = store.read_bytes()
     store.write_bytes(data[:length])
-    with pytest.raises(UserError, match="not a whole feature store"):
+    with pytest.raises(UserError, match="not a complete feature store"):
         open_store(store)
 
 
@@ -115,7 +115,7 @@ def header_says(store: Path, change: str, to: object) -> None:
 )
 def test_a_wrong_header_is_refused(store: Path, change: str, to: object) -> None:
     header_says(store, change, to)
-    with pytest.raises(UserError, match="not a whole feature store"):
+    with pytest.raises(UserError, match="not a complete feature store"):
         open_store(store)
 
 
@@ -174,7 +174,7 @@ def test_damaged_images_are_counted_named_and_replaced_one_by_one(
         store_pixels(images, path, 8)
     said = str(error.value)
     assert said.startswith("2 of 5 images are damaged: ") and "\n" not in said
-    assert f"{images['b']} (missing), {images['d']} (not a readable picture" in said
+    assert f"{images['b']} (missing), {images['d']} (not a readable image" in said
     assert f"1 of 5 images read were not RGB and were converted: {images['e']} (grey)" in (
         capsys.readouterr().err
     )

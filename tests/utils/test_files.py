@@ -41,7 +41,7 @@ def test_reads_are_bounded(tmp_path: Path) -> None:
     for limit in (0, 7):
         with pytest.raises(UserError, match="f: "):
             read_bounded(path, limit)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match="none: cannot be read"):
         read_json(tmp_path / "none", 8)
 
 

@@ -9,7 +9,7 @@ from conftest import PROJECT, environ
 
 from vqa_repro.models.hiecoatt import HieCoAtt
 from vqa_repro.models.network import MODELS
-from vqa_repro.utils.outline import empty_weights
+from vqa_repro.utils.torch_utils import empty_weights
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -29,7 +29,7 @@ def test_an_outline_is_made_without_sympy() -> None:
     """Initialisation on the meta device would import it, which takes seconds."""
     said = (
         "import sys; from vqa_repro.models.network import MODELS\n"
-        "from vqa_repro.utils.outline import empty_weights\n"
+        "from vqa_repro.utils.torch_utils import empty_weights\n"
         "with empty_weights(): [make(30, 7, 6) for make in MODELS.values()]\n"
         "print('sympy' in sys.modules)"
     )

@@ -40,7 +40,7 @@ def test_attention_is_over_regions_and_over_the_words_as_read(
 def test_an_image_is_encoded_once_for_many_questions(finished: Path, drawn_folder: Path) -> None:
     model = vqa_repro.load(finished)
     picture = drawn_folder / "images" / "3.png"
-    row = model.look(picture)
+    row = model.extract(picture)
     for question in ("is it red?", "what color is it?"):
         assert model.answer(row, question).answers == model.predict(picture, question).answers
 
@@ -59,7 +59,7 @@ def test_a_folder_that_is_not_a_run_is_one_clear_line(tmp_path: Path, finished: 
         vqa_repro.load(tmp_path)
     with pytest.raises(UserError, match="no such device"):
         vqa_repro.load(finished, device="toaster")
-    with pytest.raises(UserError, match="not a readable picture"):
+    with pytest.raises(UserError, match="not a readable image"):
         vqa_repro.load(finished).predict(np.zeros((2, 2, 7), np.uint8), "is it red?")
 
 

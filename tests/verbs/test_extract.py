@@ -152,7 +152,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path, weights:
     small = Small(tmp_path_factory.mktemp("small"), drawn_folder, weights)
     ran = small.run()
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert re.search(r"^  \d+ of 52 images, [\d.]+ images/s, \d+ s left$", ran.stdout, re.M)
+    assert re.search(r"^  \d+ of 52 images, [\d.]+ images/s, \d+ s left$", ran.stderr, re.M)
     assert "\r" not in ran.stdout + ran.stderr, "a bar in what is not a terminal"
     return small
 
@@ -237,7 +237,7 @@ def test_damaged_images_are_an_error_unless_skipped(
         extract.main(given)
     said = str(error.value)
     assert said.startswith("2 of 6 images are damaged: ") and "\n" not in said
-    assert f"{picture} (not a readable picture" in said and "41.jpg (missing)" in said
+    assert f"{picture} (not a readable image" in said and "41.jpg (missing)" in said
     assert said.endswith("`extract --skip-damaged`")
     assert not path.exists()
     capsys.readouterr()
@@ -283,7 +283,7 @@ def test_a_run_on_stored_features_answers_about_a_new_image(
     features = json.loads((run / "features.json").read_text())
     made_by = features["made_by"] | {"size": 16}
     (run / "features.json").write_text(json.dumps(features | {"made_by": made_by}))
-    with pytest.raises(UserError, match="have 16 pixels a side"):
+    with pytest.raises(UserError, match="16 pixels a side"):
         predict.main(ask)
     (run / "features.json").write_text(json.dumps(features | {"channels": 7}))
     learnt = load_file(run / "model.safetensors")

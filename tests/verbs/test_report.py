@@ -24,8 +24,9 @@ from vqa_repro.recipe import load_recipe, recipe_names
 from vqa_repro.reporting import charts, commands, comparison, figures, tables
 from vqa_repro.reporting import html as page
 from vqa_repro.reporting.comparison import RunSummary
-from vqa_repro.run import Run, create_run, open_run, write_json
+from vqa_repro.run import Run, create_run, open_run
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import write_json
 from vqa_repro.utils.messages import LANGUAGES, messages
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

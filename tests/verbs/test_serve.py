@@ -161,12 +161,12 @@ def test_the_samples_are_those_of_the_gallery(served: Served, with_gallery: Path
     facts = json.loads(told)
     kept = examples.read(with_gallery)
     assert kept and len(facts["runs"]) == 2
-    listed = [kept.asked[i] for i in kept.lists["sample"]]
+    listed = [kept.records[i] for i in kept.lists["sample"]]
     assert facts["samples"] == [{"question": r.question, "answer": r.label} for r in listed] != []
     assert all(run["answers"] == 5 and run["data"] == "drawn data0" for run in facts["runs"])
     status, jpeg, headers = served.ask("GET", "/samples/1")
     assert status == 200 and headers["Content-Type"] == "image/jpeg"
-    assert listed[1].picture and jpeg == kept.pictures[listed[1].picture]
+    assert listed[1].picture and jpeg == kept.images[listed[1].picture]
     assert served.refusal("GET", f"/samples/{len(listed)}")[0] == 404
 
 
@@ -305,7 +305,7 @@ def encoded(kind: str) -> bytes:
 def test_files_that_are_not_images_are_refused_with_the_reason(served: Served) -> None:
     cases = {
         "not an image in a supported format": [b"", b"hello", b"%PDF-1.7", encoded("TIFF")],
-        "not a readable picture": [encoded("JPEG")[:900], encoded("PNG")[:3000]],
+        "not a readable image": [encoded("JPEG")[:900], encoded("PNG")[:3000]],
         "too many pixels": [png(10_000, 9_000), png(20_000, 20_000)],
     }
     assert encoded("EPS").startswith(b"%!PS")  # Pillow passes these to another program

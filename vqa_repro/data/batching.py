@@ -1,4 +1,4 @@
-"""Batches of questions: planned for a whole epoch, then put together with their features."""
+"""Batches of questions: planned for a whole epoch, then assembled with their features."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -11,7 +11,7 @@ from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 
 
 class BatchIndices(NamedTuple):
-    """Which questions and images make up a batch; each image appears once.
+    """The questions and images of a batch; each image appears once.
 
     With several processes this is one process's share of a batch, which may be empty.
     """
@@ -25,15 +25,15 @@ class BatchIndices(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """All that a step or a prediction reads, on the device of the computation."""
+    """The input of a training step or a prediction, on its device."""
 
     features: Tensor  # (I, ...) of the distinct images
     image_index: Tensor  # (B,) int64: each question's position in ``features``, ascending
     tokens: Tensor  # (B, T) int64, cut to the longest question of the batch
     lengths: Tensor  # (B,) int64, at least 1
-    label: Tensor  # (B,) int64: the answer's class, or -1 if it is not one of the model's classes
+    label: Tensor  # (B,) int64: the class of the label, or -1 if it is not in the vocabulary
     answers: Tensor  # (B, A) int64: classes of the human answers, or -1
-    weight: Tensor  # (B,) float32: of a question's loss; 0 for padding
+    weight: Tensor  # (B,) float32: weight of a question's loss; 0 for padding
     positions: Tensor  # (B,) int64 positions in the Questions
     total: int  # questions in the whole batch, over all processes
 
@@ -69,7 +69,7 @@ def plan_batches(
     grouped: whole images in random order, so that what depends on an image alone is computed once
     for all its questions; batch sizes vary a little. iid: single questions in random order.
     stored: in the order of the arrays, for evaluation. The same ``seed`` gives the same batches,
-    also over several processes, each of which gets the part of every batch that is about its own
+    also over several processes, each of which gets the questions of every batch about its own
     images (``world.owns``).
     """
     row = questions.row.cpu()

@@ -1,14 +1,14 @@
-"""What to know about a data set before hours are spent on it."""
+"""Check a data set before hours of training are spent on it."""
 
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from vqa_repro.data.images import DamagedPictureError, read_image
+from vqa_repro.data.images import DamagedImageError, read_image
 from vqa_repro.data.types import Split
 from vqa_repro.data.vocabulary import MAX_QUESTION_LENGTH, is_too_long
 
-# Questions as published (docs/data.md): other counts mean other data under the same names.
+# Questions as published (docs/data.md): other counts mean different data under the same names.
 PUBLISHED = {
     ("vqa-v1", "train"): 248_349,
     ("vqa-v1", "val"): 121_512,
@@ -39,7 +39,7 @@ def data_notes(train: Split, test: Split) -> list[str]:
         if cut:
             notes.append(
                 f"{cut:,} of {len(split.examples):,} questions of {split.name} have more than "
-                f"{MAX_QUESTION_LENGTH} words: their ends are not read"
+                f"{MAX_QUESTION_LENGTH} words and are truncated"
             )
     if train.name != test.name:
         shared = len(_files(train) & _files(test))
@@ -103,7 +103,7 @@ def report_lines(facts: dict[str, Any]) -> list[str]:
                 f"{facts['num_answers']:,} most frequent ones, "
                 f"{split['prior']:.1f}% with {facts['most_frequent']!r} alone"
             )
-    lines.append(f"answers: {facts['answers']:,} different ones in {facts['splits'][0]['name']}")
+    lines.append(f"answers: {facts['answers']:,} distinct ones in {facts['splits'][0]['name']}")
     return lines + list(facts["notes"])
 
 
@@ -120,6 +120,6 @@ def _unreadable(split: Split) -> dict[Path, str]:
     for path in split.images.values():
         try:
             read_image(path, 8)
-        except DamagedPictureError as error:
+        except DamagedImageError as error:
             damaged[path] = error.reason
     return damaged

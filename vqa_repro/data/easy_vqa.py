@@ -1,4 +1,4 @@
-"""easy-VQA: 5,000 drawn 64x64 pictures, 48,248 questions, 13 answers, delivered as a wheel.
+"""easy-VQA: 5,000 synthetic 64x64 images, 48,248 questions, 13 answers, packaged as a wheel.
 
 Source: Victor Zhou, "Easy Visual Question Answering" (2020), the ``easy-vqa`` package. Its
 published baseline reaches 93.8% on the test split (see ``recipes/easy-vqa.toml``).
@@ -13,16 +13,16 @@ from vqa_repro.utils.errors import UserError
 
 SPLITS = ("train", "test")
 
-# The wheel holds no question types; the answer tells what was asked for.
+# The wheel has no question types; the answer implies one.
 _SHAPES = {"circle", "rectangle", "triangle"}
 
 
 def load(root: Path, split: str) -> Split:
-    """Read ``split`` ("train": 38,575 questions, "test": 9,673) out of the installed wheel.
+    """Read ``split`` ("train": 38,575 questions, "test": 9,673) from the installed wheel.
 
-    ``root`` is not used: the data lie inside the environment.
+    ``root`` is not used: the data are part of the environment.
     """
-    # Found, not imported: the package's code is not needed to read its files.
+    # Not imported: the package's code is not needed to read its files.
     spec = importlib.util.find_spec("easy_vqa")
     if spec is None or spec.origin is None:
         raise UserError("the package easy-vqa is not installed; run ./bootstrap.sh env")

@@ -1,4 +1,4 @@
-"""A folder of one's own: question files in one of several formats, and images."""
+"""A folder with your own data set: question files in one of several formats, and images."""
 
 import os
 import re
@@ -18,18 +18,18 @@ _IMAGE_SUFFIXES = {
 
 
 def load_folder(folder: Path, split: str) -> Split:
-    """Read ``split`` from a folder of one's own: VQA-format JSON files and pictures.
+    """Read ``split`` from a folder with question files and images.
 
-    The files are called by the split and by what they hold, in any order and with anything
-    around it: ``train_questions.json`` and ``train_annotations.json``. A lone pair that names
-    no split is the split "train". Annotations may be absent for a split whose name begins with
-    "test". Every question has one answer or more, as a list of strings or of VQA's
-    ``{"answer": ...}``; the label is ``multiple_choice_answer`` or, without it, the answer
-    given most often.
+    VQA-format JSON files contain the split and "questions" or "annotations" in their names, such as
+    ``train_questions.json`` and ``train_annotations.json``. A single pair that names no split is
+    the split "train". Annotations may be absent for a split whose name begins with "test". Every
+    question has one or more answers, as a list of strings or of VQA's ``{"answer": ...}``; the
+    label is ``multiple_choice_answer`` or, without it, the most frequent answer. Other formats: see
+    formats.py.
 
-    The pictures lie in ``folder/images`` at any depth (or in ``folder``, without one). The
-    picture of a question is the file named by its field "image" or, without that, the one
-    called by its image id: ``9.png``, ``000000000009.jpg``, ``COCO_val2014_000000000009.jpg``.
+    The images are in ``folder/images`` at any depth (or in ``folder``, without one). The image of a
+    question is the file named by its field "image" or, without that, the one named after its image
+    id: ``9.png``, ``000000000009.jpg``, ``COCO_val2014_000000000009.jpg``.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -38,18 +38,18 @@ def load_folder(folder: Path, split: str) -> Split:
     if inner.is_dir() and not any(any(folder.glob(f"*{s}")) for s in (".json", ".jsonl", ".csv")):
         folder = inner
     names = ("images", "imgs", "img")
-    pictures = next((folder / sub for sub in names if (folder / sub).is_dir()), folder)
+    image_folder = next((folder / sub for sub in names if (folder / sub).is_dir()), folder)
     annotations = _own_file(folder, "annotations", split)
     other = None if annotations else data_file(folder, split)
     if other and other.name.endswith(GQA_SUFFIX):
-        questions = None  # its name looks like one of VQA's
+        questions = None  # its name resembles VQA's
     else:
         questions = _own_file(folder, "questions", split)
     if questions is None and other is None:
         raise UserError(no_file_message(folder, split))
     if questions and annotations is None and not split.startswith("test"):
-        raise UserError(f"{folder}: {questions.name} has no {split}_annotations.json beside it")
-    images = _Images(pictures, split)
+        raise UserError(f"{folder}: {questions.name} has no {split}_annotations.json next to it")
+    images = _Images(image_folder, split)
     if questions:
         source = Source(annotations) if annotations else None
         examples = read_pair(Source(questions), source, images.of_question)
@@ -92,7 +92,7 @@ class _Images:
         if len(files) > 1 and len(own) == 1:  # every split numbers its images from 1
             image_id, files = own[0].relative_to(self.folder).as_posix(), own
         if len(files) > 1:
-            raise ValueError(f"image {image_id} is there {len(files)} times: {_list(files)}")
+            raise ValueError(f"image {image_id} exists {len(files)} times: {_list(files)}")
         self.files[image_id] = files[0]
         return image_id
 
@@ -109,13 +109,13 @@ def _normalized(example: Example) -> Example:
 
 
 def _own_file(folder: Path, what: str, split: str) -> Path | None:
-    """The JSON file of ``folder`` whose name has ``what`` and the word ``split`` in it.
+    """Return the JSON file of ``folder`` whose name contains ``what`` and the word ``split``.
 
-    "train2014" holds the word "train", "trainval" does not.
+    "train2014" contains the word "train", "trainval" does not.
     """
     files = sorted(path for path in folder.glob(f"*{what}*.json") if path.name[0] != ".")
     named = [path for path in files if _has_word(path.name, split)]
-    # VQA v1 asks the same questions twice, once with answers to choose from.
+    # VQA v1 has every question twice, once as multiple choice.
     open_ended = [path for path in named if "multiplechoice" not in path.name.lower()]
     named = open_ended or named
     if not named and split == "train" and len(files) == 1:
@@ -130,7 +130,7 @@ def _has_word(text: str, word: str) -> bool:
 
 
 def _images_by_id(folder: Path) -> dict[str, list[Path]]:
-    """Image id -> the files below ``folder`` that it may name.
+    """Return image id -> the files below ``folder`` that it may name.
 
     An id names a file by its path, its name, its name without the suffix, or by the number at the
     end of its name ("abstract_v002_val2015_000000028940.png" is 28940). The first of these that
@@ -154,7 +154,7 @@ def _images_by_id(folder: Path) -> dict[str, list[Path]]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """All image files below ``folder``, each folder once even where links lead round."""
+    """Return all image files below ``folder``; visit each folder once, even with link cycles."""
     files: list[Path] = []
     visited: set[str] = set()
     for name, subfolders, names in os.walk(folder, followlinks=True):

@@ -1,7 +1,7 @@
-"""Question files other than VQA's: CSV, JSON lines, and the published JSON of five data sets.
+"""Question files other than VQA's: CSV, JSON Lines, and the published JSON of five data sets.
 
-A record holds an image name, a question and one answer or more; ``docs/data.md`` lists the files.
-A file of a CSV, JSON-lines or JSON layout is recognised by its name, its fields by theirs.
+A record has an image name, a question and one or more answers; ``docs/data.md`` lists the files.
+Formats are recognised by the name of the file, fields by their names.
 """
 
 import csv
@@ -35,9 +35,9 @@ _ANSWER = ("answer", "answers", "label", "a")
 
 
 def data_file(folder: Path, split: str) -> Path | None:
-    """Return the file of ``folder`` that holds ``split`` in one of these formats, or None.
+    """Return the file of ``folder`` with ``split`` in one of these formats, or None.
 
-    Raises UserError if several do, or if the folder is PathVQA's as published.
+    Raise UserError if there are several, or if the folder is PathVQA's as published.
     """
     for word in _WORDS.get(split, (split,)):
         names = [f"{word}{suffix}" for suffix in (".csv", ".tsv", ".jsonl", ".json", GQA_SUFFIX)]
@@ -52,7 +52,7 @@ def data_file(folder: Path, split: str) -> Path | None:
 
 
 def no_file_message(folder: Path, split: str) -> str:
-    """Return why ``folder`` holds no ``split``, in one line."""
+    """Return why ``folder`` has no ``split``, in one line."""
     binary = [p for p in folder.rglob("*") if p.suffix in (".parquet", ".pkl", ".pickle")]
     if binary:
         return (
@@ -62,16 +62,16 @@ def no_file_message(folder: Path, split: str) -> str:
     names = ", ".join(path.name for path in _files(folder)) or "none"
     return (
         f"{folder}: no {split}_questions.json, {split}.csv, {split}.jsonl or {split}.json; "
-        f"the question files there: {names}"
+        f"question files there: {names}"
     )
 
 
 def read_examples(path: Path, split: str, image_key: Callable[[str], str]) -> list[Example]:
     """Read ``split`` from the file at ``path``, in its order.
 
-    ``image_key`` returns the key of the image of a name; its ValueError says what is wrong with
-    it. The question id is the record's number in the file, from 1. Only a split whose name begins
-    with "test" may lack answers, and then all of them.
+    ``image_key`` maps an image name to its key; its ValueError says what is wrong with the name.
+    The question id is the record's number in the file, from 1. Only a split whose name begins
+    with "test" may be without answers, then without any.
     """
     examples: list[Example] = []
     unanswered = ""
@@ -85,7 +85,7 @@ def read_examples(path: Path, split: str, image_key: Callable[[str], str]) -> li
         unanswered = unanswered or ("" if example.answers else where)
         examples.append(example)
     if not examples:
-        raise UserError(f"{path}: no questions of {split} in it")
+        raise UserError(f"{path}: contains no questions of {split}")
     answered = any(example.answers for example in examples)
     if unanswered and (answered or not split.startswith("test")):
         raise UserError(f"{path}: {unanswered}: no answer; fill it in or remove the record")
@@ -119,7 +119,7 @@ def _answers(record: Record) -> tuple[str, ...]:
     value = _field(record, _ANSWER)
     if isinstance(value, bool):
         raise ValueError(f"the answer is {value!r}, not text")
-    if isinstance(value, int | float):  # VQA-RAD counts with numbers
+    if isinstance(value, int | float):  # VQA-RAD has numbers as answers
         value = str(value)
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         return ()
@@ -127,11 +127,11 @@ def _answers(record: Record) -> tuple[str, ...]:
 
 
 def _belongs(record: Record, split: str) -> bool:
-    """Return whether a record is one of ``split``'s, where one file holds more than that."""
+    """Return whether a record belongs to ``split``, for files with several splits."""
     phrase_type = record.get("phrase_type")
     if isinstance(phrase_type, str):  # VQA-RAD: freeform, para, test_freeform, test_para
         return split == ("test" if phrase_type.startswith("test") else "train")
-    return bool(record.get("q_lang", "en") == "en")  # SLAKE asks in English and in Chinese
+    return bool(record.get("q_lang", "en") == "en")  # SLAKE has English and Chinese questions
 
 
 def _field(record: Record, names: tuple[str, ...]) -> Any:
@@ -139,7 +139,7 @@ def _field(record: Record, names: tuple[str, ...]) -> Any:
 
 
 def _records(source: Source) -> Iterator[tuple[str, Record]]:
-    """Yield each record with its place in the file; field names in lower case."""
+    """Yield each record with its position in the file; field names in lower case."""
     readers = {".csv": _csv_records, ".tsv": _csv_records, ".jsonl": _json_lines}
     for where, record in readers.get(source.path.suffix, _json_records)(source):
         if not isinstance(record, dict):

@@ -1,4 +1,4 @@
-"""Examples as arrays: all that training reads besides the features."""
+"""Encode examples as arrays: everything that training reads besides the features."""
 
 import re
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ from torch import Tensor
 from vqa_repro.data.types import Example
 from vqa_repro.data.vocabulary import PADDING, Vocabulary
 
-BLOCK = 16  # pictures
+BLOCK = 16  # images
 
 Target = Literal["label", "sampled", "soft"]
 
 
 @dataclass(frozen=True)
 class Questions:
-    """N questions, those about one picture next to each other."""
+    """N questions; those about one image are adjacent."""
 
     question_id: Tensor  # (N,) int64
     tokens: Tensor  # (N, T) int64, 0 at the right of a question
     lengths: Tensor  # (N,) int64, at least 1
-    row: Tensor  # (N,) int64: the picture's row in the feature store
-    label: Tensor  # (N,) int64: the answer's class, or -1 if the model cannot give it
-    answers: Tensor  # (N, A) int64: classes of the human answers; -1 if the model cannot give one
+    row: Tensor  # (N,) int64: the image's row in the feature store
+    label: Tensor  # (N,) int64: the class of the label, or -1 if it is not in the answer vocabulary
+    answers: Tensor  # (N, A) int64: classes of the human answers, or -1 as above
 
     def __len__(self) -> int:
         return len(self.label)
@@ -35,7 +35,7 @@ class Questions:
         return Questions(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
     def trainable(self, target: Target) -> "Questions":
-        """Those that can be trained on: the model can give the label, or any human answer."""
+        """Return the questions whose label, or any human answer, is in the answer vocabulary."""
         keep = self.label >= 0 if target == "label" else (self.answers >= 0).any(dim=1)
         return Questions(*(getattr(self, name)[keep] for name in self.__dataclass_fields__))
 
@@ -43,7 +43,7 @@ class Questions:
 def encode(
     examples: Sequence[Example], vocabulary: Vocabulary, row_of: dict[str, int]
 ) -> Questions:
-    """Number the words and answers of ``examples``; ``row_of`` gives each picture's row."""
+    """Encode the words and answers of ``examples``; ``row_of`` maps each image to its row."""
     ordered = sorted(examples, key=lambda example: row_of[example.image])
     words = [vocabulary.encode(example.question) for example in ordered]
     lengths = np.array([len(ids) for ids in words], np.int64)
@@ -66,25 +66,25 @@ def encode(
 def train_validation_split(
     examples: Sequence[Example], share: float
 ) -> tuple[list[Example], list[Example]]:
-    """(kept, held out): all questions of a fixed ``share`` of the pictures are held out.
+    """Return training and validation examples: the latter are about a ``share`` of the images.
 
-    Pictures are held out in runs of up to HELD_RUN by their number. DAQUAR's photos of one room
-    follow each other, and its test has other rooms: with a room on both sides, learning the
-    training photos by heart would look like learning to answer. Which pictures are held out does
-    not depend on the seed of a run, so that runs can be compared.
+    Images are held out in blocks of up to BLOCK consecutive numbers. DAQUAR's photos of one place
+    are consecutive, and its test photos are from other places: with the same place on both sides,
+    memorising the training photos would look like learning to answer. The split does not depend on
+    the seed of a run, so that runs can be compared.
     """
     images = sorted({example.image for example in examples}, key=_by_number)
-    wanted = round(share * len(images))
-    runs = [images[i : i + BLOCK] for i in range(0, len(images), BLOCK)]
-    held: set[str] = set()
-    for i in np.random.default_rng(0).permutation(len(runs)):
-        held.update(runs[i][: wanted - len(held)])
+    count = round(share * len(images))
+    blocks = [images[i : i + BLOCK] for i in range(0, len(images), BLOCK)]
+    validation: set[str] = set()
+    for i in np.random.default_rng(0).permutation(len(blocks)):
+        validation.update(blocks[i][: count - len(validation)])
     return (
-        [example for example in examples if example.image not in held],
-        [example for example in examples if example.image in held],
+        [example for example in examples if example.image not in validation],
+        [example for example in examples if example.image in validation],
     )
 
 
 def _by_number(image: str) -> str:
-    """A key to sort by: "image9" before "image10"."""
+    """Return a sort key that puts "image9" before "image10"."""
     return re.sub(r"\d+", lambda number: number[0].zfill(12), image)

@@ -1,4 +1,4 @@
-"""Which data sets there are. Adding one: a module that yields Examples, and a line here."""
+"""The data sets. To add one, write a module that yields Examples and add a line here."""
 
 import hashlib
 import sys
@@ -15,11 +15,11 @@ from vqa_repro.utils.errors import UserError
 
 class DataSet(NamedTuple):
     load: Callable[[Path, str], Split]
-    splits: Sequence[str]  # those that together hold every picture, each once
-    pictures: str  # whose they are: data sets that ask about the same ones share their features
-    wups: bool = False  # is scored with WUPS too
+    splits: Sequence[str]  # those that together contain every image once
+    images: str  # the image collection: data sets with the same one share their features
+    wups: bool = False  # also scored with WUPS
     sequences: bool = False  # images with consecutive numbers may show one scene
-    single_answers: Callable[[Split], Split] = daquar.single_answers  # no "table, chair"
+    single_answers: Callable[[Split], Split] = daquar.single_answers  # removes "table, chair"
 
 
 def _vqa(version: str) -> DataSet:
@@ -42,17 +42,17 @@ DATASETS = {
 
 
 def find_data_set(data: str) -> DataSet:
-    """The data set called ``data``, or the folder of VQA-format JSON and pictures of that path."""
+    """Return the data set called ``data``, or the one in the folder of that path."""
     if data in DATASETS:
         return DATASETS[data]
     folder = Path(data)
     if folder.is_dir():
-        # Folders of one's own may share a name, and their pictures too: the path tells them apart.
-        where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+        # Folders may share a name, and names of images too: the path distinguishes them.
+        digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
         return DataSet(
             partial(_load_folder, folder),
             ("train", "val", "test"),
-            f"{folder.resolve().name}-{where}",
+            f"{folder.resolve().name}-{digest}",
         )
     raise UserError(f"--data {data}: no such folder or data set; there are {', '.join(DATASETS)}")
 
@@ -72,9 +72,9 @@ def load_split(data: str, root: Path, split: str, *, single_answers: bool = Fals
 
 
 def load_all(data: str, root: Path) -> list[Split]:
-    """Every split of ``data`` that can be read below ``root``; the others are said.
+    """Return the splits of ``data`` that can be read below ``root``; print why others cannot.
 
-    Raises UserError if none can be.
+    Raise UserError if there is none.
     """
     data_set = find_data_set(data)
     splits, missing = [], []
@@ -86,5 +86,5 @@ def load_all(data: str, root: Path) -> list[Split]:
     if not splits:
         raise missing[0]
     for reason in missing:
-        print(f"note: left out: {reason}", file=sys.stderr)
+        print(f"note: skipped: {reason}", file=sys.stderr)
     return splits

@@ -1,6 +1,6 @@
-"""Files as their authors publish them: found below a folder, read from the zip they came in.
+"""Published files: located below a folder, and read from the zips they come in.
 
-Nothing is ever extracted: a zip member is read into memory, whole, up to ``MAX_BYTES``.
+Zips are never unpacked: a member is read into memory, whole, up to ``MAX_BYTES``.
 """
 
 import json
@@ -14,15 +14,15 @@ from typing import Any
 
 from vqa_repro.utils.errors import UserError, first_line
 
-# The largest published file, VQA v2's training annotations, has 0.4 GB; a zip bomb has more.
+# The largest published file, VQA v2's training annotations, has 0.4 GB; the limit stops zip bombs.
 MAX_BYTES = 2**30
 
-_PICTURES = {"train2014", "val2014", "test2015", "images", "nyu_depth_images"}
+_IMAGE_FOLDERS = {"train2014", "val2014", "test2015", "images", "nyu_depth_images"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file, or the one ``member`` of a zip. Its ``str`` names it in messages."""
+    """A file, or a ``member`` of a zip; ``str`` gives its name for messages."""
 
     path: Path
     member: str | None = None
@@ -31,7 +31,7 @@ class Source:
         return f"{self.path}/{self.member}" if self.member else str(self.path)
 
     def text(self) -> str:
-        """The content, decoded as UTF-8 (a byte order mark is dropped)."""
+        """Return the content, decoded as UTF-8 (a byte order mark is dropped)."""
         try:
             content = read_member(self.path, self.member) if self.member else self._bytes()
             return content.decode("utf-8-sig")
@@ -39,13 +39,13 @@ class Source:
             raise UserError(f"{self}: not UTF-8 text: byte {error.start} cannot be read") from None
 
     def lines(self) -> list[str]:
-        """The content's lines, without the empty ones at its end."""
-        # Not splitlines(): it would also split where a line holds a rare control character.
+        """Return the lines of the content, without empty ones at its end."""
+        # Not splitlines(), which also splits at rare control characters.
         text = self.text().rstrip()
         return [line.rstrip("\r") for line in text.split("\n")] if text else []
 
     def json(self) -> Any:
-        """The content as JSON."""
+        """Return the content, parsed as JSON."""
         text = self.text()
         try:
             return json.loads(text)
@@ -53,7 +53,7 @@ class Source:
             ends_early = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
             raise UserError(
                 f"{self}: {'cut off' if ends_early else 'broken'} JSON: {error} of {len(text):,}; "
-                "put a whole copy there"
+                "replace it with a complete copy"
             ) from None
         except RecursionError:
             raise UserError(f"{self}: not a data set: JSON nested too deep") from None
@@ -64,7 +64,7 @@ class Source:
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                # Python claims what is asked for, also where the file has far less.
+                # Python allocates the requested size, even if the file is far smaller.
                 most = status.st_size if stat.S_ISREG(status.st_mode) else MAX_BYTES
                 data = file.read(min(most, MAX_BYTES) + 1)
         except OSError as error:
@@ -75,10 +75,10 @@ class Source:
 
 
 def find(root: Path, name: str, zip_name: str | None = None) -> Source:
-    """The one file called ``name`` at most three folders below ``root``, or in ``zip_name``.
+    """Return the file called ``name`` at most three folders below ``root``, or in ``zip_name``.
 
-    ``name`` may hold a folder ("train/questions.txt"). An unpacked file is preferred to the zip
-    it came in. Two files that could be meant are an error: choosing one would be a guess.
+    ``name`` may contain a folder ("train/questions.txt"). An unpacked file is preferred to its zip.
+    Raise UserError if there is none, or more than one: choosing would be a guess.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; name the folder of the data sets with --root")
@@ -91,11 +91,11 @@ def find(root: Path, name: str, zip_name: str | None = None) -> Source:
         path = _only(zips)
         return Source(path, find_member(path, name))
     missing = f"{name} nor {zip_name}" if zip_name else name
-    raise UserError(f"{root}: no {missing} in it or up to three folders below; put it there")
+    raise UserError(f"{root}: no {missing} in it or up to three folders below; add it")
 
 
 def find_folder(root: Path, name: str) -> Path | None:
-    """The one folder called ``name`` at most three levels below ``root``; None without one."""
+    """Return the folder called ``name`` at most three levels below ``root``; None if missing."""
     found = [folder / name for folder in _folders(root) if (folder / name).is_dir()]
     if not found:
         return None
@@ -105,7 +105,7 @@ def find_folder(root: Path, name: str) -> Path | None:
 
 
 def find_member(path: Path, name: str) -> str:
-    """The one member of the zip at ``path`` called ``name``, in whatever folder of it."""
+    """Return the path of the member called ``name``, in any folder of the zip at ``path``."""
     with _open_zip(path) as archive:
         members = archive.namelist()
     for member in members:
@@ -118,7 +118,7 @@ def find_member(path: Path, name: str) -> str:
 
 
 def read_member(path: Path, member: str) -> bytes:
-    """The bytes of one ``member`` of the zip at ``path``, checked against its checksum."""
+    """Return the bytes of ``member`` of the zip at ``path``, after verifying its checksum."""
     with _open_zip(path) as archive:
         size = archive.getinfo(member).file_size
         if size > MAX_BYTES:
@@ -127,7 +127,7 @@ def read_member(path: Path, member: str) -> bytes:
             return archive.read(member)
         except (RuntimeError, NotImplementedError) as error:  # encrypted, unknown compression
             raise UserError(f"{path}/{member}: cannot be unpacked: {error}") from None
-        except Exception as error:  # each decompressor raises kinds of its own for damaged bytes
+        except Exception as error:  # decompressors raise many kinds for damaged data
             why = first_line(error)
             raise UserError(f"{path}/{member}: damaged: {why}; download it again") from None
 
@@ -137,29 +137,31 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile:
         with path.open("rb") as file:
-            begun = file.read(4) == b"PK\x03\x04"
-        what = "the zip is cut off" if begun else "not a zip"
+            is_zip = file.read(4) == b"PK\x03\x04"
+        what = "the zip is cut off" if is_zip else "not a zip"
         size = path.stat().st_size
         raise UserError(f"{path}: {what} (after {size:,} bytes); download it again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, NotImplementedError) as error:  # names, versions that cannot be
+    except (ValueError, NotImplementedError) as error:  # invalid names or versions
         raise UserError(f"{path}: damaged: {first_line(error)}; download it again") from None
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """``root`` and three levels of folders below it, but none that holds pictures."""
+    """Yield ``root`` and three levels of folders below it, except those with images."""
     for name, subfolders, _ in os.walk(root, followlinks=True):
         folder = Path(name)
         yield folder
         deeper = len(folder.relative_to(root).parts) < 3
         subfolders[:] = [
-            sub for sub in sorted(subfolders) if deeper and sub not in _PICTURES and sub[0] != "."
+            sub
+            for sub in sorted(subfolders)
+            if deeper and sub not in _IMAGE_FOLDERS and sub[0] != "."
         ]
 
 
 def _only(found: list[Path]) -> Path:
     if len(found) > 1:
         names = ", ".join(map(str, found))
-        raise UserError(f"{found[0].name} is there {len(found)} times: {names}; keep one")
+        raise UserError(f"{found[0].name} exists {len(found)} times: {names}; keep one")
     return found[0]

@@ -1,4 +1,4 @@
-"""The one record type of every data set: a question about a picture, and what people answered."""
+"""The record type of every data set: a question about an image, and its human answers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,22 +6,22 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question. ``answers`` and ``answer`` are empty where the data set hides them."""
+    """One question. ``answers`` is empty and ``answer`` None if the answers are hidden."""
 
     question_id: int
-    image: str  # key of the picture, unique in the data set
+    image: str  # key of the image, unique in the data set
     question: str
     answers: tuple[str, ...]  # the human answers as published: ten, or one
-    answer: str | None  # the label: the answer that the data set itself names
+    answer: str | None  # the label, as named by the data set
     answer_type: str = ""
     question_type: str = ""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The questions of one split, and the files of the pictures they ask about.
+    """The questions of one split, and the files of their images (key -> path).
 
-    A picture's file may be missing: only reading the pictures needs it.
+    The files may be missing; only extraction reads them.
     """
 
     data: str
@@ -31,5 +31,5 @@ class Split:
 
     @property
     def hidden(self) -> bool:
-        """Whether the data set keeps all answers of this split to itself."""
+        """Whether the answers of this split are not published."""
         return not any(example.answers for example in self.examples)

@@ -15,7 +15,7 @@ from vqa_repro.data.types import Example, Split
 from vqa_repro.utils.errors import UserError
 
 VERSIONS = ("v1", "v2")
-ANSWERS = 10  # people asked per question of VQA v1 and v2
+ANSWERS = 10  # human answers per question of VQA v1 and v2
 
 # Split -> its published subsets, and the half of each (None: all). SAN trains on train + one half
 # of val and tests on the other (arXiv 1511.02274, section 4.1). The authors' halves are not public,
@@ -43,16 +43,16 @@ _ZIPS = {"train2014": "Train", "val2014": "Val", "test2015": "Test", "test-dev20
 def load(root: Path, version: str, split: str) -> Split:
     """Read ``split`` of VQA ``version`` ("v1", "v2") from the official files below ``root``.
 
-    The JSON files and pictures have the names they were published under
+    The JSON files and images have their published names
     (v2_OpenEnded_mscoco_train2014_questions.json, train2014/COCO_train2014_000000000009.jpg);
     the zips of the JSON files need not be unpacked.
     """
     examples: list[Example] = []
     images: dict[str, Path] = {}
     for subset, half in _subsets(split):
-        # test-dev asks about a part of the pictures of test2015.
+        # The images of test-dev are a subset of test2015.
         folder_name = subset.replace("-dev", "")
-        pictures = find_folder(root, folder_name) or root / folder_name
+        folder = find_folder(root, folder_name) or root / folder_name
 
         def key(question: dict[str, Any], prefix: str = f"COCO_{folder_name}_") -> str:
             return f"{prefix}{question['image_id']:012d}"
@@ -61,14 +61,14 @@ def load(root: Path, version: str, split: str) -> Split:
         if half is not None:
             found = [example for example in found if _half_of(example, half[0]) == half[1]]
         examples += found
-        images |= {example.image: pictures / f"{example.image}.jpg" for example in found}
+        images |= {example.image: folder / f"{example.image}.jpg" for example in found}
     return Split(f"vqa-{version}", split, examples, images)
 
 
 def read_files(questions: Path, annotations: Path) -> list[Example]:
-    """The questions of one file with the answers of another, to score results against.
+    """Return the questions of one file with the answers of another, to score results against.
 
-    ``Example.image`` is the image id alone: no picture is looked for.
+    ``Example.image`` is only the image id; the images need not exist.
     """
     return read_pair(
         Source(questions), Source(annotations), lambda question: str(question["image_id"])
@@ -89,7 +89,7 @@ def _subsets(split: str) -> tuple[tuple[str, Half | None], ...]:
 
 
 def _official_files(root: Path, version: str, subset: str) -> tuple[Source, Source | None]:
-    """The questions, and the annotations but for the test sets, whose answers are hidden."""
+    """Return the questions and the annotations; None for test sets, whose answers are hidden."""
     prefix = {"v1": "", "v2": "v2_"}[version]
     part = _ZIPS[subset]
     questions = find(
@@ -124,15 +124,15 @@ def read_pair(
 ) -> list[Example]:
     """Join two files of the VQA format; the order is that of ``questions``.
 
-    ``key`` names the picture of a question record; its ``ValueError`` says what is wrong there.
+    ``key`` returns the image key of a question record; its ValueError says what is wrong there.
     """
-    asked = _records(questions, "questions")
-    answered = _records(annotations, "annotations") if annotations else {}
-    for question_id in answered:
-        if question_id not in asked:
+    by_id = _records(questions, "questions")
+    annotation_of = _records(annotations, "annotations") if annotations else {}
+    for question_id in annotation_of:
+        if question_id not in by_id:
             raise UserError(f"{annotations}: question {question_id} is not in {questions}")
     examples = []
-    for question_id, question in asked.items():
+    for question_id, question in by_id.items():
         try:
             text = question.get("question")
             if not isinstance(text, str) or not text.strip():
@@ -147,14 +147,14 @@ def read_pair(
         if annotations is None:
             examples.append(Example(question_id, image, text, (), None))
             continue
-        annotation = answered.get(question_id)
+        annotation = annotation_of.get(question_id)
         if annotation is None:
             raise UserError(f"{questions}: question {question_id} has no answer in {annotations}")
         try:
             _check_image(annotation, image_id)
             if official and "multiple_choice_answer" not in annotation:
                 raise ValueError(
-                    'no "multiple_choice_answer", which VQA has and OK-VQA lacks; '
+                    'no "multiple_choice_answer", which OK-VQA does not have; '
                     "put other data sets in a folder of their own and name it with --data"
                 )
             answers = read_answers(annotation)
@@ -177,30 +177,33 @@ def read_pair(
 
 
 def _records(source: Source, field: str) -> dict[int, dict[str, Any]]:
-    """The records of the list ``field``, by their question id."""
+    """Return the records of the list ``field`` by question id."""
     content = source.json()
     if not isinstance(content, dict) or not isinstance(content.get(field), list):
-        raise UserError(f'{source}: not a VQA file: no list called "{field}" at its top')
+        raise UserError(f'{source}: not a VQA file: no list "{field}" at its top level')
     records: dict[int, dict[str, Any]] = {}
     for number, record in enumerate(content[field], start=1):
         question_id = record.get("question_id") if isinstance(record, dict) else None
-        # True would pass isinstance; what does not fit 64 bits cannot go into an array.
+        # True would pass isinstance; arrays of ids are 64 bits wide.
         if type(question_id) is not int or abs(question_id) >= 2**63:
-            raise UserError(f"{source}: record {number} of {field}: no whole number question_id")
+            raise UserError(f"{source}: record {number} of {field}: no integer question_id")
         if question_id in records:
-            raise UserError(f"{source}: record {number} of {field}: question {question_id} again")
+            raise UserError(
+                f"{source}: record {number} of {field}: duplicate question {question_id}"
+            )
         records[question_id] = record
     if not records:
-        raise UserError(f"{source}: no {field} in it")
+        raise UserError(f"{source}: contains no {field}")
     return records
 
 
 def read_answers(annotation: dict[str, Any]) -> tuple[str, ...]:
-    found = annotation.get("answers")
-    if not isinstance(found, list) or not found:
+    """Return the "answers" of a record. Raise ValueError if they are not text, or missing."""
+    entries = annotation.get("answers")
+    if not isinstance(entries, list) or not entries:
         raise ValueError('no "answers"')
     answers = []
-    for number, entry in enumerate(found, start=1):
+    for number, entry in enumerate(entries, start=1):
         answer = entry.get("answer") if isinstance(entry, dict) else entry
         if not isinstance(answer, str):
             raise ValueError(f"answer {number} is {answer!r}, not text")
@@ -210,7 +213,7 @@ def read_answers(annotation: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _with_kind(value: object, other: object) -> str:
-    """``value``, and whether it is text or a number where ``other`` is of another type."""
+    """Return ``value``, with its type if ``other`` is of another type."""
     if type(value) is type(other):
         return f"{value!r:.60}"
     kind = {str: "text", int: "a number"}.get(type(value), type(value).__name__)
@@ -230,6 +233,6 @@ def _string(record: dict[str, Any], field: str) -> str:
 
 
 def check_text(text: str) -> None:
-    """JSON can hold halves of a character ("\\ud83d"), which no file can be written with."""
+    """Raise ValueError for a lone surrogate ("\\ud83d"), which cannot be written to a file."""
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError(f"{text!r} holds half a character")
+        raise ValueError(f"{text!r} contains half a character")

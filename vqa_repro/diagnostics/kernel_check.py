@@ -1,12 +1,11 @@
-"""What the doctor asks of torch, in a process of its own that may crash or hang.
+"""Kernel self-tests of torch, run by the doctor in a separate process that may crash or hang.
 
     python -m vqa_repro.diagnostics.kernel_check machine [MODULE ...]
-        what torch is and what devices it sees; then each device computes; then the modules are
-        imported
+        report torch's build and devices, test the kernels of each device, import the modules
     python -m vqa_repro.diagnostics.kernel_check checkpoint MODEL FILE
-        load the weights, look at a picture
+        load the weights and run the network on an image
 
-Prints {} once torch is imported, then one JSON object a line.
+Print {} once torch is imported, then one JSON object per line.
 """
 
 import contextlib
@@ -26,13 +25,13 @@ from torch import Tensor, nn
 from vqa_repro.utils.device import has_bfloat16
 
 # Largest error allowed, relative to the largest value of the float64 result: about ten roundings.
-# GPUs may round the inputs of float32 convolutions to TF32 (2**-11), hence not a tighter one.
+# Not tighter, because GPUs may round the inputs of float32 convolutions to TF32 (2**-11).
 TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 4e-2}
 
 
 def torch_facts() -> dict[str, Any]:
-    """Version, CUDA build, architectures, devices torch can use, threads, instruction sets."""
-    with warnings.catch_warnings(record=True) as caught:  # torch explains a refused GPU by warning
+    """Return version, CUDA build, architectures, usable devices, threads, instruction sets."""
+    with warnings.catch_warnings(record=True) as caught:  # torch warns about an unusable GPU
         warnings.simplefilter("always")
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: None)
@@ -41,7 +40,7 @@ def torch_facts() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "arch_list": torch.cuda.get_arch_list(),
         "gpus": gpus,
-        "devices": [f"cuda:{index}" for index in range(gpus)] or ["cpu"],  # those to be checked
+        "devices": [f"cuda:{index}" for index in range(gpus)] or ["cpu"],  # to be tested
         "warning": str(caught[-1].message).splitlines()[0] if caught else None,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -50,7 +49,7 @@ def torch_facts() -> dict[str, Any]:
 
 
 def check_device(name: str) -> dict[str, Any]:
-    """Run every kernel on the device ``name``; a kernel that fails is reported, not raised."""
+    """Run every kernel on the device ``name``; failures are reported, not raised."""
     device = torch.device(name)
     bf16 = has_bfloat16(device)
     report: dict[str, Any] = {"device": name}
@@ -74,7 +73,7 @@ def check_device(name: str) -> dict[str, Any]:
 
 
 def kernels() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-    """name -> (module in float32 on the CPU, shape of its input)."""
+    """Return name -> (module in float32 on the CPU, shape of its input)."""
     torch.manual_seed(0)
     convolution = nn.Conv2d(32, 64, 3, padding=1).to(memory_format=torch.channels_last)
     return {
@@ -88,12 +87,12 @@ def kernels() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
 def forward_backward(
     module: nn.Module, x: Tensor, device: torch.device, dtype: torch.dtype
 ) -> list[Tensor]:
-    """The output of a copy of ``module``, and the gradients of its input and of its parameters."""
+    """Return the output of a copy of ``module``, and the gradients of input and parameters."""
     module = copy.deepcopy(module).to(device, dtype)
     x = x.to(device, dtype).detach().requires_grad_()
     output = module(x)
     output = output[0] if isinstance(output, tuple) else output
-    # -2..2 over and over: the gradient that comes in is exact in every dtype.
+    # Repeating -2..2: the incoming gradient is exact in every dtype.
     gradient = torch.arange(output.numel(), device=device).remainder(5).sub(2).to(dtype)
     output.backward(gradient.view(output.shape))
     gradients = [t.grad for t in (x, *module.parameters()) if t.grad is not None]
@@ -101,7 +100,7 @@ def forward_backward(
 
 
 def relative_error(results: list[Tensor], references: list[Tensor]) -> float:
-    """The worst over the tensors of max|result - reference| / max|reference|."""
+    """Return the maximum over all tensors of max|result - reference| / max|reference|."""
     errors = []
     for result, reference in zip(results, references, strict=True):
         difference = (result.cpu().double() - reference).abs().max()
@@ -118,7 +117,7 @@ def _check_kernel(
         x = torch.randn(shape)
         if x.dim() == 4:
             x = x.to(memory_format=torch.channels_last)
-        # Both start from the values as ``dtype`` holds them: only the computing may differ.
+        # Both start from values rounded to ``dtype``: only the computation may differ.
         module, x = copy.deepcopy(module).to(dtype), x.to(dtype)
         reference = forward_backward(module, x, torch.device("cpu"), torch.float64)
         forward_backward(module, x, device, dtype)  # loads libraries, chooses algorithms
@@ -137,7 +136,7 @@ def _check_kernel(
 
 
 def throughput(device: torch.device, dtype: torch.dtype) -> float:
-    """TFLOP/s of a square matmul: 8192 a side on a GPU, 1024 on the CPU."""
+    """Return the TFLOP/s of a square matmul: size 8192 on a GPU, 1024 on the CPU."""
     n, repeats = (8192, 10) if device.type == "cuda" else (1024, 5)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     a @ b
@@ -155,17 +154,17 @@ def _synchronize(device: torch.device) -> None:
 
 
 def check_checkpoint(name: str, file: Path) -> dict[str, Any]:
-    """Load ``file`` into torchvision's model ``name`` and run it on one drawn 224x224 picture.
+    """Load ``file`` into torchvision's model ``name`` and run it on a synthetic 224x224 image.
 
-    Of a conversion from Caffe ("vgg19-caffe") the part that makes features is loaded.
+    Of a conversion from Caffe ("vgg19-caffe") only the feature extractor is loaded.
 
-    Raises whatever torch raises for a file that does not fit, and ValueError for outputs that are
-    not finite or all alike.
+    Raise the errors of torch for a file that does not fit, and ValueError for outputs that are not
+    finite or all alike.
     """
     import torchvision  # only here: the other checks are about torch alone
 
     from vqa_repro.features.backbones import load_backbone
-    from vqa_repro.utils.outline import empty_weights
+    from vqa_repro.utils.torch_utils import empty_weights
 
     if name.endswith("-caffe"):
         model = load_backbone(name.removesuffix("-caffe"), file)
@@ -176,19 +175,19 @@ def check_checkpoint(name: str, file: Path) -> dict[str, Any]:
         model.load_state_dict(state, assign=True)  # strict: every key, every shape
     side = torch.linspace(-2, 2, 224)
     disc = (side[:, None] ** 2 + side**2 < 1).float()
-    picture = torch.stack([disc, side.expand(224, 224), side[:, None] * disc])[None]
+    image = torch.stack([disc, side.expand(224, 224), side[:, None] * disc])[None]
     start = time.perf_counter()
     with torch.inference_mode():
-        outputs = model.eval()(picture)
+        outputs = model.eval()(image)
     seconds = time.perf_counter() - start
     if not outputs.isfinite().all() or outputs.std() < 1e-3:
-        raise ValueError("its outputs for a picture are not finite, or all alike")
+        raise ValueError("its outputs for an image are not finite, or all alike")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"parameters": parameters, "seconds": round(seconds, 3)}
 
 
 def main(arguments: list[str]) -> None:
-    # Said at once, line by line: the doctor then knows how far a process came that crashed.
+    # Flushed line by line: the doctor then knows how far a crashed process got.
     print("{}", flush=True)
     match arguments:
         case ["machine", *modules]:
@@ -197,7 +196,7 @@ def main(arguments: list[str]) -> None:
             for name in facts["devices"]:
                 print(json.dumps(check_device(name)), flush=True)
             for module in modules:
-                with contextlib.suppress(Exception):  # why not is asked elsewhere, of it alone
+                with contextlib.suppress(Exception):  # the doctor examines failures one by one
                     importlib.import_module(module)
                     print(json.dumps({"imports": module}), flush=True)
         case ["checkpoint", name, file]:

@@ -1,4 +1,4 @@
-"""What a score must be compared with: the most frequent answer, and the answers a model has."""
+"""Reference points of an accuracy: the most frequent answer, and the answer vocabulary."""
 
 from collections.abc import Sequence
 

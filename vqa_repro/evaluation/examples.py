@@ -26,19 +26,19 @@ from vqa_repro.evaluation import vqa_accuracy
 from vqa_repro.evaluation.inference import Predictions, outputs
 from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.models.network import VQAModel
-from vqa_repro.run import Run, read_bounded
+from vqa_repro.run import Run
 from vqa_repro.utils.errors import UserError, first_line
-from vqa_repro.utils.files import write_atomic
+from vqa_repro.utils.files import read_bounded, write_atomic
 
-SAMPLE = 24  # questions drawn from all
+SAMPLE = 24  # questions sampled from all
 TOP_K = 12  # best, worst, most confident errors
-ERRORS = 100  # drawn from the wrong answers: as many as SAN's authors analysed (section 4.6)
+ERRORS = 100  # sampled from the wrong answers: as many as SAN's authors analysed (section 4.6)
 LISTS = ("sample", "best", "worst", "confident", "errors")
-TOP = 5  # answers kept of a question
-SIDE = 320  # pixels of a kept picture's longer side
+TOP = 5  # answers stored per question
+SIDE = 320  # pixels of the longer side of a stored image
 DIGITS = 4  # of probabilities and weights
 
-# Limits of what is read back: a run folder may come from anybody.
+# Limits of what is read back: run folders may be untrusted.
 MAX_FILE = 2**24  # bytes of gallery.json
 MAX_IMAGE = 2**18  # bytes
 MAX_QUESTIONS = 1000
@@ -67,10 +67,10 @@ class ExampleRecord(
     question_id: int
     question: Text
     words: Texts  # as the model read them
-    human: Texts  # the data set's answers; none where it hides them
+    human: Texts  # the human answers; none if they are hidden
     label: Text | None
-    accuracy: Share | None  # None where the answers are hidden
-    label_probability: Share | None  # None where the label is not a class of the model
+    accuracy: Share | None  # None if the answers are hidden
+    label_probability: Share | None  # None if the label is not in the answer vocabulary
     answers: Annotated[list[tuple[Text, Share]], Meta(max_length=TOP)]  # most probable first
     attention: Annotated[dict[MapName, Weights], Meta(max_length=MAX_MAPS)]
     # Name of a file in gallery/; None: no image.
@@ -79,10 +79,12 @@ class ExampleRecord(
 
 @dataclass(frozen=True)
 class Gallery:
-    lists: dict[str, list[int]]  # name, of LISTS -> positions in ``asked``
-    asked: list[ExampleRecord]
-    wrong: int | None  # how many wrong answers the errors were drawn from; None: hidden
-    pictures: dict[str, bytes]  # file name -> JPEG
+    """The examples of a run."""
+
+    lists: dict[str, list[int]]  # name, of LISTS -> positions in ``records``
+    records: list[ExampleRecord]
+    wrong: int | None  # number of wrong answers, of which ERRORS were sampled; None if hidden
+    images: dict[str, bytes]  # file name -> JPEG
     fingerprint: str  # of gallery.json
 
 
@@ -103,27 +105,28 @@ def make(
     examples = {example.question_id: example for example in split.examples}
     scores = {} if split.hidden else vqa_accuracy.per_question(results, split.examples)
     ids = questions.question_id.tolist()
+    label_probability = dict(zip(ids, predictions.label_probability.tolist(), strict=True))
     chosen = choose(
         examples,
         scores,
         confidence=dict(zip(ids, predictions.confidence.tolist(), strict=True)),
-        label_probability=dict(zip(ids, predictions.label_probability.tolist(), strict=True)),
+        label_probability=label_probability,
     )
-    wanted = {question_id for listed in chosen.values() for question_id in listed}
-    positions = [position for position, i in enumerate(ids) if i in wanted]
-    names, pictures = _small_pictures(
+    chosen_ids = {question_id for listed in chosen.values() for question_id in listed}
+    positions = [position for position, i in enumerate(ids) if i in chosen_ids]
+    names, images = _small_images(
         split,
         dict.fromkeys(examples[ids[position]].image for position in positions),
-        needed=run.recipe.data.features != "none",
+        required=run.recipe.data.features != "none",
     )
-    probability = predictions.label_probability.tolist()
     records = []
     for position, (answers, attention) in zip(
         positions, _top_answers_and_attention(network, loader, questions, positions), strict=True
     ):
         example = examples[ids[position]]
         length = int(questions.lengths[position])
-        is_class = int(questions.label[position]) >= 0
+        in_vocabulary = int(questions.label[position]) >= 0
+        probability = round(label_probability[example.question_id], DIGITS)
         records.append(
             ExampleRecord(
                 question_id=example.question_id,
@@ -132,16 +135,16 @@ def make(
                 human=list(example.answers),
                 label=example.answer,
                 accuracy=scores.get(example.question_id),
-                label_probability=round(probability[position], DIGITS) if is_class else None,
+                label_probability=probability if in_vocabulary else None,
                 answers=[(run.vocabulary.answers[c], p) for c, p in answers],
                 attention=_without_padding(attention, length),
                 picture=names.get(example.image),
             )
         )
-    where = {record.question_id: position for position, record in enumerate(records)}
-    lists = {name: [where[i] for i in listed] for name, listed in chosen.items()}
+    position_of = {record.question_id: position for position, record in enumerate(records)}
+    lists = {name: [position_of[i] for i in listed] for name, listed in chosen.items()}
     wrong = sum(score == 0 for score in scores.values()) if scores else None
-    return _write(run.folder, Gallery(lists, records, wrong, pictures, ""))
+    return _write(run.folder, Gallery(lists, records, wrong, images, ""))
 
 
 def _without_padding(attention: Mapping[str, list[float]], length: int) -> dict[str, list[float]]:
@@ -158,20 +161,21 @@ def choose(
     confidence: Mapping[int, float],
     label_probability: Mapping[int, float],
 ) -> dict[str, list[int]]:
-    """Question ids by list; all arguments are by question id. Without ``scores``, a sample alone.
+    """Return list -> question ids; all arguments are by question id.
 
-    Right is a full score, wrong a score of zero. Lists but for the errors have a picture once. One
-    random order of the test's questions serves all runs, so that they share most of what is drawn.
+    Right means a full score, wrong a score of zero; without ``scores`` there is only a sample. All
+    lists but the errors contain an image only once. The random order of the test questions is the
+    same for all runs, so that their samples overlap.
     """
     order = [int(i) for i in np.random.default_rng(0).permutation(sorted(examples))]
 
     def first(ids: Iterable[int], count: int) -> list[int]:
-        group_by_image: dict[str, int] = {}
+        first_of_image: dict[str, int] = {}
         for question_id in ids:
-            group_by_image.setdefault(examples[question_id].image, question_id)
-            if len(group_by_image) == count:
+            first_of_image.setdefault(examples[question_id].image, question_id)
+            if len(first_of_image) == count:
                 break
-        return list(group_by_image.values())
+        return list(first_of_image.values())
 
     lists = {"sample": first(order, SAMPLE)}
     if scores:
@@ -190,9 +194,11 @@ def _top_answers_and_attention(
     network: VQAModel, loader: FeatureLoader, questions: Questions, positions: Sequence[int]
 ) -> list[tuple[list[tuple[int, float]], dict[str, list[float]]]]:
     """Return the most probable (class, probability) and the attention maps of a few questions."""
-    few = Questions(*(getattr(questions, f)[positions] for f in questions.__dataclass_fields__))
-    found = []
-    for _, (logits, attention) in outputs(network, loader, few):
+    selected = Questions(
+        *(getattr(questions, f)[positions] for f in questions.__dataclass_fields__)
+    )
+    top = []
+    for _, (logits, attention) in outputs(network, loader, selected):
         values, classes = logits.float().softmax(1).topk(min(TOP, logits.shape[1]))
         for n in range(len(logits)):
             probabilities = [round(p, DIGITS) for p in values[n].tolist()]
@@ -200,29 +206,29 @@ def _top_answers_and_attention(
                 name: [round(w, DIGITS) for w in weights[n].float().tolist()]
                 for name, weights in attention.items()
             }
-            found.append((list(zip(classes[n].tolist(), probabilities, strict=True)), maps))
-    return found
+            top.append((list(zip(classes[n].tolist(), probabilities, strict=True)), maps))
+    return top
 
 
-def _small_pictures(
-    split: Split, keys: Iterable[str], *, needed: bool
+def _small_images(
+    split: Split, keys: Iterable[str], *, required: bool
 ) -> tuple[dict[str, str], dict[str, bytes]]:
-    """Picture key -> file name, and file name -> JPEG."""
+    """Return image key -> file name, and file name -> JPEG."""
     names: dict[str, str] = {}
-    pictures: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
     for key in keys:
         path = split.images[key]
-        if not needed and not path.exists():
+        if not required and not path.exists():
             continue
         names[key] = f"{len(names) + 1}.jpg"
-        pictures[names[key]] = _small(path)
-    return names, pictures
+        images[names[key]] = _small(path)
+    return names, images
 
 
 def _small(path: Path) -> bytes:
-    """The picture as JPEG in its own proportions, the longer side SIDE pixels."""
+    """Return the image as JPEG in its original aspect ratio, SIDE pixels on the longer side."""
     square = Image.fromarray(read_image(path, SIDE))
-    width, height = _shape(path)
+    width, height = _size(path)
     scale = SIDE / max(width, height)
     small = square.resize((max(1, round(scale * width)), max(1, round(scale * height))))
     buffer = io.BytesIO()
@@ -230,25 +236,25 @@ def _small(path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _shape(path: Path) -> tuple[int, int]:
-    """Width and height of the picture, upright."""
+def _size(path: Path) -> tuple[int, int]:
+    """Return width and height of the image, with its EXIF orientation applied."""
     with Image.open(path) as image:
         width, height = image.size
         try:
-            turned = image.getexif().get(0x0112, 1) >= 5
-        except Exception:  # broken EXIF data, as in pictures.py
-            turned = False
-    return (height, width) if turned else (width, height)
+            rotated = image.getexif().get(0x0112, 1) >= 5
+        except Exception:  # broken EXIF data, as in data/images.py
+            rotated = False
+    return (height, width) if rotated else (width, height)
 
 
 def _write(folder: Path, gallery: Gallery) -> Gallery:
     (folder / "gallery").mkdir(exist_ok=True)
-    for name in gallery.pictures:
-        _write_bytes(folder / "gallery" / name, gallery.pictures[name])
+    for name in gallery.images:
+        _write_bytes(folder / "gallery" / name, gallery.images[name])
     content = {
         "lists": gallery.lists,
         "wrong": gallery.wrong,
-        "asked": msgspec.to_builtins(gallery.asked),
+        "asked": msgspec.to_builtins(gallery.records),
     }
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
     _write_bytes(folder / "gallery.json", text)
@@ -263,12 +269,12 @@ def _fingerprint(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-class _Content(msgspec.Struct, frozen=True):
-    """What gallery.json holds."""
+class _Content(msgspec.Struct, frozen=True, rename={"records": "asked"}):
+    """The content of gallery.json."""
 
     lists: dict[str, Positions]
     wrong: Annotated[int, Meta(ge=0)] | None
-    asked: Annotated[list[ExampleRecord], Meta(max_length=MAX_QUESTIONS)]
+    records: Annotated[list[ExampleRecord], Meta(max_length=MAX_QUESTIONS)]
 
 
 def read(folder: Path) -> Gallery | None:
@@ -288,9 +294,9 @@ def read(folder: Path) -> Gallery | None:
             f"{path}: damaged: {first_line(error)}; rewrite it with "
             f"python -m vqa_repro.report --examples {shlex.quote(str(folder))}"
         ) from None
-    names = sorted({record.picture for record in content.asked if record.picture is not None})
+    names = sorted({record.picture for record in content.records if record.picture is not None})
     images = {name: _read_image(folder / "gallery" / name) for name in names}
-    return Gallery(content.lists, content.asked, content.wrong, images, _fingerprint(data))
+    return Gallery(content.lists, content.records, content.wrong, images, _fingerprint(data))
 
 
 def _check(content: _Content) -> None:
@@ -298,9 +304,9 @@ def _check(content: _Content) -> None:
     if not set(content.lists) <= set(LISTS):
         raise ValueError("unknown lists")
     for name, positions in content.lists.items():
-        if any(position >= len(content.asked) for position in positions):
+        if any(position >= len(content.records) for position in positions):
             raise ValueError(f"{name}: no such question")
-    for record in content.asked:
+    for record in content.records:
         for name, weights in record.attention.items():
             side = round(len(weights) ** 0.5)
             over_words = name.endswith("/question")
@@ -317,7 +323,7 @@ def _read_image(path: Path) -> bytes:
             size = image.size
             image.verify()
     except Exception as error:  # Pillow's decoders raise many kinds
-        raise UserError(f"{path}: no JPEG image: {first_line(error)}") from None
+        raise UserError(f"{path}: not a JPEG image: {first_line(error)}") from None
     if max(size) > 4 * SIDE:
         raise UserError(f"{path}: {size[0]}x{size[1]} pixels: not made by this program")
     return data

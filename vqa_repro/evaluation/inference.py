@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 from vqa_repro.data.batching import Batch, plan_batches
-from vqa_repro.data.images import Picture, read_image
+from vqa_repro.data.images import ImageSource, read_image
 from vqa_repro.data.questions import Questions
 from vqa_repro.data.vocabulary import tokenize
 from vqa_repro.features.backbones import FrozenBackbone
 from vqa_repro.features.loader import FeatureLoader
-from vqa_repro.features.provider import NO_PICTURE
+from vqa_repro.features.provider import NO_IMAGE
 from vqa_repro.models.common import ModelOutput
 from vqa_repro.models.network import VQAModel, load_model
 from vqa_repro.run import Run
 from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.shortage import explain_out_of_memory_in
+from vqa_repro.utils.memory import explain_out_of_memory
 
 BATCH = 1024  # questions
 TOP = 5  # answers of a Prediction
-SIZES = range(8, 4097)  # pixels a side of what a network sees: runs may come from strangers
+SIZES = range(8, 4097)  # pixels a side of input images: runs may be untrusted
 
 
 class Predictions(NamedTuple):
@@ -100,10 +100,10 @@ class Prediction:
     """
 
     question: str
-    answers: list[tuple[str, float]]  # the likeliest (text, probability), falling
+    answers: list[tuple[str, float]]  # (text, probability), most probable first
     attention: dict[str, npt.NDArray[np.float32]]  # (regions,) or (words,), summing to 1
     words: list[str]  # the question as the model read it
-    unknown_words: list[str]  # words that no training question held
+    unknown_words: list[str]  # out-of-vocabulary words
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -116,20 +116,20 @@ class Prediction:
 
 
 class Predictor:
-    """A trained run, loaded once, to be asked many questions.
+    """A trained run, loaded once, that answers many questions.
 
     ``network`` is the model itself, in evaluation mode, with the run's weights.
     """
 
-    @explain_out_of_memory_in()
+    @explain_out_of_memory()
     def __init__(self, run: Run, device: torch.device, weights: Path | None = None) -> None:
         self.run = run
         self.device = device
         self.network = load_model(run, device)
         self._made_by = run.features["made_by"]
         size = self._made_by.get("size")
-        if self._made_by != NO_PICTURE and (type(size) is not int or size not in SIZES):
-            raise UserError(f"{run.folder / 'features.json'}: pictures of {size!r} pixels a side")
+        if self._made_by != NO_IMAGE and (type(size) is not int or size not in SIZES):
+            raise UserError(f"{run.folder / 'features.json'}: images of {size!r} pixels a side")
         self._weights = weights
 
     @cached_property
@@ -138,33 +138,38 @@ class Predictor:
             return None
         return FrozenBackbone.like(self._made_by, self._weights, self.device)
 
-    def predict(self, picture: Picture, question: str) -> Prediction:
-        """Answer ``question`` about a picture: its file, the bytes of one, or the picture itself.
+    def predict(self, image: ImageSource, question: str) -> Prediction:
+        """Answer ``question`` about ``image``: a path, the content of a file, or pixels.
 
-        Raises UserError for a picture that cannot be read, and for an empty question.
+        Raise UserError for an image that cannot be read, and for an empty question.
         """
-        return self.answer(self.look(picture), question)
+        return self.answer(self.extract(image), question)
 
-    @explain_out_of_memory_in()
-    def look(self, picture: Picture) -> Tensor:
-        """The picture as a row (1, ...) of a feature store, for ``answer``: the costly half."""
-        if self._made_by == NO_PICTURE:
+    @explain_out_of_memory()
+    def extract(self, image: ImageSource) -> Tensor:
+        """Return the features of ``image`` as a row (1, ...) of a feature store, for ``answer``.
+
+        This is the slow part of a prediction.
+        """
+        if self._made_by == NO_IMAGE:
             return torch.zeros(1, 1, 1, device=self.device)
-        pixels = read_image(picture, self._made_by["size"])
+        pixels = read_image(image, self._made_by["size"])
         row = torch.from_numpy(pixels)[None].to(self.device)
         if self._frozen:
             with torch.inference_mode():
                 row = self._frozen(row)
             if row.shape[2] != self.run.features["channels"]:
-                said = f"not the {row.shape[2]} channels of {self._made_by['backbone']}"
-                raise UserError(f"{self.run.folder / 'features.json'}: {said}")
+                raise UserError(
+                    f"{self.run.folder / 'features.json'}: not the {row.shape[2]} channels of "
+                    f"{self._made_by['backbone']}"
+                )
         return row
 
-    @explain_out_of_memory_in()
+    @explain_out_of_memory()
     def answer(self, row: Tensor, question: str) -> Prediction:
-        """Answer ``question`` about the picture whose row (1, ...) of a feature store this is."""
+        """Answer ``question`` about the image whose features are ``row`` (1, ...)."""
         if not question.strip():
-            raise UserError("the question is empty; ask something, for example 'what is it?'")
+            raise UserError("the question is empty; try, for example, 'what is it?'")
         vocabulary = self.run.vocabulary
         tokens = torch.tensor([vocabulary.encode(question)], device=self.device)
         words = tokenize(question)[: tokens.shape[1]] or [question.strip()]

@@ -18,15 +18,13 @@ def score(
 ) -> dict[str, Any]:
     """Return the percentages of ``results`` (question id -> answer) on ``split``, by name.
 
-    With ``wordnet`` WUPS too. A split with hidden answers has no score: "overall" is None.
+    With ``wordnet`` also WUPS. A split with hidden answers has no score: "overall" is None.
     """
     if split.hidden:
         return {"overall": None, "per_answer_type": {}, "per_question_type": {}}
-    scores: dict[str, Any] = {
-        **vqa_accuracy.score(dict(results), split.examples, pre_2021=pre_2021)
-    }
+    scores: dict[str, Any] = {**vqa_accuracy.score(results, split.examples, pre_2021=pre_2021)}
     if wordnet is not None:
-        scores |= wups.score(dict(results), split.examples, wordnet)
+        scores |= wups.score(results, split.examples, wordnet)
     return scores
 
 

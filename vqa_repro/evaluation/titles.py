@@ -1,4 +1,4 @@
-"""What a run is called: from its model and data, whatever its recipe is called."""
+"""Titles of runs, from their model and data; names of recipes do not matter."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ _MODELS = {
     "question-only": "Question only (LSTM)",
     "show-ask-attend": "Show, Ask, Attend, and Answer",
 }
-# Options that the title expresses.
+# Options that are part of the title.
 IN_TITLE = {
     *("data.name", "data.train", "data.test"),
     *("model.name", "model.layers", "model.question", "model.coattention"),
@@ -47,7 +47,7 @@ def model_name(recipe: Recipe) -> str:
 
 
 def data_title(recipe: Recipe) -> str:
-    """Return the data set, and the splits where it has several."""
+    """Return the data set, and its splits if there are several choices."""
     data = recipe.data
     name = _DATA.get(data.name, Path(data.name).name)
     return f"{name}, {data.train} -> {data.test}" if data.name.startswith("vqa-") else name

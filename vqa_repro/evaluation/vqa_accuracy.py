@@ -1,7 +1,7 @@
 """Accuracy as the official VQA evaluation computes it, and results files as its server reads them.
 
-The rules are those of vqaEval.py in GT-Vision-Lab/VQA, last changed on 2021-03-11, its quirks
-included: published numbers were measured with them.
+The rules are those of vqaEval.py in GT-Vision-Lab/VQA, last changed on 2021-03-11, including its
+quirks: reported results were measured with them.
 """
 
 import json
@@ -20,23 +20,23 @@ from vqa_repro.utils.files import write_atomic
 
 
 class Scores(TypedDict):
-    """Percent, rounded to two places. A question without a type is in ``overall`` alone."""
+    """Percent, rounded to two places. Questions without a type count in ``overall`` only."""
 
     overall: float
     per_answer_type: dict[str, float]
     per_question_type: dict[str, float]
 
 
-# Python 2 runs the official code, hence the ASCII digits.
+# ASCII, because the official code runs in Python 2.
 _COMMA_IN_NUMBER = re.compile(r"\d,\d", re.ASCII)
-# Spares the period of "3.5". The official pattern also means to look behind, but misspells it.
+# Keeps the period of "3.5". The official pattern was meant to look behind too, but is misspelt.
 _PERIOD = re.compile(r"\.(?!\d)", re.ASCII)
-_MOST_PERIODS = 32  # the official call passes re.UNICODE, which is 32, where the count belongs
+_MOST_PERIODS = 32  # the official call passes re.UNICODE, which is 32, as the count
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBERS = "zero one two three four five six seven eight nine ten"
 _DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS.split())} | {"none": "0"}
 _ARTICLES = {"a", "an", "the"}
-# The official table but for what never applies: Id've, I'dve, Im and Ive come after lower-casing.
+# The official table without the entries that never match lower-case text: Id've, I'dve, Im, Ive.
 _CONTRACTION_TABLE = """
 aint>ain't arent>aren't cant>can't couldve>could've couldnt>couldn't couldn'tve>couldn't've
 couldnt've>couldn't've didnt>didn't doesnt>doesn't dont>don't hadnt>hadn't hadnt've>hadn't've
@@ -63,9 +63,9 @@ youll>you'll youre>you're youve>you've
 _CONTRACTIONS = dict(pair.split(">") for pair in _CONTRACTION_TABLE.split())
 
 
-@lru_cache(maxsize=2**16)  # a few thousand answers make up nearly all of a data set
+@lru_cache(maxsize=2**16)  # nearly all answers of a data set are a few thousand distinct ones
 def process(text: str) -> str:
-    """The form in which answers are compared: "The red-car." and "red car" are one."""
+    """Normalise an answer for comparison: "The red-car." and "red car" become equal."""
     return _digits_and_articles(_punctuation(text))
 
 
@@ -73,8 +73,8 @@ def _punctuation(text: str) -> str:
     processed = text
     comma_in_number = _COMMA_IN_NUMBER.search(text)
     for mark in _PUNCTUATION:
-        beside_space = f"{mark} " in text or f" {mark}" in text
-        processed = processed.replace(mark, "" if beside_space or comma_in_number else " ")
+        next_to_space = f"{mark} " in text or f" {mark}" in text
+        processed = processed.replace(mark, "" if next_to_space or comma_in_number else " ")
     return _PERIOD.sub("", processed, count=_MOST_PERIODS)
 
 
@@ -84,15 +84,15 @@ def _digits_and_articles(text: str) -> str:
 
 
 def accuracy(prediction: str, answers: Sequence[str], *, pre_2021: bool = False) -> float:
-    """How right ``prediction`` is, from 0 to 1, given the ``answers`` of one person or more.
+    """Return the accuracy of ``prediction``, from 0 to 1, given one or more human ``answers``.
 
-    Averaged over the sets that leave out one person, min(agreeing with the prediction / 3, 1);
-    for n of ten people that is min(0.3 n, 1). Answers are processed only where people differ.
-    ``pre_2021`` processes predictions always and of the people's answers the punctuation alone,
-    as the evaluation did when SAN and HieCoAtt were published.
+    It is min(number of equal answers / 3, 1), averaged over all subsets that omit one answer; with
+    n equal answers of ten that is min(0.3 n, 1). Texts are normalised only if the answers differ.
+    ``pre_2021`` always normalises the prediction, and only the punctuation of the human answers, as
+    the evaluation did when SAN and HieCoAtt were published.
 
-    One answer (DAQUAR, COCO-QA, easy-VQA) is compared as it is, but for case and outer space;
-    with two or three, all others have to agree for a full score.
+    A single answer (DAQUAR, COCO-QA, easy-VQA) is compared ignoring case and outer space; with two
+    or three, all others have to agree for a full score.
     """
     if len(answers) == 1:
         return float(prediction.strip().lower() == answers[0].strip().lower())
@@ -138,12 +138,12 @@ def score(
 def per_question(
     results: Mapping[int, str], examples: Sequence[Example], *, pre_2021: bool = False
 ) -> dict[int, float]:
-    """``accuracy``, from 0 to 1, of each question: question id -> accuracy."""
+    """Return question id -> ``accuracy``, from 0 to 1."""
     check_results(results, [example.question_id for example in examples])
     values = {}
     for example in examples:
         if not example.answers:
-            raise UserError(f"question {example.question_id}: its answers are hidden, not scored")
+            raise UserError(f"question {example.question_id}: its answers are hidden")
         answer = results[example.question_id]
         values[example.question_id] = accuracy(answer, example.answers, pre_2021=pre_2021)
     return values
@@ -156,19 +156,20 @@ def _percent(values: Sequence[float]) -> float:
 
 
 def check_results(results: Mapping[int, str], question_ids: Collection[int]) -> None:
-    """Refuse results that leave out a question or answer another.
+    """Raise UserError for results that omit a question or answer another one.
 
-    The evaluation server refuses them too: for test-dev it wants all questions of test2015.
+    The evaluation server rejects them too: for test-dev it requires all questions of test2015.
     """
     if not question_ids:
         raise UserError("no questions to score")
-    asked = set(question_ids)
+    expected = set(question_ids)
     missing = [question_id for question_id in question_ids if question_id not in results]
     if missing:
         raise UserError(
-            f"results: no answer to {len(missing):,} of {len(asked):,} questions: {_few(missing)}"
+            f"results: no answer to {len(missing):,} of {len(expected):,} questions: "
+            f"{_few(missing)}"
         )
-    extra = [question_id for question_id in results if question_id not in asked]
+    extra = [question_id for question_id in results if question_id not in expected]
     if extra:
         raise UserError(f"results: answers to {len(extra):,} other questions: {_few(extra)}")
 
@@ -194,7 +195,7 @@ def read_results(path: Path) -> dict[int, str]:
 
 
 def write_results(path: Path, results: Mapping[int, str]) -> None:
-    """Write id -> answer to ``path`` as the evaluation server wants it; all of it or nothing."""
+    """Write id -> answer to ``path`` in the format of the evaluation server, atomically."""
     records = [{"question_id": key, "answer": answer} for key, answer in results.items()]
     write_atomic(path, lambda file: file.write(json.dumps(records).encode()))
 

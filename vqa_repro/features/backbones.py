@@ -1,10 +1,9 @@
-"""Frozen networks, pre-trained on ImageNet: pictures -> a grid of region vectors.
+"""Frozen networks, pre-trained on ImageNet: images -> a grid of region vectors.
 
 (B, 448, 448, 3) uint8 -> (B, 196, channels): the last pooling layer of VGG (SAN section 3.1) or
 the last convolution of a ResNet, 14x14 regions of 32x32 pixels each.
 """
 
-import hashlib
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,18 +17,17 @@ from torch import Tensor, nn
 
 from vqa_repro.install import checkpoints
 from vqa_repro.utils.errors import UserError, first_line
-from vqa_repro.utils.outline import empty_weights
-from vqa_repro.utils.tar_checkpoint import load_tar
-from vqa_repro.utils.torch_file import load_torch
+from vqa_repro.utils.files import sha256_of
+from vqa_repro.utils.torch_utils import empty_weights, load_tar, load_torch
 
-# Per-channel statistics of the training pictures, in the order and scale each network was fed.
+# Per-channel statistics of the training images, in the channel order and scale of the inputs.
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR, 0..255 (Simonyan & Zisserman's release)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, 0..1
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network of torchvision, known there and in checkpoints_setup.py by one name."""
+    """A network, under the name it has in torchvision and checkpoints_setup.py."""
 
     channels: int
     size: int = 448  # pixels a side
@@ -48,9 +46,9 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class FrozenBackbone:
-    """A backbone with its weights, on a device; ``made_by`` is what its features record.
+    """A backbone with its weights, on a device; ``made_by`` is the provenance of its features.
 
-    precision: of the convolutions. bfloat16 is several times as fast where the processor has
+    precision: of the convolutions. bfloat16 is several times as fast on processors with
     instructions for it, and differs from float32 by about 1% (docs/fidelity.md).
     """
 
@@ -70,33 +68,35 @@ class FrozenBackbone:
         self._preprocess = preprocess
         self._dtype: torch.dtype = getattr(torch, precision)
         for part in self._network.modules():
-            if isinstance(part, nn.Conv2d):  # normalisations take both, and stay exact
+            if isinstance(part, nn.Conv2d):  # normalisation layers accept both, and stay in float32
                 part.to(self._dtype)
         self.made_by: dict[str, Any] = {
             "backbone": name,
             "weights": weights.name,
-            "weights_sha256": weights_digest(weights),
+            "weights_sha256": sha256_of(weights),
             "preprocess": preprocess,
             "size": self.backbone.size,
             "resize": "squash, bilinear with anti-aliasing (Pillow)",
         }
-        if precision != "float32":  # features made before there was a choice do not name it
+        if precision != "float32":  # older features do not record it
             self.made_by["precision"] = precision
 
     @classmethod
     def like(
         cls, made_by: dict[str, Any], weights: Path | None, device: torch.device
     ) -> "FrozenBackbone":
-        """The network that made features with the record ``made_by``.
+        """Return the network that made features with the provenance ``made_by``.
 
-        weights: its file; by default the seeded checkpoint of that name. Raises UserError if it
-        is not there or is another one.
+        weights: its file; by default the downloaded checkpoint of that name. Raise UserError if it
+        is missing or has other weights.
         """
         for key in ("backbone", "weights", "weights_sha256", "preprocess"):
             if not isinstance(made_by.get(key), str):
-                raise UserError(f"the features' record of what made them names no {key}")
-        if Path(made_by["weights"]).name != made_by["weights"]:  # a stranger's run, perhaps
-            raise UserError(f"the features' weights are called {made_by['weights']!r}: a path")
+                raise UserError(f"the provenance of the features (made_by) has no {key}")
+        if Path(made_by["weights"]).name != made_by["weights"]:  # runs may be untrusted
+            raise UserError(
+                f"the features' weights are called {made_by['weights']!r}, which is a path"
+            )
         path = weights or checkpoints.checkpoint_dir() / made_by["weights"]
         if not path.is_file():
             raise UserError(
@@ -109,13 +109,13 @@ class FrozenBackbone:
             raise UserError(f"{path}: not the weights that made the run's features")
         if network.made_by["size"] != made_by.get("size"):
             raise UserError(
-                f"the features' pictures have {made_by.get('size')!r:.80} pixels a side"
+                f"the features were made from images of {made_by.get('size')!r:.80} pixels a side"
             )
         return network
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """(B, S, S, 3) uint8 RGB -> (B, regions, channels) float32."""
-        x = preprocess(pictures, self._preprocess).to(self._dtype)
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return region vectors (B, regions, channels) float32 of ``images`` (B, S, S, 3) uint8."""
+        x = preprocess(images, self._preprocess).to(self._dtype)
         with exact_float32():
             maps: Tensor = self._network(x.contiguous(memory_format=torch.channels_last))
         # (B, C, H, W) -> regions row by row from the upper left corner.
@@ -124,7 +124,7 @@ class FrozenBackbone:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Keep cuDNN from rounding float32 convolutions to TensorFloat-32, as it does by default."""
+    """Disable TensorFloat-32, which cuDNN uses for float32 convolutions by default."""
     convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = convolutions.fp32_precision
     convolutions.fp32_precision = "ieee"
@@ -135,23 +135,14 @@ def exact_float32() -> Iterator[None]:
 
 
 def load_backbone(name: str, weights: Path) -> nn.Module:
-    """The frozen, truncated network ``name`` with the weights of the state dict at ``weights``.
+    """Return the frozen, truncated network ``name`` with the state dict in the file ``weights``.
 
     The classifier's weights may be missing from the file or have other names (they are not used);
-    every other key must be there with its shape, and no further one. Raises UserError otherwise.
+    all other keys and their shapes must match. Raise UserError otherwise.
     """
-    import torchvision  # takes seconds, and what is trained along does without it
+    import torchvision  # takes seconds, and networks trained with the model do not need it
 
-    try:
-        state = load_tar(weights) if tarfile.is_tarfile(weights) else load_torch(weights)
-    except FileNotFoundError:
-        raise UserError(f"{weights}: no such checkpoint; see checkpoints_setup.py") from None
-    except Exception as error:  # many kinds, for a damaged file
-        raise UserError(
-            f"{weights}: not a checkpoint ({first_line(error)}); fetch it again"
-        ) from None
-    if not isinstance(state, dict):
-        raise UserError(f"{weights}: holds no state dict; is it another model's file?")
+    state = _read_state_dict(weights)
     with empty_weights():
         model: nn.Module = getattr(torchvision.models, name)()
     # Batch counters are used in training only, and older checkpoints lack them.
@@ -161,14 +152,14 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
         return {key for key in keys if not key.startswith(unused) and not key.endswith(unused)}
 
     expected, found = needed(model.state_dict()), needed(map(str, state))
-    # Of one kind, a deeper network has all the keys of a shallower one, and more.
+    # A deeper network of the same family has all the keys of a shallower one, and more.
     if differing := sorted(expected ^ found):
         raise UserError(
             f"{weights}: not {name}: {len(expected - found)} keys missing and "
             f"{len(found - expected)} too many, e.g. {differing[0]}"
         )
     shapes = {key: value.shape for key, value in model.state_dict().items()}
-    for key in sorted(expected):  # before anything is made of them
+    for key in sorted(expected):  # before anything is computed from them
         value = state[key]
         if not isinstance(value, Tensor) or value.shape != shapes[key]:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -178,36 +169,42 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
     try:
         used = {key: state[key].float() for key in expected}
         model.load_state_dict(used, strict=False, assign=True)
-    except RuntimeError as error:  # quantised or sparse numbers
+    except RuntimeError as error:  # quantised or sparse tensors
         raise UserError(f"{weights}: not {name}: {first_line(error)}") from None
-    # The convolutions, up to VGG's last pooling: without the average pooling and the classes.
+    # The convolutions, up to VGG's last pooling: without average pooling and classifier.
     parts = list(model.children())
     kept = parts[0] if name.startswith("vgg") else nn.Sequential(*parts[:-2])
     return kept.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def preprocess(pictures: Tensor, style: Preprocess) -> Tensor:
-    """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32 as the network was fed in its training.
+def _read_state_dict(weights: Path) -> dict[Any, Any]:
+    """Return the content of a weights file. Raise UserError if it is missing or damaged."""
+    try:
+        state = load_tar(weights) if tarfile.is_tarfile(weights) else load_torch(weights)
+    except FileNotFoundError:
+        raise UserError(f"{weights}: no such checkpoint; see checkpoints_setup.py") from None
+    except Exception as error:  # many kinds, for a damaged file
+        raise UserError(
+            f"{weights}: not a checkpoint ({first_line(error)}); download it again"
+        ) from None
+    if not isinstance(state, dict):
+        raise UserError(f"{weights}: contains no state dict; is it another model's file?")
+    return state
+
+
+def preprocess(images: Tensor, style: Preprocess) -> Tensor:
+    """Return (B, S, S, 3) uint8 RGB ``images`` as the network's input (B, 3, S, S) float32.
 
     ``style`` "caffe": BGR, 0..255, minus the mean; "torchvision": RGB, 0..1, standardised.
     """
-    x = pictures.permute(0, 3, 1, 2).float()
+    x = images.permute(0, 3, 1, 2).float()
     if style == "caffe":
         return x.flip(1) - _per_channel(_CAFFE_MEAN, x.device)
     mean, std = (_per_channel(values, x.device) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
     return (x / 255 - mean) / std
 
 
-@cache  # to copy them anew would be to wait for the GPU at every batch
+@cache  # copying them for every batch would synchronise with the GPU
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(values, device=device).view(1, 3, 1, 1)
-
-
-def weights_digest(path: Path) -> str:
-    """sha256 of a weights file, which features carry to tell what made them."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

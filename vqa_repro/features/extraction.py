@@ -1,11 +1,11 @@
 """Images -> a complete feature store: decode, compute and write concurrently, resumable.
 
-Threads decode images into a few buffers ahead of the computation, which gets one buffer after the
-other; another thread waits for the rows and writes them. A GPU is never idle as long as decoding
-keeps up.
+Threads decode images into a few buffers ahead of the computation, which processes one buffer after
+the other; another thread waits for the rows and writes them. A GPU is never idle as long as
+decoding keeps up.
 
-An image's place in a batch follows from its row. So the rows are the same, bit by bit, however
-often the work was interrupted and over how many processes it is divided.
+An image's position in a batch follows from its row. So the rows are the same bit for bit, however
+often the work is interrupted and over however many processes it is divided.
 """
 
 import os
@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vqa_repro.data.images import ImageReader, few
+from vqa_repro.features.decoding import ImageReader, few
 from vqa_repro.features.store import Store, StoreWriter, open_store
 from vqa_repro.install import locks
 from vqa_repro.utils.distributed import SINGLE_PROCESS, World
@@ -32,7 +32,7 @@ from vqa_repro.utils.files import reason
 from vqa_repro.utils.memory import processes_here
 from vqa_repro.utils.progress import Progress
 
-NUM_BUFFERS = 4  # batches in flight: being decoded, copied, computed, written
+NUM_BUFFERS = 4  # batches in flight: decoding, copying, computing, writing
 SAVE_EVERY = 2.0  # seconds of work that a kill can cost
 LOCK_WAIT = 7 * 24 * 3600.0  # seconds
 
@@ -44,9 +44,9 @@ class Compute(Protocol):
         """Return a buffer for one batch of images, (B, size, size, 3) RGB."""
 
     def __call__(self, buffer: npt.NDArray[np.uint8]) -> Callable[[], npt.NDArray[Any]]:
-        """Start on the images in ``buffer``; return what waits for their rows (B, ...).
+        """Start on the images in ``buffer``; return a function that waits for their rows (B, ...).
 
-        The buffer is reused once that has returned and the rows are written.
+        The buffer is reused once that function has returned and the rows are written.
         """
 
 
@@ -58,7 +58,7 @@ class DamagedImagesError(UserError):
 class ExtractionJob:
     """A feature store to be filled with a row for each of ``images``.
 
-    An image is identified by its key: one whose file was replaced since is not read again.
+    An image is identified by its key: one whose file has been replaced is not read again.
     """
 
     path: Path  # of the store
@@ -111,11 +111,11 @@ class ExtractionJob:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"{self.path.parent}: cannot be made: {error.strerror}; set --root"
+                f"{self.path.parent}: cannot be created: {error.strerror}; set --root"
             ) from None
         lock.enter_context(_store_lock(self.path))
         if self._is_complete():
-            return None  # another process has filled it meanwhile
+            return None  # another process has completed it meanwhile
         old = self._old_store()
         old_rows = old.row_of if old else {}
         left_out = old.left_out if old else {}
@@ -124,7 +124,7 @@ class ExtractionJob:
         new = [key for key in self.images if key not in old_rows and key not in left_out]
         if new and not any(self.images[key].exists() for key in new):  # before reserving space
             raise DamagedImagesError(
-                f"all {len(new):,} images are missing, e.g. {self.images[new[0]]}; put them there"
+                f"all {len(new):,} images are missing, e.g. {self.images[new[0]]}; add them"
             )
         keys = [*old_rows, *new]
         writer = self._writer(keys)
@@ -157,7 +157,7 @@ class ExtractionJob:
         free: SimpleQueue[npt.NDArray[np.uint8]] = SimpleQueue()
         for buffer in buffers:
             free.put(buffer)
-        batches: dict[int, dict[int, str]] = {}  # number of the batch -> place in it -> key
+        batches: dict[int, dict[int, str]] = {}  # number of the batch -> position in it -> key
         for row in missing:
             batches.setdefault(row // batch, {})[row % batch] = keys[row]
         own = dict(sorted(batches.items())[world.rank :: world.size])
@@ -169,8 +169,8 @@ class ExtractionJob:
             BackgroundWriter(writer, free, batch) as background,
         ):
             decoded = reader.batches(list(own.values()), free, decoding)
-            for number, (places, buffer) in zip(own, decoded, strict=True):
-                background.submit(number, places, compute(buffer), buffer)
+            for number, (positions, buffer) in zip(own, decoded, strict=True):
+                background.submit(number, positions, compute(buffer), buffer)
                 if background.save_if_due():
                     if reader.damaged:
                         progress.note(f"{len(reader.damaged):,} damaged")
@@ -181,7 +181,7 @@ class ExtractionJob:
 
 
 class BackgroundWriter:
-    """Writes rows in one thread and saves them in another. A context manager.
+    """Writes rows in one thread and syncs them to the disk in another. A context manager.
 
     Leaving it saves what was written, also after an error.
     """
@@ -206,7 +206,7 @@ class BackgroundWriter:
     def submit(
         self,
         number: int,
-        places: Collection[int],
+        positions: Collection[int],
         rows: Callable[[], npt.NDArray[Any]],
         buffer: npt.NDArray[np.uint8],
     ) -> None:
@@ -215,8 +215,8 @@ class BackgroundWriter:
         def write() -> None:
             try:
                 values = rows()
-                for place in places:
-                    self._writer.write(number * self._batch + place, values[place])
+                for position in positions:
+                    self._writer.write(number * self._batch + position, values[position])
             finally:
                 self._free.put(buffer)  # also after an error, which ``submit`` raises later
 
@@ -248,14 +248,14 @@ def _merged(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def num_threads() -> int:
-    """Return how many decoding threads this process uses: its share of the cores."""
+    """Return the number of decoding threads of this process: its share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(2, (cores or 2) // processes_here())
 
 
 @contextmanager
 def _store_lock(path: Path) -> Iterator[None]:
-    """Wait until no other process fills the store at ``path``, and keep others waiting."""
+    """Hold the lock of the store at ``path``; wait while another process fills it."""
     lock = path.with_name(path.name + ".lock")
 
     def notify(line: str) -> None:
@@ -265,8 +265,8 @@ def _store_lock(path: Path) -> Iterator[None]:
         text = locks.acquire(lock, LOCK_WAIT, notify)
     except locks.Busy as busy:
         raise UserError(
-            f"{path}: {busy.owner} still extracts these features; if it was on a machine that "
-            f"died, remove {lock}"
+            f"{path}: {busy.owner} is still extracting these features; if it ran on a machine "
+            f"that crashed, remove {lock}"
         ) from None
     except OSError as error:
         raise UserError(

@@ -15,7 +15,7 @@ from vqa_repro.install import checkpoints
 from vqa_repro.install.errors import InstallError
 from vqa_repro.utils.distributed import SINGLE_PROCESS, SharedError, World
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.shortage import ELSEWHERE, explain_out_of_memory_in
+from vqa_repro.utils.memory import OTHER_DEVICE, explain_out_of_memory
 
 BATCH = {"cpu": 4, "cuda": 32}  # images; VGG's two widest maps then take 3.3 GB in float32
 
@@ -23,8 +23,8 @@ BATCH = {"cpu": 4, "cuda": 32}  # images; VGG's two widest maps then take 3.3 GB
 class Extractor:
     """What an ``ExtractionJob`` calls: images (B, S, S, 3) -> float16 rows (B, regions, C).
 
-    On a GPU nothing waits: while one batch is computed, the next is copied there, and the rows of
-    the one before it are copied back.
+    On a GPU copies overlap with computation: while one batch is computed, the next is copied to the
+    GPU and the rows of the previous one are copied back.
     """
 
     def __init__(self, network: FrozenBackbone) -> None:
@@ -32,7 +32,7 @@ class Extractor:
         self._on_gpu = network.device.type == "cuda"
         if self._on_gpu:
             device = network.device
-            self._to_gpu, self._back = torch.cuda.Stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._to_gpu, self._to_host = torch.cuda.Stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def buffer(self) -> npt.NDArray[np.uint8]:
         size = self._network.backbone.size
@@ -44,31 +44,31 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, buffer: npt.NDArray[np.uint8]) -> Callable[[], npt.NDArray[np.float16]]:
-        pictures = torch.from_numpy(buffer)
+        images = torch.from_numpy(buffer)
         if not self._on_gpu:
-            rows = self._network(pictures).half()
+            rows = self._network(images).half()
             return rows.numpy
         computing = torch.cuda.current_stream(self._network.device)
         with torch.cuda.stream(self._to_gpu):
-            pictures = pictures.to(self._network.device, non_blocking=True)
+            images = images.to(self._network.device, non_blocking=True)
         computing.wait_stream(self._to_gpu)
-        pictures.record_stream(computing)
-        made = self._network(pictures).half()
-        rows = torch.empty(made.shape, dtype=made.dtype, pin_memory=True)
-        self._back.wait_stream(computing)
-        with torch.cuda.stream(self._back):
-            rows.copy_(made, non_blocking=True)
-            made.record_stream(self._back)
-            there = self._back.record_event()
+        images.record_stream(computing)
+        result = self._network(images).half()
+        rows = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+        self._to_host.wait_stream(computing)
+        with torch.cuda.stream(self._to_host):
+            rows.copy_(result, non_blocking=True)
+            result.record_stream(self._to_host)
+            copied = self._to_host.record_event()
 
         def wait() -> npt.NDArray[np.float16]:
-            there.synchronize()
+            copied.synchronize()
             return rows.numpy()
 
         return wait
 
 
-@explain_out_of_memory_in(f"`extract --precision bfloat16` takes less; {ELSEWHERE}")
+@explain_out_of_memory(f"`extract --precision bfloat16` takes less; {OTHER_DEVICE}")
 def extract(
     images: dict[str, Path],
     path: Path,
@@ -79,8 +79,8 @@ def extract(
 ) -> Store:
     """Fill the store at ``path`` with (regions, channels) float16 rows; return it open.
 
-    What is there already is kept. Raises UserError that counts the damaged pictures, after the
-    last one; with ``skip_damaged`` the store is finished without them.
+    Existing rows are kept. Raise UserError with the number of damaged images after the last image;
+    with ``skip_damaged`` the store is finished without them.
     """
     backbone = network.backbone
     job = ExtractionJob(
@@ -101,7 +101,7 @@ def extract(
 
 
 def cached_checkpoint(backbone: str) -> Path:
-    """The checkpoint called ``backbone``. Raises UserError, with the mend, if it is absent."""
+    """Return the checkpoint file of ``backbone``. Raise UserError if it is missing."""
     try:
         filename = checkpoints.lookup(backbone).filename
     except InstallError as error:
@@ -109,12 +109,12 @@ def cached_checkpoint(backbone: str) -> Path:
     path: Path = checkpoints.checkpoint_dir() / filename
     if not path.is_file():
         raise UserError(
-            f"{path}: missing; `python checkpoints_setup.py {backbone}` puts it there, or name the "
+            f"{path}: missing; `python checkpoints_setup.py {backbone}` downloads it, or name the "
             "file with --weights"
         )
     return path
 
 
 def store_path(root: Path, data: str, *what: str) -> Path:
-    """Where the features of ``data`` made by ``what`` are kept."""
-    return root / "features" / f"{'-'.join([find_data_set(data).pictures, *what])}.safetensors"
+    """Return the path of the store with the features of ``data`` made by ``what``."""
+    return root / "features" / f"{'-'.join([find_data_set(data).images, *what])}.safetensors"

@@ -1,5 +1,6 @@
 """The features of a run: from ``data.features`` of the recipe to an open store."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from vqa_repro.utils.device import describe
 from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 from vqa_repro.utils.errors import UserError
 
-NO_PICTURE = {"backbone": "no picture"}  # made_by of the features of models that see no image
+NO_IMAGE = {"backbone": "no picture"}  # provenance of the features of models that see no image
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Runtime:
     root: Path = Path("resources")  # of the data sets and their features
     weights: Path | None = None  # the frozen backbone's checkpoint; default: the downloaded one
     placement: Placement | None = None  # of the features; default: where they fit
-    skip_damaged: bool = False  # extract without the images that cannot be read
+    skip_damaged: bool = False  # skip the images that cannot be read
 
 
 def open_features(data: Data, splits: Sequence[Split], runtime: Runtime) -> Store:
@@ -43,7 +44,7 @@ def open_features(data: Data, splits: Sequence[Split], runtime: Runtime) -> Stor
     images = _images(splits)
     if data.features == "none":
         rows = np.zeros((len(images), 1, 1), np.float16)
-        return Store(Path("no picture"), rows, {key: i for i, key in enumerate(images)}, NO_PICTURE)
+        return Store(Path("no picture"), rows, {key: i for i, key in enumerate(images)}, NO_IMAGE)
     path, fix = features_path(data, runtime.root), "were they extracted from another data set?"
     backbone, preprocess = frozen(data.features)
     if data.features == "cnn" or backbone in BACKBONES:
@@ -63,35 +64,40 @@ def open_features(data: Data, splits: Sequence[Split], runtime: Runtime) -> Stor
 
 
 def open_or_extract(data: Data, splits: Sequence[Split], runtime: Runtime) -> Store:
-    """Open the store as ``open_features`` does; extract what is missing first, and announce it.
+    """Open the store as ``open_features`` does, after extracting what is missing.
 
     Stored images of networks that are trained with the model are completed; features of a frozen
-    backbone are extracted if there is no store at all.
+    backbone are extracted if there is no store at all. A line on standard error announces it.
     """
     images, path = _images(splits), features_path(data, runtime.root)
     backbone, preprocess = frozen(data.features)
     if data.features == "cnn":
-        if path.exists():  # as it is, with the damaged images that it skips
+        if path.exists():  # complete, but for the damaged images that it skips
             store = open_store(path)
             if images.keys() <= store.row_of.keys() | store.left_out.keys():
                 return store
         side = data.picture_size
-        print(f"  storing {len(images):,} images at {side} pixels a side -> {path}", flush=True)
+        _announce(f"  storing {len(images):,} images at {side} pixels a side -> {path}", runtime)
         return store_pixels(images, path, data.picture_size, skip_damaged=runtime.skip_damaged)
     if backbone in BACKBONES and not path.exists():
         weights = runtime.weights or cached_checkpoint(data.features)
         network = FrozenBackbone(backbone, weights, preprocess, runtime.device)
-        print(
+        _announce(
             f"  no features yet: extracting {len(images):,} images through {data.features} "
             f"({network.made_by['weights']}) on {describe(runtime.device)} -> {path}",
-            flush=True,
+            runtime,
         )
         return extract(images, path, network, skip_damaged=runtime.skip_damaged)
     return open_features(data, splits, runtime)
 
 
+def _announce(text: str, runtime: Runtime) -> None:
+    if runtime.world.is_main:
+        print(text, file=sys.stderr, flush=True)
+
+
 def features_path(data: Data, root: Path) -> Path:
-    """Return where the store for ``data.features`` is, whether it exists or not."""
+    """Return the path of the store for ``data.features``, whether it exists or not."""
     if data.features == "cnn":
         return store_path(root, data.name, f"pixels{data.picture_size}")
     backbone, preprocess = frozen(data.features)
@@ -105,12 +111,15 @@ def _images(splits: Sequence[Split]) -> dict[str, Path]:
 
 
 def frozen(features: str) -> tuple[str, Preprocess]:
-    """ "vgg19-caffe" -> the backbone vgg19, with the weights of the original Caffe release."""
+    """Return the backbone and the preprocessing of a frozen ``data.features``.
+
+    "vgg19-caffe" is the backbone vgg19 with the weights of the original Caffe release.
+    """
     backbone, _, release = features.partition("-")
     return backbone, "caffe" if release == "caffe" else "torchvision"
 
 
 def root_mean_square(rows: npt.NDArray[Any]) -> float:
-    """Of the numbers in up to 256 rows, taken evenly."""
-    some = rows[:: max(1, len(rows) // 256)]
-    return float(np.sqrt(np.mean([np.square(row, dtype=np.float32).mean() for row in some])))
+    """Return the root mean square of up to 256 evenly spaced rows."""
+    sample = rows[:: max(1, len(rows) // 256)]
+    return float(np.sqrt(np.mean([np.square(row, dtype=np.float32).mean() for row in sample])))

@@ -1,9 +1,9 @@
-"""The feature store: one row of numbers per picture, in one memory-mapped file.
+"""The feature store: one row of numbers per image, in one memory-mapped file.
 
 The file is in the safetensors format, so any tool can read it: the tensor ``rows`` (N, ...), and in
-the header's metadata the N picture keys, what made the rows, and the pictures left out as damaged.
-While rows are being written the file is called ``*.part`` and a bitmap beside it says which rows
-are there, so that a killed extraction goes on where it stopped.
+the header's metadata the N image keys, the provenance of the rows, and the images that were skipped
+as damaged. While rows are being written the file is called ``*.part``, and the bytes of ``*.done``
+tell which rows are written, so that an interrupted extraction can be resumed.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import reason, write_atomic
 
 FORMAT = "vqa_repro-store-1"
-MAX_HEADER = 64 * 1024 * 1024  # bytes; the keys of a million pictures fit
+MAX_HEADER = 64 * 1024 * 1024  # bytes; enough for the keys of a million images
 
 _DTYPES = {"U8": np.uint8, "F16": np.float16, "F32": np.float32}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
@@ -30,16 +30,18 @@ _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 @dataclass(frozen=True)
 class Store:
-    """An open store. ``rows`` (N, ...) is read from disk where it is touched."""
+    """An open store. ``rows`` (N, ...) is memory-mapped."""
 
     path: Path
     rows: npt.NDArray[Any]
-    row_of: dict[str, int]  # picture key -> row
-    made_by: dict[str, Any]
-    left_out: dict[str, str] = field(default_factory=dict)  # damaged picture -> what is wrong
+    row_of: dict[str, int]  # image key -> row
+    made_by: dict[str, Any]  # provenance: backbone, weights, preprocessing, ...
+    left_out: dict[str, str] = field(
+        default_factory=dict
+    )  # key of a skipped, damaged image -> what is wrong
 
     def fingerprint(self) -> str:
-        """sha256 of what made the rows and of which pictures: equal for equal contents."""
+        """Return the SHA-256 of the provenance and the image keys: equal for equal contents."""
         text = json.dumps([self.made_by, list(self.row_of), self.rows.shape], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -47,9 +49,8 @@ class Store:
 class StoreWriter:
     """Fills a store row by row, in any order; ``finish`` publishes it under its name.
 
-    Opening a path whose ``.part`` was made from the same keys by the same thing goes on with it;
-    any other ``.part`` is started anew. Several processes may fill one store, if one of them has
-    opened it before the others do.
+    A ``.part`` with the same keys and provenance is resumed; any other one is replaced. Several
+    processes may fill one store, if one of them has opened it before the others do.
     """
 
     def __init__(
@@ -67,11 +68,11 @@ class StoreWriter:
         header, size = _header(keys, row_shape, np.dtype(dtype), made_by)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not self._continues(header, size, len(keys)):
+            if not self._can_resume(header, size, len(keys)):
                 self._done_path.write_bytes(bytes(len(keys)))
                 with self._part.open("wb") as file:
                     file.write(header)
-                    # Claim the room now: a full disk is better met before the work than after.
+                    # Reserve the space now: better to find a full disk before the work than after.
                     if hasattr(os, "posix_fallocate"):
                         os.posix_fallocate(file.fileno(), 0, len(header) + size)
                     else:
@@ -86,7 +87,7 @@ class StoreWriter:
         self._done = np.memmap(self._done_path, np.uint8, "r+", shape=(len(keys),))
         self._written: deque[int] = deque()  # rows that may not be on the disk yet
 
-    def _continues(self, header: bytes, size: int, count: int) -> bool:
+    def _can_resume(self, header: bytes, size: int, count: int) -> bool:
         try:
             if self._done_path.stat().st_size != count:
                 return False
@@ -98,24 +99,23 @@ class StoreWriter:
             return False
 
     def missing(self) -> npt.NDArray[np.int64]:
-        """Rows that no process has written and flushed, ascending."""
+        """Return the rows that no process has written and flushed, ascending."""
         return np.flatnonzero(self._done == 0)
 
     def write(self, row: int, values: npt.NDArray[Any]) -> None:
-        """Put ``values`` (one row's shape) in place."""
+        """Write ``values``, of one row's shape."""
         self._rows[row] = values
         self._written.append(row)
 
     def flush(self) -> None:
-        """Put the rows written so far on the disk, then call them done.
+        """Sync the rows written so far to the disk, then mark them as done.
 
-        In this order no row is thought done that a power cut has lost. Other threads may write on
-        meanwhile.
+        In this order a power cut cannot lose a row that is marked. Other threads may keep writing.
         """
         written = [self._written.popleft() for _ in range(len(self._written))]
         try:
             with self._part.open("r+b") as file:
-                os.fsync(file.fileno())  # flushing the map would hold up all threads
+                os.fsync(file.fileno())  # flushing the map would block all threads
         except OSError as error:
             raise UserError(f"{self._part}: cannot be written: {error.strerror}") from None
         self._done[written] = 1
@@ -123,14 +123,14 @@ class StoreWriter:
     def finish(self, left_out: Mapping[str, str] | None = None) -> None:
         """Publish the store under its name.
 
-        left_out: key -> what is wrong with the picture. Such a key has no row, which for keys of
-        this store costs a copy of all other rows.
+        left_out: key -> what is wrong with the image. These keys get no row; if they have one, all
+        other rows are copied.
         """
         left_out = dict(left_out or {})
         self.flush()
-        lacking = [row for row in self.missing() if self._keys[row] not in left_out]
-        if lacking:
-            raise ValueError(f"{len(lacking)} rows of {self.path} are not written")
+        unwritten = [row for row in self.missing() if self._keys[row] not in left_out]
+        if unwritten:
+            raise ValueError(f"{len(unwritten)} rows of {self.path} are not written")
         if left_out:
             kept = [row for row, key in enumerate(self._keys) if key not in left_out]
             keys = [self._keys[row] for row in kept]
@@ -174,7 +174,7 @@ def _header(
 def open_store(path: Path) -> Store:
     """Open a store without reading its rows.
 
-    Raises UserError if the file is missing, truncated, or not a feature store.
+    Raise UserError if the file is missing, truncated, or not a feature store.
     """
     try:
         total = path.stat().st_size
@@ -194,17 +194,17 @@ def open_store(path: Path) -> Store:
         if min(shape) < 0 or shape[0] != len(keys) or len(set(keys)) != len(keys):
             raise ValueError("keys and rows do not match")
         if not left_out.keys().isdisjoint(keys):
-            raise ValueError("pictures that were left out have rows")
+            raise ValueError("images that were skipped have rows")
         size = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if total != 8 + length + size:
             raise ValueError(f"it has {total:,} bytes where its header says {8 + length + size:,}")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such feature store; make it with `extract`") from None
+        raise UserError(f"{path}: no such feature store; create it with `extract`") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{path}: not a whole feature store ({error}); delete it and make it anew"
+            f"{path}: not a complete feature store ({error}); delete it and extract again"
         ) from None
     mapped = np.memmap(path, dtype, "r", offset=8 + length, shape=shape)
     return Store(path, mapped, {key: row for row, key in enumerate(keys)}, made_by, left_out)

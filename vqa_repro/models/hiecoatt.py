@@ -18,8 +18,8 @@ LSTM                      1 layer                      2 layers, dropout between
 Both have biases in all linear layers: the paper omits them from its equations "to avoid notational
 clutter, but they are included in the model" (section 3.1). ``bias=False`` leaves them out.
 
-The paper takes region vectors of the model's own width for granted and names no projection; W_I
-makes them so for any backbone. It applies dropout "on each layer"; the code shows where, and both
+The paper assumes region vectors of the model's own width and names no projection; W_I projects
+those of any backbone. It applies dropout "on each layer"; the code shows where, and both
 variants drop there: word, phrase and LSTM outputs, H in every attention, inputs of the MLP layers.
 The dropout mask of region vectors (``released``) is shared by all questions about an image in a
 batch: with independently drawn questions, as in the code, a batch rarely holds two.

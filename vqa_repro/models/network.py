@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from vqa_repro.models import MODELS
@@ -17,7 +16,7 @@ from vqa_repro.utils.device import has_bfloat16
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import write_atomic
 from vqa_repro.utils.memory import free_on_host
-from vqa_repro.utils.outline import empty_weights
+from vqa_repro.utils.torch_utils import empty_weights, load_safetensors
 
 # Copies of the weights in training, at least: weights, gradients and optimiser state.
 COPIES = {"adamw": 4, "sgd": 3, "rmsprop": 3}
@@ -141,7 +140,7 @@ def check_memory(run: Run, device: torch.device) -> None:
     """Raise UserError if host memory cannot hold the network of ``run`` in training.
 
     The network is built there, and without a GPU trained there. Linux overcommits memory and kills
-    the process that uses it; a GPU reports itself that it is full.
+    the process that uses it; a full GPU raises an error of its own.
     """
     with empty_weights():
         parameters = sum(parameter.numel() for parameter in build(run).parameters())
@@ -175,10 +174,7 @@ def load_model(run: Run, device: torch.device) -> VQAModel:
 
 def load_weights(network: VQAModel, path: Path) -> None:
     """Load the weights in ``path`` into ``network``. Raise UserError if they are damaged."""
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}); train again, or copy the run again") from None
+    weights = load_safetensors(path)
     for name, expected in network.state_dict().items():
         if name in weights and weights[name].dtype == torch.float16:  # of a release
             weights[name] = weights[name].to(expected.dtype)

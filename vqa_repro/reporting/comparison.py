@@ -14,8 +14,9 @@ from vqa_repro.evaluation.examples import Gallery
 from vqa_repro.evaluation.titles import IN_TITLE, model_title
 from vqa_repro.recipe import Published, Recipe
 from vqa_repro.reporting.commands import option
-from vqa_repro.run import Run, open_run, read_bounded
+from vqa_repro.run import Run, open_run
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import read_bounded
 
 MAX_JSON = 2**22  # bytes of a run's small files
 MAX_LOG = 2**28  # bytes of a run's log

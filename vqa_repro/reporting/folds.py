@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vqa_repro.evaluation.held_out import NAME, VERSION
-from vqa_repro.run import read_bounded
 from vqa_repro.utils.errors import UserError, first_line
+from vqa_repro.utils.files import read_bounded
 
 MAX_FILE = 2**28  # bytes
 

@@ -230,9 +230,9 @@ def _gallery_view(number: int, group: RunGroup) -> dict[str, Any]:
         "make": f"python -m vqa_repro.report --examples {shlex.quote(str(run.run.folder))}",
     }
     if gallery := run.examples:
-        view["pictures"] = {name: _picture(data) for name, data in gallery.pictures.items()}
+        view["pictures"] = {name: _picture(data) for name, data in gallery.images.items()}
         view["lists"] = {
-            name: [_leaf(gallery, gallery.asked[p]) for p in positions]
+            name: [_leaf(gallery, gallery.records[p]) for p in positions]
             for name, positions in gallery.lists.items()
             if positions
         }
@@ -250,7 +250,7 @@ def _leaf(kept: Gallery, asked: ExampleRecord) -> dict[str, Any]:
     """A question as the page shows it, its maps by hop or level: image and words."""
     size = (1, 1)
     if asked.picture is not None:
-        with Image.open(io.BytesIO(kept.pictures[asked.picture])) as image:
+        with Image.open(io.BytesIO(kept.images[asked.picture])) as image:
             size = image.size
     levels: dict[str, dict[str, Any]] = {}
     for name, weights in asked.attention.items():

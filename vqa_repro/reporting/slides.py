@@ -47,9 +47,9 @@ def _attention(number: int, group: RunGroup, folder: Path, language: str) -> lis
     paths: list[Path] = []
     drawn: set[int] = set()
     for kind, positions in gallery.lists.items():
-        fresh = [p for p in positions if p not in drawn and gallery.asked[p].picture][:EXAMPLES]
+        fresh = [p for p in positions if p not in drawn and gallery.records[p].picture][:EXAMPLES]
         drawn |= set(fresh)
         for n, position in enumerate(fresh, start=1):
             paths.append(folder / f"{number}-{name}-{kind}-{n}.png")
-            figures.example(gallery.asked[position], gallery.pictures, paths[-1], language)
+            figures.example(gallery.records[position], gallery.images, paths[-1], language)
     return paths

@@ -15,8 +15,9 @@ from vqa_repro.evaluation.titles import model_title
 from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.models.network import VQAModel
 from vqa_repro.reporting import figures
-from vqa_repro.run import Run, read_json, write_json
+from vqa_repro.run import Run
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import read_json, write_json
 
 PICTURES = 8  # attention pictures drawn at the end
 
@@ -88,12 +89,12 @@ def draw_some(run: Run, made: Gallery) -> None:
     """Attention pictures of a few test questions about different pictures."""
     folder = run.folder / "attention"
     folder.mkdir(exist_ok=True)
-    shown = [made.asked[position] for position in made.lists["sample"][:PICTURES]]
+    shown = [made.records[position] for position in made.lists["sample"][:PICTURES]]
     for number, asked in enumerate(shown, start=1):
         if asked.picture is None:  # a model that sees no picture, and none is there
             print("  no attention pictures: the pictures are missing")
             return
-        figures.example(asked, made.pictures, folder / f"{number}.png")
+        figures.example(asked, made.images, folder / f"{number}.png")
 
 
 def table(run: Run) -> str:

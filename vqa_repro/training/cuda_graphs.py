@@ -2,7 +2,7 @@
 
 On a GPU a step is hundreds of kernels that take less time than launching them one by one. So a
 step is captured once for each batch size and then launched as a whole. Batches are padded to the
-next of a few sizes with questions of weight zero: the gradients are the same.
+next bucket size with zero-weight questions, which leaves the gradients unchanged.
 """
 
 from collections.abc import Callable
@@ -23,13 +23,13 @@ QUESTIONS, IMAGES, WORDS = 16, 4, 4
 
 
 class Graphs(Protocol):
-    """What captures work, to be replayed on whatever its input tensors then hold."""
+    """Captures work on static input tensors, to be replayed with new contents of these."""
 
     def warm_up(self, work: Callable[[], Tensor]) -> Tensor:
         """Run ``work`` as required before a capture; return its result."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Return what replays ``work``. Raise RuntimeError if it cannot be captured."""
+        """Return a function that replays ``work``. Raise RuntimeError if it cannot be captured."""
 
 
 class CudaGraphs:
@@ -60,7 +60,7 @@ class CudaGraphs:
 
 
 class StaticInputs:
-    """A batch of fixed size; what a smaller one leaves over keeps old values of weight zero."""
+    """A batch of fixed size; questions beyond a smaller batch keep old values, with weight zero."""
 
     def __init__(self, size: tuple[int, int, int], batch: Batch) -> None:
         questions, images, words = size
@@ -126,7 +126,7 @@ class GraphedStep:
             try:
                 inputs.replay = self._capture(inputs.batch)
             except RuntimeError as error:
-                # torch raises what ended a capture while it handles the end of the capture.
+                # The cause is raised first; ending the capture then raises another error.
                 reason = first_line(error.__context__ or error)
                 tqdm.write(f"  no CUDA graphs: a step cannot be captured ({reason})")
                 self._failed = True

@@ -1,6 +1,6 @@
-"""The log of a training: log.jsonl, TensorBoard, and which batch made the loss non-finite.
+"""Training log: log.jsonl, TensorBoard events, and the first batch with a non-finite loss.
 
-tensorboard --logdir runs     # then the browser, through an SSH tunnel
+tensorboard --logdir runs     # then open it in a browser, through an SSH tunnel
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from vqa_repro.utils.distributed import SharedError, World
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-# Fields of a record that TensorBoard shows, steps and epochs in separate charts.
+# Fields of a record shown in TensorBoard; steps and epochs have separate charts.
 SCALARS = ("loss", "accuracy", "rate", "validation_accuracy", "questions_per_second")
-TRACKED = 100  # steps; the loss is read far more often
+TRACKED = 100  # steps; losses are checked far more often
 NAMED = 5  # questions named in a message
 
 
@@ -46,8 +46,8 @@ class _Pending(NamedTuple):
 class Logger:
     """Appends records to the log of ``run``; only the main process writes.
 
-    The others check the numbers too, so that all stop at the same step. ``show`` gets the text
-    beside the progress bar.
+    The others check the loss too, so that all stop at the same step. ``show`` displays a text next
+    to the progress bar.
     """
 
     def __init__(self, run: Run, world: World, show: Callable[[str], None]) -> None:
@@ -57,16 +57,16 @@ class Logger:
         self._events: SummaryWriter | None = None
 
     def open_tensorboard(self, folder: Path, step: int) -> None:
-        """Write event files too; those of an interrupted run after ``step`` are hidden."""
+        """Also write event files; events of an interrupted run after ``step`` are hidden."""
         if self._is_main:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds
 
             self._events = SummaryWriter(str(folder), purge_step=step + 1)
 
     def defer(self, record: dict[str, Any], totals: Tensor) -> None:
-        """Write ``record`` with the means of ``totals`` (3,) once they can be read without waiting.
+        """Write ``record`` with the means of ``totals`` (3,) without waiting for a GPU.
 
-        On a GPU that is at the next record.
+        From a GPU they are copied asynchronously and written with the next record.
         """
         self.flush()
         copied = None
@@ -79,7 +79,7 @@ class Logger:
             self.flush()
 
     def flush(self) -> None:
-        """Write the deferred record."""
+        """Write the deferred record, if there is one."""
         if self._pending is None:
             return
         record, totals, copied = self._pending
@@ -91,6 +91,7 @@ class Logger:
         self._show(f"loss {record['loss']:.3f}, accuracy {record['accuracy']:.1f}%")
 
     def write(self, record: dict[str, Any]) -> None:
+        """Write ``record`` at once, after the deferred one."""
         self.flush()
         self._write(record)
 
@@ -122,7 +123,7 @@ def means(totals: Tensor, step: int) -> dict[str, float]:
 
 
 class NonFiniteLossTracker:
-    """Keeps the latest batches and their losses on the device, to name the first bad one.
+    """Keeps the latest batches and their losses on the device, to find the first non-finite one.
 
     question_id: (N,) int64 of the Questions that batches refer to.
     """

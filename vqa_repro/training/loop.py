@@ -21,15 +21,14 @@ from vqa_repro.training.ema import WeightAverage
 from vqa_repro.training.logger import Logger, NonFiniteLossTracker, means
 from vqa_repro.training.optim import learning_rate
 from vqa_repro.training.optim import resume as resume_optimizer
-from vqa_repro.training.prepare import PreparedData
+from vqa_repro.training.prepare import RANK_SEED, PreparedData
 from vqa_repro.training.soft_targets import SoftTargets
 from vqa_repro.training.step import Step
 from vqa_repro.utils.progress import Progress
 from vqa_repro.utils.signals import SignalHandler
 
 LOG_EVERY = 20  # steps
-SAVE_EVERY = 60.0  # seconds that a kill can cost
-RANK_SEED = 7919  # between the seeds of two processes
+SAVE_EVERY = 60.0  # seconds of work that a kill can cost
 
 
 class Stopped(Exception):
@@ -47,7 +46,7 @@ class Stopped(Exception):
 
 @dataclass
 class TrainState:
-    """Where a training is. ``state_dict`` is what checkpoint.pt stores of it."""
+    """The progress of a training. checkpoint.pt stores its ``state_dict``."""
 
     epoch_sums: Tensor  # (3,) totals of this epoch, up to the last log record
     sums: Tensor  # (3,) totals since the last log record
@@ -74,7 +73,7 @@ class TrainState:
 
 
 class Trainer:
-    """Trains ``network`` to the last epoch of the run's recipe, or to a signal.
+    """Trains ``network`` until the last epoch of the run's recipe, or until a signal.
 
     soft_targets: targets beside the label. tensorboard: write event files into the run folder too.
     """
@@ -90,11 +89,8 @@ class Trainer:
         tensorboard: bool = False,
     ) -> None:
         self.run, self.network, self.data = run, network, data
-        self._training, self._world, self._device = (
-            run.recipe.training,
-            runtime.world,
-            runtime.device,
-        )
+        self._training, self._world = run.recipe.training, runtime.world
+        self._device = runtime.device
         self._tensorboard = tensorboard
         self._weights = run.folder / "model.safetensors"
         self._eager = Step(self._training, network, self._world, soft_targets)
@@ -102,14 +98,14 @@ class Trainer:
         self._average = WeightAverage(network, self._training.ema) if self._training.ema else None
         zeros = torch.zeros(3, device=self._device)
         self.state = TrainState(zeros, zeros.clone())
-        # Batches of whole images vary a little in number from epoch to epoch; this is the plan.
+        # With whole images per batch, epochs differ a little in their number of steps.
         self._steps = self._training.epochs * len(self._plan(0))
-        # Asking the other processes makes the CPU wait for the GPU.
-        several = self._world.size > 1 and self._device.type == "cuda"
-        self._sync_every = LOG_EVERY if several else 1
+        # Communication between processes synchronises with the GPU.
+        many_gpus = self._world.size > 1 and self._device.type == "cuda"
+        self._sync_every = LOG_EVERY if many_gpus else 1
 
     def fit(self) -> float:
-        """Train; return the seconds of training, those before a resume included.
+        """Train; return the seconds of training, including those before a resume.
 
         Raise Stopped when a signal ended it early, SharedError for a loss that is not finite.
         """
@@ -126,12 +122,7 @@ class Trainer:
             self._tracker.explain(),
             closing(self._open_log()) as self._log,
         ):
-            while state.epoch < training.epochs:
-                if training.patience and state.epoch - state.best_epoch >= training.patience:
-                    self._progress.line(
-                        f"  early stopping: no better epoch since epoch {state.best_epoch}"
-                    )
-                    break
+            while state.epoch < training.epochs and not self._stops_early():
                 self._run_epoch()
         if self._average:
             self._average.apply()
@@ -141,7 +132,16 @@ class Trainer:
             print(f"  selected: epoch {state.best_epoch}, validation {state.best:.2f}%")
         return self._seconds()
 
+    def _stops_early(self) -> bool:
+        """Return whether the last ``patience`` epochs were no better than the one before them."""
+        patience, state = self._training.patience, self.state
+        if not patience or state.epoch - state.best_epoch < patience:
+            return False
+        self._progress.line(f"  early stopping: no better epoch since epoch {state.best_epoch}")
+        return True
+
     def _run_epoch(self) -> None:
+        """Train on the remaining batches of an epoch, then validate, log and save."""
         state, loader = self.state, self.data.loader
         plan = self._plan(state.epoch)
         self._progress.advance(sum(indices.total for indices in plan[: state.batch]))
@@ -150,6 +150,10 @@ class Trainer:
                 self._train_on(batch, len(plan))
                 if state.batch < len(plan) and state.step % self._sync_every == 0:
                     self._save_if_due()
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        state = self.state
         state.end_record()
         record: dict[str, Any] = {"type": "epoch", "step": state.step, "epoch": state.epoch + 1}
         record |= means(state.epoch_sums, state.step)
@@ -167,7 +171,7 @@ class Trainer:
             raise Stopped(self.run, state.epoch, self._signals)
 
     def _train_on(self, batch: Batch, batches: int) -> None:
-        """Take a step; log it if it is time."""
+        """Train on ``batch``, one of ``batches`` in this epoch; log every LOG_EVERY steps."""
         state = self.state
         rate = learning_rate(self._training, state.step, self._steps)
         totals = self._step(batch, rate)
@@ -185,7 +189,7 @@ class Trainer:
             state.end_record()
 
     def _validate(self) -> float:
-        """Return the validation accuracy in percent; remember and save the best epoch."""
+        """Return the validation accuracy in percent; record and save the best epoch."""
         validation, world = self.data.validation, self._world
         with self._averaged():
             predictions = predict_all(self.network, self.data.loader, validation, world)
@@ -201,7 +205,7 @@ class Trainer:
         return self._average.applied() if self._average else nullcontext()
 
     def _save_if_due(self) -> None:
-        """Save within an epoch, now and then and upon a signal; the latter ends the training."""
+        """Save every SAVE_EVERY seconds and after a signal, which also ends the training."""
         due = self._world.is_main and time.monotonic() - self._saved > SAVE_EVERY
         due, stop = self._world.any(due, self._signals.signal is not None)
         if due or stop:
@@ -210,9 +214,10 @@ class Trainer:
             raise Stopped(self.run, self.state.epoch + 1, self._signals)
 
     def _save(self) -> None:
+        """Save a checkpoint and the current weights."""
         self._log.flush()
         if self.state.sums[2]:
-            means(self.state.sums, self.state.step)  # refuse to save weights that are not finite
+            means(self.state.sums, self.state.step)  # never save non-finite weights
         checkpoint = {
             "network": self.network.state_dict(),
             "optimizer": self._eager.optimizer.state_dict(),
@@ -233,7 +238,7 @@ class Trainer:
         self._saved = time.monotonic()
 
     def _restore(self) -> None:
-        """Load the newest checkpoint, if there is one: training resumes exactly there."""
+        """Load the newest checkpoint, if there is one, to resume exactly there."""
         run, state, world = self.run, self.state, self._world
         checkpoint = world.run_on_main(lambda: run.load_checkpoint(print))
         if checkpoint is None:
@@ -274,7 +279,7 @@ class Trainer:
 
 
 def choose_step(step: Step, device: torch.device) -> Callable[[Batch, float], Tensor]:
-    """Return ``step`` as a CUDA graph where that is possible; else as it is, with a note."""
+    """Return ``step`` as a CUDA graph if possible; else unchanged, with a note on a GPU."""
     reason = reason_for_eager(step.network, device)
     if reason is None:
         return GraphedStep(step)

@@ -1,7 +1,7 @@
 """Training targets: the label, or the human answers.
 
 SAN's code draws one of the human answers at every step ("sampled"); "soft" is its expectation,
-without the sampling noise. For data sets with one answer a question all three are the same.
+without the sampling noise. For data sets with one answer per question all three are the same.
 """
 
 import torch
@@ -20,13 +20,13 @@ def cross_entropy(logits: Tensor, label: Tensor, answers: Tensor, target: Target
     logits = logits.float()
     if target == "label":
         return F.cross_entropy(logits, label, reduction="none")
-    known = (answers >= 0).float()
+    is_class = (answers >= 0).float()
     if target == "sampled":
-        # What multinomial draws, which would make the CPU wait for the GPU.
-        drawn = (known / torch.empty_like(known).exponential_()).argmax(1, keepdim=True)
+        # Equivalent to torch.multinomial, which synchronises with the GPU.
+        drawn = (is_class / torch.empty_like(is_class).exponential_()).argmax(1, keepdim=True)
         return F.cross_entropy(logits, answers.gather(1, drawn).squeeze(1), reduction="none")
     log_p = F.log_softmax(logits, dim=1).gather(1, answers.clamp(min=0))  # (B, A)
-    return -(log_p * known).sum(dim=1) / known.sum(dim=1)
+    return -(log_p * is_class).sum(dim=1) / is_class.sum(dim=1)
 
 
 def symmetric_divergence(logits: Tensor, others: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, by the recipe's words."""
+"""Optimisers and learning-rate schedules, as configured in the recipe."""
 
 import math
 from typing import Any
@@ -8,31 +8,31 @@ from torch import Tensor, nn
 
 from vqa_repro.recipe import Training
 
-WARM_UP = 0.1  # of all steps, where the rate follows a cosine
+WARM_UP = 0.1  # share of all steps, for the cosine schedule
 
 
 def make_optimizer(training: Training, network: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimiser; ``before_step`` and ``set_rate`` go with it.
+    """Return the recipe's optimiser, to be used with ``before_step`` and ``set_rate``.
 
-    adamw: decoupled weight decay, which spares biases, norms and word embeddings. sgd, rmsprop:
-    as in the authors' code of SAN and HieCoAtt; the weight decay is part of the gradient, and
-    spares the word embeddings alone. On a GPU the learning rates are tensors there, so that a
-    recorded step reads them anew.
+    adamw: decoupled weight decay, not applied to biases, norms and word embeddings. sgd, rmsprop:
+    as in the authors' code of SAN and HieCoAtt; weight decay is part of the gradient (see
+    ``before_step``) and not applied to word embeddings. On a GPU the learning rates are tensors on
+    the device, so that a captured step reads their current values.
     """
-    words, plain, matrices = [], [], []
+    embeddings, vectors, matrices = [], [], []
     for module in network.modules():
         for parameter in module.parameters(recurse=False):
             if isinstance(module, nn.Embedding):
-                words.append(parameter)
+                embeddings.append(parameter)
             elif parameter.ndim < 2:
-                plain.append(parameter)
+                vectors.append(parameter)
             else:
                 matrices.append(parameter)
     decoupled = training.weight_decay if training.optimizer == "adamw" else 0.0
     groups = [
         {"params": matrices, "weight_decay": decoupled, "scale": 1.0},
-        {"params": plain, "weight_decay": 0.0, "scale": 1.0},
-        {"params": words, "weight_decay": 0.0, "scale": training.embedding_rate},
+        {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
+        {"params": embeddings, "weight_decay": 0.0, "scale": training.embedding_rate},
     ]
     groups = [group for group in groups if group["params"]]
     rate: float | Tensor = training.learning_rate
@@ -48,14 +48,14 @@ def make_optimizer(training: Training, network: nn.Module) -> torch.optim.Optimi
 
 
 def resume(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load ``state``; the options stay those of the recipe and of the device that is there now."""
+    """Load ``state``, but keep the options of this recipe and device."""
     options = [
         {name: value for name, value in group.items() if name != "params"}
         for group in optimizer.param_groups
     ]
     optimizer.load_state_dict(state)
-    for group, kept in zip(optimizer.param_groups, options, strict=True):
-        group.update(kept)
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, Tensor):
@@ -63,10 +63,10 @@ def resume(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 
 
 def before_step(training: Training, network: nn.Module) -> None:
-    """What happens to the gradients before the optimiser sees them: weight decay, clipping.
+    """Apply weight decay and clipping to the gradients, before the optimiser's step.
 
-    The decay is clipped with the rest, since SAN's code has it in the loss. ``clip_per`` tensor
-    scales each tensor's gradient on its own down to the L2 norm ``clip``.
+    The decay is clipped too, because SAN's code has it in the loss. With ``clip_per = "tensor"``
+    the gradient of each tensor is clipped separately to the L2 norm ``clip``.
     """
     if training.optimizer != "adamw" and training.weight_decay:
         decaying = [
@@ -88,7 +88,7 @@ def before_step(training: Training, network: nn.Module) -> None:
         nn.utils.clip_grad_norm_(network.parameters(), training.clip)
         return
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    # All norms as one tensor: three kernels, and not three for each of them.
+    # All norms as one tensor: three kernels in total instead of three per parameter.
     scales = (training.clip / torch.stack(torch._foreach_norm(gradients))).clamp(max=1.0)
     torch._foreach_mul_(gradients, scales.unbind())
 
@@ -102,10 +102,10 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def learning_rate(training: Training, step: int, steps: int) -> float:
-    """The rate for ``step`` (from 0) of ``steps``.
+    """Return the learning rate of ``step`` (from 0) of ``steps``.
 
-    constant; exponential: falls to a tenth every ``decade`` steps; cosine: linear warm-up, then
-    half a cosine to zero.
+    constant; exponential: divided by ten every ``decade`` steps; cosine: linear warm-up, then half
+    a cosine to zero.
     """
     if training.schedule == "constant":
         return training.learning_rate

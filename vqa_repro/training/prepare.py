@@ -1,8 +1,10 @@
-"""From splits and features to what training and testing read: questions as arrays, a loader."""
+"""Prepare the data of a recipe: splits, encoded questions and a feature loader."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from vqa_repro.data import registry
 from vqa_repro.data.check import data_notes
@@ -13,13 +15,18 @@ from vqa_repro.data.vocabulary import build_vocabulary
 from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.features.provider import Runtime, root_mean_square
 from vqa_repro.features.store import Store
+from vqa_repro.models.network import VQAModel, build, check_memory
 from vqa_repro.recipe import Recipe
 from vqa_repro.run import Run
 from vqa_repro.utils.errors import UserError
 
+RANK_SEED = 7919  # difference between the seeds of two processes
+
 
 @dataclass(frozen=True)
 class PreparedData:
+    """What training and testing read."""
+
     train: Questions
     validation: Questions
     test: Questions
@@ -27,7 +34,7 @@ class PreparedData:
     store: Store
     train_split: Split
     test_split: Split
-    notes: list[str]  # what the data lacks, one line each: damaged images, questions cut short
+    notes: list[str]  # limitations of the data, one line each: damaged images, truncated questions
 
 
 def load_splits(recipe: Recipe, root: Path) -> tuple[Split, Split]:
@@ -51,7 +58,7 @@ def load_splits(recipe: Recipe, root: Path) -> tuple[Split, Split]:
 
 
 def new_run(recipe: Recipe, folder: Path, train: Split, store: Store) -> Run:
-    """Return a run that is not on the disk yet, with the vocabulary of ``train``.
+    """Return a run with the vocabulary of ``train``, which is not on the disk yet.
 
     Raise UserError if the answers of ``train`` are hidden.
     """
@@ -97,8 +104,23 @@ def prepare(run: Run, splits: tuple[Split, Split], store: Store, runtime: Runtim
     )
 
 
+def build_network(run: Run, runtime: Runtime) -> VQAModel:
+    """Return the network of ``run`` with its initial weights, the same in every process.
+
+    Seed torch's random numbers: the same for the weights, then different in every process.
+    """
+    world, seed = runtime.world, run.recipe.training.seed
+    world.run_together(lambda: check_memory(run, runtime.device))
+    torch.manual_seed(seed)
+    network = build(run).to(runtime.device)
+    world.broadcast_weights(network)
+    if world.rank:
+        torch.manual_seed(seed + RANK_SEED * world.rank)
+    return network
+
+
 def describe_features(recipe: Recipe, store: Store) -> dict[str, object]:
-    """Return what features.json of a run says."""
+    """Return the content of a run's features.json."""
     return {
         "made_by": store.made_by,
         "channels": store.rows.shape[-1],
@@ -116,8 +138,8 @@ def with_features(split: Split, store: Store) -> Split:
 def _scale(recipe: Recipe, store: Store) -> float:
     """Return the factor of region vectors that makes their mean square 1; 1.0 for raw features.
 
-    The papers' first layer could absorb it, so their equations hold; but our initial values are
-    made for inputs around 1. The authors' code uses raw features.
+    The first layer of the papers' models could absorb it, so their equations hold; but our initial
+    values assume inputs of magnitude 1. The authors' code uses raw features.
     """
     scale = recipe.data.feature_scale
     if scale == "auto":
@@ -128,11 +150,11 @@ def _scale(recipe: Recipe, store: Store) -> float:
 
 
 def _skipped(split: Split, store: Store) -> str:
-    without = [example for example in split.examples if example.image not in store.row_of]
-    if not without:
+    skipped = [example for example in split.examples if example.image not in store.row_of]
+    if not skipped:
         return ""
-    images = len({example.image for example in without})
+    images = len({example.image for example in skipped})
     return (
-        f"{len(without):,} of {len(split.examples):,} questions of {split.name}: "
+        f"{len(skipped):,} of {len(split.examples):,} questions of {split.name}: "
         f"{images:,} images are damaged (see {store.path})"
     )

@@ -1,14 +1,21 @@
-"""The folder of a training: which one, and that only one training uses it at a time."""
+"""The run folder of a training: choose, create and lock it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from vqa_repro.diagnostics.facts import environment
+from vqa_repro.features.provider import Runtime
 from vqa_repro.install import locks
-from vqa_repro.recipe import Recipe
-from vqa_repro.run import Run, create_run, open_run
+from vqa_repro.recipe import Recipe, Training
+from vqa_repro.run import Run, create_run, open_run, record_resumed
+from vqa_repro.training.prepare import PreparedData
+from vqa_repro.utils.device import describe, has_bfloat16
 from vqa_repro.utils.errors import UserError
 
 RUNS = Path("runs")
@@ -49,8 +56,8 @@ def claim_run(run: Run, environment: dict[str, Any], out: Path | None) -> Run:
     """Create the folder of a new ``run`` and return the run.
 
     A run folder appears under its name in one step, so of several trainings that start together
-    only one gets it. The others take the next default name; with ``out`` they are refused, and
-    the error names the training that uses the folder.
+    only one gets it. The others take the next default name; with ``out`` they raise UserError,
+    which names the training that uses the folder.
     """
     if out is None:
         candidates = [folder for folder in default_folders(run.recipe) if not folder.exists()]
@@ -60,7 +67,7 @@ def claim_run(run: Run, environment: dict[str, Any], out: Path | None) -> Run:
                 create_run(run, environment)
                 return run
             except UserError:
-                if not is_run(folder):  # not taken: it cannot be made
+                if not is_run(folder):  # not taken: it cannot be created
                     raise
     try:
         create_run(run, environment)
@@ -73,6 +80,38 @@ def claim_run(run: Run, environment: dict[str, Any], out: Path | None) -> Run:
                 "continues it, or name another"
             ) from None
     return run
+
+
+def record_start(
+    run: Run, data: PreparedData, runtime: Runtime, resumed: Run | None, out: Path | None
+) -> Run:
+    """Create the run folder, or record where the run is resumed; return the run in its folder."""
+    facts: dict[str, Any] = {
+        "device": describe(runtime.device),
+        "torch_build": torch.__version__,
+        "processes": runtime.world.size,
+        "without": missing_capabilities(runtime.device, run.recipe.training) + data.notes,
+    }
+
+    def record() -> Path:
+        if resumed:
+            record_resumed(run, facts)
+            return run.folder
+        features = {"features": data.loader.description}
+        return claim_run(run, {**environment(), **facts, **features}, out).folder
+
+    return replace(run, folder=runtime.world.run_on_main(record))
+
+
+def missing_capabilities(device: torch.device, training: Training) -> list[str]:
+    """Return what this machine lacks, one line each, as bootstrap.sh and torch found it."""
+    lines = [line for line in os.environ.get("VQA_REPRO_WITHOUT", "").splitlines() if line]
+    if device.type == "cpu":
+        reason = "--device cpu" if torch.cuda.is_available() else "torch sees none"
+        lines.insert(0, f"GPU: {reason}")
+    if training.precision == "bfloat16" and not has_bfloat16(device):
+        lines.append("bfloat16: not known to be supported here; computed in float32")
+    return lines
 
 
 @contextmanager

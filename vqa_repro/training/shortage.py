@@ -1,4 +1,4 @@
-"""Memory or disk space that runs out in training: one line that says what to change."""
+"""One-line advice when a training runs out of memory or disk space."""
 
 import errno
 import shlex
@@ -11,14 +11,14 @@ import torch
 from vqa_repro.recipe import Training
 from vqa_repro.utils.device import has_bfloat16
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.shortage import explain_out_of_memory_in
+from vqa_repro.utils.memory import explain_out_of_memory
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def explain_shortage(training: Training, folder: Path, device: torch.device) -> Iterator[None]:
-    """Turn errors for lack of memory or disk space into a UserError with the fix."""
+    """Turn out-of-memory and disk-full errors into a UserError with the fix."""
     smaller = f"--set training.batch_size={max(1, training.batch_size // 2)}"
     if training.precision == "float32" and has_bfloat16(device):
         smaller += " or --set training.precision=bfloat16"
@@ -27,7 +27,7 @@ def explain_shortage(training: Training, folder: Path, device: torch.device) -> 
         "training, `nvidia-smi` shows who else uses it, and --device cuda:N is another one"
     )
     try:
-        with explain_out_of_memory_in(fix, f" at batch_size {training.batch_size}"):
+        with explain_out_of_memory(fix, f" at batch_size {training.batch_size}"):
             yield
     except OSError as error:
         if error.errno not in DISK_FULL:

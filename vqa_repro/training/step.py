@@ -16,9 +16,9 @@ from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 
 
 class Step:
-    """Training steps of ``network``, which has to be on its device already.
+    """Training steps of ``network``, which must be on its device already.
 
-    Runs kernel by kernel; ``cuda_graphs.GraphedStep`` replays the same work as a CUDA graph.
+    Runs eagerly, kernel by kernel; ``cuda_graphs.GraphedStep`` replays the same work as a graph.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class Step:
     def __call__(self, batch: Batch, rate: float) -> Tensor:
         """Train on ``batch`` at the learning ``rate``.
 
-        Return totals (3,) float32 on the device: summed loss, correct answers, questions; of the
-        whole batch, whatever this process's share of it.
+        Return totals (3,) float32 on the device: summed loss, correct answers, questions of the
+        whole batch, over all processes.
         """
         self.set_rate(rate)
         return self.run(batch)
@@ -49,14 +49,14 @@ class Step:
             self._rate = rate
 
     def run(self, batch: Batch) -> Tensor:
-        """Train on ``batch`` at the rate that is set."""
+        """Train on ``batch`` at the current learning rate."""
         totals = self.compute_gradients(batch)
         totals = self.world.all_reduce_gradients(self.parameters, totals)
         self.apply_gradients()
         return totals
 
     def compute_gradients(self, batch: Batch) -> Tensor:
-        """Compute this process's part of the gradients of the batch's mean loss; its totals."""
+        """Compute this process's share of the gradients of the mean loss; return its totals."""
         self.optimizer.zero_grad()
         network = self.network
         if not len(batch):

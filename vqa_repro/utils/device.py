@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import re
@@ -13,22 +12,13 @@ from typing import TYPE_CHECKING
 from vqa_repro.utils.errors import UserError
 
 if TYPE_CHECKING:
-    import torch  # at run time inside functions: `--help` need not wait for it
-
-
-def add_device_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda|cuda:N",
-        help="where to compute; auto takes the first GPU, and the CPU where there is none",
-    )
+    import torch  # imported inside functions, so that `--help` is fast
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called ``name``, which becomes the current one if it is a GPU.
+    """Return the device called ``name``; a GPU becomes the current device.
 
-    Raises UserError for a GPU asked for by name and not there.
+    Raise UserError if the device does not exist.
     """
     import torch
 
@@ -45,7 +35,7 @@ def choose_device(name: str) -> torch.device:
             f"--device {name}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs; "
             "`python -m vqa_repro.doctor` says why"
         )
-    if device.type == "cuda":  # Triton and CUDA graphs go by it
+    if device.type == "cuda":  # Triton and CUDA graphs use the current device
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     return device
@@ -53,10 +43,10 @@ def choose_device(name: str) -> torch.device:
 
 @cache
 def has_bfloat16(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether ``device`` has instructions for matrix products in bfloat16.
+    """Return whether ``device`` has instructions for matrix products in bfloat16.
 
-    GPUs of Nvidia's since Ampere; processors with AVX512_BF16 or AMX, or Arm's BF16. On others they
-    are far slower than in float32 (on a Zen 3 less than a hundredth of its rate), or fail.
+    NVIDIA GPUs since Ampere do; processors with AVX512_BF16, AMX or Arm's BF16 do. On others
+    bfloat16 is far slower than float32 (on a Zen 3 by a factor of 100), or fails.
     """
     import torch
 
@@ -69,20 +59,20 @@ def has_bfloat16(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) ->
 
 
 def use_deterministic_algorithms() -> None:
-    """Compute the same numbers bit for bit each time, on this machine and of this torch.
+    """Make results bit-for-bit reproducible on the same machine and torch version.
 
-    To be called before anything is computed. An operation that cannot be had that way raises
+    Call it before anything is computed. Operations without a deterministic implementation raise
     RuntimeError.
     """
     import torch
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS sums in any order
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS sums in any order
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 
 def describe(device: torch.device) -> str:
-    """The device in words, for the log: name, memory, number of threads."""
+    """Return a description of the device for logs: name and memory, or number of threads."""
     import torch
 
     if device.type == "cuda":

@@ -1,12 +1,12 @@
-"""Several processes, one piece of work: what torchrun starts, and what they tell each other.
+"""Distributed extraction and training, with the processes that torchrun starts.
 
     torchrun --nproc-per-node 4 -m vqa_repro.extract --data vqa-v2
     torchrun --nproc-per-node 4 -m vqa_repro.train --recipe san-2-lstm-vqa-v2
 
-In training, pictures are dealt to the processes by their row, and questions go with their picture.
-A process computes its share of every batch; gradients are added up before anything else is done
-with them, so that all take the same step, which is the one that a single process would have taken.
-The first process speaks and writes.
+In training, images are distributed over the processes by their row, and questions follow their
+image. Each process computes its share of every batch; gradients are summed before anything else is
+done with them, so that all processes take the same step, which is the one that a single process
+would have taken. Only the main process prints and writes.
 """
 
 import os
@@ -24,16 +24,16 @@ from vqa_repro.utils.errors import UserError
 
 T = TypeVar("T")
 
-# One may be done long before another; torchrun ends all of them as soon as one fails.
-PATIENCE = timedelta(days=1)
+# Some processes may finish long before others; torchrun ends all of them if one fails.
+TIMEOUT = timedelta(days=1)
 
 
 class SharedError(UserError):
-    """Bad input that every process met; the first one says it."""
+    """Bad input that ended all processes; only the main one reports it."""
 
 
 class World(NamedTuple):
-    """Which of how many processes this is. All functions cost nothing where there is only one."""
+    """Rank and world size. With a single process, all methods are free."""
 
     rank: int = 0
     size: int = 1
@@ -43,87 +43,90 @@ class World(NamedTuple):
         return self.rank == 0
 
     def owns(self, rows: Tensor) -> Tensor:
-        """Which of these rows of a feature store are this process's: bool, as many."""
+        """Return a bool mask of the ``rows`` of a feature store that belong to this process."""
         return rows % self.size == self.rank
 
     def all_reduce(self, values: Tensor) -> Tensor:
-        """``values``, added up over all processes in place."""
+        """Sum ``values`` over all processes, in place, and return them."""
         if self.size > 1:
-            with _others_may_end():
+            with _explain_lost_process():
                 dist.all_reduce(values)
         return values
 
-    def any(self, *wishes: bool) -> list[bool]:
-        """Of each wish, whether any process has it."""
+    def any(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether it is set in any process."""
         if self.size == 1:
-            return list(wishes)
-        return [bool(n) for n in self.all_reduce(torch.tensor(wishes, dtype=torch.int32)).tolist()]
+            return list(flags)
+        return [bool(n) for n in self.all_reduce(torch.tensor(flags, dtype=torch.int32)).tolist()]
 
     def broadcast(self, value: T) -> T:
-        """The first process's ``value``."""
-        held = [value if self.is_main else None]
+        """Return the ``value`` of the main process."""
+        values = [value if self.is_main else None]
         if self.size > 1:
-            with _others_may_end():
-                dist.broadcast_object_list(held, src=0)
-        return held[0]  # type: ignore[return-value]
+            with _explain_lost_process():
+                dist.broadcast_object_list(values, src=0)
+        return values[0]  # type: ignore[return-value]
 
     def all_gather(self, value: T) -> list[T]:
-        """Every process's ``value``, in their order."""
-        held: list[Any] = [value] * self.size
+        """Return the ``value`` of every process, by rank."""
+        values: list[Any] = [value] * self.size
         if self.size > 1:
-            with _others_may_end():
-                dist.all_gather_object(held, value)
-        return held
+            with _explain_lost_process():
+                dist.all_gather_object(values, value)
+        return values
 
     def run_together(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns; bad input that any process meets in it ends all of them."""
+        """Return the result of ``work``; a UserError in any process is raised in all of them."""
         error: UserError | None = None
         try:
             result = work()
-        except UserError as met:
+        except UserError as caught:
             if self.size == 1:
                 raise
-            error = met
+            error = caught
         own = None if error is None else str(error)
-        said = [text for text in self.all_gather(own) if text is not None]
-        if said:
-            raise SharedError(said[0])
+        errors = [text for text in self.all_gather(own) if text is not None]
+        if errors:
+            raise SharedError(errors[0])
         return result
 
     def run_on_main(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns to the first process, which alone does it; the others wait."""
+        """Run ``work`` in the main process only; return its result in all processes."""
         return cast(T, self.broadcast(self.run_together(lambda: work() if self.is_main else None)))
 
     def broadcast_weights(self, network: nn.Module) -> None:
-        """Give every process the first one's weights and running means."""
+        """Copy the weights and running means of the main process to all others."""
         if self.size > 1:
             for value in network.state_dict().values():
-                with _others_may_end():
+                with _explain_lost_process():
                     dist.broadcast(value, src=0)
 
-    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter], tally: Tensor) -> Tensor:
-        """Add up the gradients, and ``tally`` (n,) float32, over all processes; return the tally.
+    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter], totals: Tensor) -> Tensor:
+        """Sum the gradients, and ``totals`` (n,) float32, over all processes; return the totals.
 
-        All in one message. Parameters without a gradient here count as zeros.
+        In one message. Parameters without a gradient here count as zeros.
         """
         if self.size == 1:
-            return tally
-        return self.all_reduce_flat(parameters, flattened(parameters, tally))
+            return totals
+        return self.all_reduce_flat(parameters, flattened(parameters, totals))
 
     def all_reduce_flat(self, parameters: Sequence[nn.Parameter], flat: Tensor) -> Tensor:
-        """The same, of what ``flattened`` made, in place: the gradients become parts of it."""
+        """As ``all_reduce_gradients``, of the tensor that ``flattened`` returned, in place.
+
+        Gradients become views of it.
+        """
         counts = [parameter.numel() for parameter in parameters]
-        tally, *gradients = torch.split(self.all_reduce(flat), [len(flat) - sum(counts), *counts])
+        totals, *gradients = torch.split(self.all_reduce(flat), [len(flat) - sum(counts), *counts])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient.view_as(parameter)
-        return tally
+        return totals
 
 
 def flattened(
-    parameters: Sequence[nn.Parameter], tally: Tensor, out: Tensor | None = None
+    parameters: Sequence[nn.Parameter], totals: Tensor, out: Tensor | None = None
 ) -> Tensor:
-    """``tally`` (n,) and all gradients, one after the other; without a gradient, zeros."""
-    parts = [tally] + [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    """Return ``totals`` (n,) and all gradients concatenated; missing gradients are zeros."""
+    parts = [totals] + [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     return torch.cat([part.flatten() for part in parts], out=out)
 
 
@@ -132,11 +135,11 @@ SINGLE_PROCESS = World()
 
 @contextmanager
 def init_distributed(device_name: str) -> Iterator[tuple[World, str]]:
-    """The processes that torchrun started with this one, and the device for this one.
+    """Join the processes that torchrun started; yield the world and the device of this process.
 
-    Without torchrun, and with one process, nothing is started. ``device_name`` is what was asked
-    for with --device: of several GPUs, each process of a machine takes its own. Processes but the
-    first are silent on standard output, and have to ``leave``.
+    Without torchrun, and for a single process, nothing is initialised. ``device_name`` is the value
+    of --device: with several GPUs each process of a machine gets its own. Processes other than the
+    main one print nothing on standard output, and must end with ``leave``.
     """
     size, rank, local, here = _torchrun_variables()
     if size == 1:
@@ -155,9 +158,9 @@ def init_distributed(device_name: str) -> Iterator[tuple[World, str]]:
         torch.cuda.set_device(local)
         device_name, backend = f"cuda:{local}", "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"torchrun's processes do not find each other: {error}") from None
+        raise UserError(f"the processes of torchrun cannot connect: {error}") from None
     if not world.is_main:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
@@ -165,15 +168,15 @@ def init_distributed(device_name: str) -> Iterator[tuple[World, str]]:
     except SharedError:
         dist.destroy_process_group()
         raise
-    # After other errors it stays: the others may be waiting for this process, and it for them.
+    # Not after other errors: other processes may be waiting for this one, and would wait forever.
     dist.destroy_process_group()
 
 
 def _torchrun_variables() -> tuple[int, int, int, int]:
     """Return world size, rank, local rank and local world size; (1, 0, 0, 1) without torchrun.
 
-    Batch scripts set WORLD_SIZE or RANK of their own, or leave them empty. Raise UserError where
-    they ask for several processes that torchrun did not start.
+    Batch scripts may set WORLD_SIZE or RANK themselves, or leave them empty. Raise UserError if
+    they request several processes that torchrun did not start.
     """
     size = os.environ.get("WORLD_SIZE", "").strip()
     if size in ("", "1"):
@@ -198,21 +201,21 @@ def _torchrun_variables() -> tuple[int, int, int, int]:
 
 
 def leave(code: int) -> NoReturn:
-    """End a process that is not the first, at once.
+    """Exit a process that is not the main one, at once.
 
-    As the interpreter ends, a thread of torch's now and then aborts a process that is done, upon
-    which torchrun would end the first one too.
+    At interpreter exit a thread of torch sometimes aborts a finished process, upon which torchrun
+    would end the main one too.
     """
     sys.stderr.flush()
     os._exit(code)
 
 
 @contextmanager
-def _others_may_end() -> Iterator[None]:
+def _explain_lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
         raise UserError(
-            "another process has ended or cannot be reached; what it said tells "
+            "another process has ended or cannot be reached; its own message tells "
             f"why ({str(error).splitlines()[0][:100]})"
         ) from None

@@ -1,4 +1,4 @@
-"""What goes wrong through no fault of the program, and how it is said: one line, exit code 2."""
+"""Errors of the user's input and environment: one line and exit code 2."""
 
 import io
 import sys
@@ -9,9 +9,9 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """Bad input. Its text is one line: what is wrong, where, and the mend.
+    """Bad input. Its text is one line: what is wrong, where, and how to fix it.
 
-    What a stranger's file put into it cannot break the line nor drive the terminal.
+    Control characters are escaped: text from an untrusted file cannot control the terminal.
     """
 
     def __init__(self, text: str) -> None:
@@ -19,19 +19,19 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What ``error`` says, in one line; its kind where it says nothing."""
+    """Return the first line of an error's text, or its type if there is none."""
     return next((line.strip() for line in str(error).splitlines()), type(error).__name__)[:120]
 
 
 def main_guard(main: Callable[[], int]) -> None:
-    """Run a verb's ``main`` and leave the process with its exit code.
+    """Run a verb's ``main`` and exit with its exit code.
 
     ``UserError`` becomes one line on standard error and exit code 2; a broken pipe (``| head``)
     and Ctrl-C end quietly, as a shell expects. Anything else is a bug and keeps its traceback.
-    A line that is printed is there at once, in the log of a job too.
+    Output is line-buffered, also in the log of a batch job.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # In a locale that is not UTF-8, what it lacks is printed as \\uXXXX.
+        # Characters outside the locale's encoding are printed as \\uXXXX.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         code = main()

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from vqa_repro.utils.errors import UserError
 
 BLOCK = 1 << 20  # bytes
+MAX_JSON = 1 << 24  # bytes; files may be untrusted
 
 
 class WriteError(UserError):
@@ -28,7 +29,7 @@ class WriteError(UserError):
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Let ``write`` fill a temporary file, then publish it as ``path``: all of it or nothing.
 
-    Raise WriteError where that is not possible.
+    Raise WriteError if that is not possible.
     """
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -49,8 +50,9 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON, atomically; see ``write_atomic``."""
-    text = json.dumps(content).encode()
-    write_atomic(path, lambda file: file.write(text))
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # A lone surrogate, which UTF-8 cannot encode, becomes a JSON escape.
+    write_atomic(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def sha256_of(path: Path) -> str:
@@ -65,36 +67,39 @@ def sha256_of(path: Path) -> str:
 def read_bounded(path: Path, limit: int) -> bytes:
     """Return the content of a file of at most ``limit`` bytes.
 
-    Raise UserError for a larger one, whose content is not read, and OSError as ``open`` does.
+    Raise UserError for a larger one, whose content is not read, or one that cannot be read.
     """
-    with path.open("rb") as file:
-        content = file.read(limit + 1)
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > limit:
-        raise UserError(f"{path}: larger than {limit:,} bytes, so it is not what it should be")
+        raise UserError(f"{path}: more than {limit:,} bytes: not made by this program")
     return content
 
 
-def read_json(path: Path, limit: int) -> Any:
-    """Return what a JSON file of at most ``limit`` bytes holds.
+def read_json(path: Path, limit: int = MAX_JSON) -> Any:
+    """Return the content of a JSON file of at most ``limit`` bytes.
 
-    Raise UserError for a larger or damaged one, and OSError as ``open`` does.
+    Raise UserError for a larger or damaged one, or one that cannot be read.
     """
     try:
         return json.loads(read_bounded(path, limit))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({str(error)[:100]})") from None
+        raise UserError(f"{path}: not JSON: {str(error)[:100]}") from None
 
 
 def reason(error: OSError, folder: Path) -> str:
-    """Return why a file could not be written into ``folder``, in words.
+    """Return why a file could not be written into ``folder``.
 
-    A disk without free inodes calls itself full, however much space it has.
+    The error of a disk without free inodes is "No space left", however much space it has.
     """
     why = error.strerror or str(error)
     with suppress(OSError):
         disk = os.statvfs(folder)
         if error.errno == errno.ENOSPC and disk.f_files and not disk.f_favail and disk.f_bavail:
-            why += " for another file, though there is room (`df -i`): remove some files"
+            why += " for another file, though there is free space (`df -i`): remove some files"
     return why
 
 

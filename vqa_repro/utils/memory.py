@@ -1,10 +1,31 @@
-"""How much memory is free for a process to use, on the host and on a GPU."""
+"""Memory: how much is free on the host and on a GPU, and one-line advice when it runs out."""
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from vqa_repro.utils.errors import UserError
+
+# Neither the CPU allocator nor CUDA's libraries have an exception of their own.
+_OUT_OF_MEMORY = re.compile("DefaultCPUAllocator: |out of memory|_ALLOC_FAILED")
+OTHER_DEVICE = "`nvidia-smi` shows who else uses a GPU, and --device cuda:N or cpu is another one"
+
+
+@contextmanager
+def explain_out_of_memory(fix: str = OTHER_DEVICE, where: str = "") -> Iterator[None]:
+    """Turn the out-of-memory errors of torch and numpy into a UserError that ends in ``fix``."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        request = re.search(r"allocate ([\d.]+ \w+)", str(error))
+        size = f" (another {request[1]} requested)" if request else ""
+        raise UserError(f"out of memory{size}{where}: {fix}") from None
 
 
 def processes_here() -> int:
@@ -14,29 +35,29 @@ def processes_here() -> int:
 
 
 def free_on_device(device: torch.device) -> int:
-    """Bytes; of the host where the device is the CPU."""
+    """Return the free memory of ``device`` in bytes; for the CPU, that of the host."""
     if device.type == "cpu":
         return free_on_host()
     return int(torch.cuda.mem_get_info(device)[0])
 
 
 def free_on_host(root: Path = Path("/")) -> int:
-    """Bytes: what Linux calls available, but no more than the limits of containers and Slurm leave.
+    """Return the available host memory in bytes, for each process that torchrun started here.
 
-    Divided by the number of processes that torchrun started on this machine. Where the system does
-    not say, half of the memory counts as free. ``root`` is where proc and sys are.
+    It is what Linux reports as available, capped by the limits of containers and Slurm. If the
+    system reports nothing, half of the memory counts as free. ``root`` is where proc and sys are.
     """
     try:
-        available = _number(r"^MemAvailable:\s*(\d+) kB", root / "proc/meminfo") * 1024
+        available = _sum_of_matches(r"^MemAvailable:\s*(\d+) kB", root / "proc/meminfo") * 1024
     except (OSError, ValueError):
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return min([available, *_left_by_cgroups(root)]) // processes_here()
 
 
 def _left_by_cgroups(root: Path) -> list[int]:
-    """What each limit on this process's memory leaves; files that are merely cached count as free.
+    """Return what each memory limit on this process leaves; cached file pages count as free.
 
-    A group's limit holds for the groups in it, so all above this process's own count.
+    A cgroup's limit applies to its descendants, so the limits of all ancestors count too.
     """
     left = []
     try:
@@ -64,9 +85,9 @@ def _left_by_cgroups(root: Path) -> list[int]:
         group = top / path.lstrip("/")
         for folder in [group, *group.parents]:  # in a container the lowest of them may be hidden
             try:
-                most = _number(r"^(\d+)$", folder / limit)
-                used = _number(r"^(\d+)$", folder / usage)
-                left.append(most - used + _number(cached, folder / "memory.stat"))
+                most = _sum_of_matches(r"^(\d+)$", folder / limit)
+                used = _sum_of_matches(r"^(\d+)$", folder / usage)
+                left.append(most - used + _sum_of_matches(cached, folder / "memory.stat"))
             except (OSError, ValueError):  # no such folder, or "max"
                 pass
             if folder == top:
@@ -74,9 +95,9 @@ def _left_by_cgroups(root: Path) -> list[int]:
     return [max(0, bytes_left) for bytes_left in left]
 
 
-def _number(pattern: str, path: Path) -> int:
-    """The sum of all numbers that ``pattern`` finds. Raises ValueError if it finds none."""
-    found = re.findall(pattern, path.read_text(), re.MULTILINE)
-    if not found:
+def _sum_of_matches(pattern: str, path: Path) -> int:
+    """Return the sum of all numbers that ``pattern`` matches. Raise ValueError if there is none."""
+    numbers = re.findall(pattern, path.read_text(), re.MULTILINE)
+    if not numbers:
         raise ValueError(f"{path}: no {pattern}")
-    return sum(map(int, found))
+    return sum(map(int, numbers))

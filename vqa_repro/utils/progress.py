@@ -1,5 +1,6 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then in a log file."""
+"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
 
+import sys
 import time
 from types import TracebackType
 
@@ -11,7 +12,7 @@ LOG_EVERY = 30.0  # seconds between two plain lines
 class Progress:
     """A context manager around work on ``total`` items, of which ``done`` are done already.
 
-    show: whether this process reports at all.
+    Writes to standard error, if this process is to ``show`` progress at all.
     """
 
     def __init__(self, what: str, unit: str, total: int, done: int = 0, *, show: bool) -> None:
@@ -40,7 +41,7 @@ class Progress:
         self._bar.close()
 
     def note(self, text: str) -> None:
-        """Show ``text`` beside the bar and in the next plain line."""
+        """Show ``text`` next to the bar and in the next plain line."""
         self._note = text
         self._bar.set_postfix_str(text)
 
@@ -48,7 +49,7 @@ class Progress:
         self.update(self._done + count)
 
     def update(self, done: int) -> None:
-        """Set how many items are done, and report them in a log if it is time."""
+        """Set how many items are done; print a plain line every LOG_EVERY seconds."""
         self._bar.update(done - self._done)
         self._done = done
         now = time.monotonic()
@@ -59,6 +60,7 @@ class Progress:
             print(
                 f"  {done:,} of {self._total:,} {self._unit}, {rate:,.1f} {self._unit}/s"
                 f"{left}{note}",
+                file=sys.stderr,
                 flush=True,
             )
             self._reported = now

@@ -1,4 +1,4 @@
-"""Ctrl-C and the signals of batch systems, noticed between two steps instead of inside one."""
+"""Defer SIGINT, SIGTERM and SIGUSR1 to the next step boundary."""
 
 import signal
 from types import FrameType, TracebackType
@@ -9,16 +9,16 @@ _SIGNALS = [
 
 
 class SignalHandler:
-    """While entered, ``signal`` is the signal that asked to stop, or None.
+    """A context manager: ``signal`` is the signal received since it was entered, or None.
 
-    A second Ctrl-C stops at once, as if this were not here.
+    A second Ctrl-C raises KeyboardInterrupt at once.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
     def __enter__(self) -> "SignalHandler":
-        self._before = {number: signal.signal(number, self._notice) for number in _SIGNALS}
+        self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         return self
 
     def __exit__(
@@ -30,12 +30,12 @@ class SignalHandler:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _notice(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
     @property
     def exit_code(self) -> int:
-        """As a shell reports a process that a signal ended: 130 Ctrl-C, 143 TERM, 138 USR1."""
+        """The exit code of a process ended by ``signal``: 130 Ctrl-C, 143 TERM, 138 USR1."""
         return 128 + self.signal if self.signal else 0

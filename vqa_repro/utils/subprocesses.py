@@ -1,4 +1,4 @@
-"""Run a program that may fail, crash or hang, and say in one line how it ended."""
+"""Run a program that may fail, crash or hang, and report in one line how it ended."""
 
 import contextlib
 import os
@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 
 class ProcessResult(NamedTuple):
-    """What a program printed; ``failure`` is "" or one line saying why it did not end well."""
+    """The output of a program; ``failure`` is "", or one line with the reason."""
 
     stdout: str
     failure: str
 
 
 def run_limited(command: list[str], seconds: float, environ: dict[str, str]) -> ProcessResult:
-    """Run ``command`` for at most ``seconds``. Returns in time even if it cannot be killed."""
+    """Run ``command`` for at most ``seconds``. Return in time even if it cannot be killed."""
     try:
         process = subprocess.Popen(
             command,
@@ -27,7 +27,7 @@ def run_limited(command: list[str], seconds: float, environ: dict[str, str]) -> 
             text=True,
             errors="replace",
             env=environ,
-            start_new_session=True,  # a group of its own: its children can be killed with it
+            start_new_session=True,  # its own process group, so that its children can be killed too
         )
     except OSError as error:
         return ProcessResult("", f"cannot be run: {error.strerror}")
@@ -47,7 +47,7 @@ def run_limited(command: list[str], seconds: float, environ: dict[str, str]) -> 
 
 
 def _kill(process: subprocess.Popen[str]) -> str:
-    """Kill ``process`` and what it started; return what it had printed."""
+    """Kill ``process`` and its children; return its output so far."""
     with contextlib.suppress(ProcessLookupError):
         if sys.platform != "win32":
             os.killpg(process.pid, signal.SIGKILL)
@@ -59,7 +59,7 @@ def _kill(process: subprocess.Popen[str]) -> str:
 
 
 def _last_error(stderr: str) -> str:
-    """The last line that names an exception, or else the last line: some messages are longer."""
+    """Return the last line that names an exception, or else the last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return (named or lines or [""])[-1]

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from werkzeug.exceptions import Gone
 
-from vqa_repro.data.images import Picture
+from vqa_repro.data.images import ImageSource
 from vqa_repro.data.vocabulary import tokenize
 from vqa_repro.evaluation.examples import read as read_examples
 from vqa_repro.evaluation.inference import Predictor
@@ -83,12 +83,12 @@ class Runs:
             for run in runs
         ]
 
-    def _extract(self, image: Picture) -> list[Tensor]:
+    def _extract(self, image: ImageSource) -> list[Tensor]:
         """Return the features for each run; runs with the same backbone share them."""
         features: dict[str, Tensor] = {}
         for provenance, predictor in zip(self._provenance, self.predictors, strict=True):
             if provenance not in features:
-                features[provenance] = predictor.look(image)
+                features[provenance] = predictor.extract(image)
         return [features[provenance] for provenance in self._provenance]
 
 
@@ -113,9 +113,9 @@ def samples(runs: Sequence[Path]) -> list[Sample]:
     """Return the sample questions of the first run folder that has examples."""
     for folder in runs:
         if examples := read_examples(folder):
-            records = [examples.asked[i] for i in examples.lists.get("sample", [])]
+            records = [examples.records[i] for i in examples.lists.get("sample", [])]
             return [
-                Sample(examples.pictures[r.picture], r.question, r.label)
+                Sample(examples.images[r.picture], r.question, r.label)
                 for r in records
                 if r.picture
             ]

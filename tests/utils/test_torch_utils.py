@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqa_repro.utils.tar_checkpoint import load_tar
+from vqa_repro.utils.torch_utils import load_tar
 
 
 class Pickler(pickle.Pickler):
@@ -94,7 +94,7 @@ class Harm:
 def test_no_code_in_it_is_run(tmp_path: Path) -> None:
     path, harm = tmp_path / "old.pth", tmp_path / "harm"
     save_tar(OrderedDict(example(), harm=Harm(harm)), path)
-    with pytest.raises(pickle.UnpicklingError, match="it asks for"):
+    with pytest.raises(pickle.UnpicklingError, match="it requests"):
         load_tar(path)
     assert not harm.exists()
     torch.load(path, weights_only=False)
@@ -103,7 +103,7 @@ def test_no_code_in_it_is_run(tmp_path: Path) -> None:
 
 def test_other_numbers_are_refused(tmp_path: Path) -> None:
     save_tar(example(), tmp_path / "old.pth", kind=torch.DoubleStorage)
-    with pytest.raises(pickle.UnpicklingError, match="it holds a DoubleStorage"):
+    with pytest.raises(pickle.UnpicklingError, match="it contains a DoubleStorage"):
         load_tar(tmp_path / "old.pth")
 
 

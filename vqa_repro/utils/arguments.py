@@ -1,0 +1,78 @@
+"""Command-line options that several verbs share, and the parsing of a verb's command line."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+Options = argparse.ArgumentParser | argparse._ArgumentGroup
+
+
+def parse_arguments(
+    verb: str,
+    doc: str | None,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    arguments: Sequence[str] | None,
+) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Parse the command line of ``verb``, described by its module's docstring ``doc``.
+
+    Return the parser too: its ``error`` reports a bad combination of options.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m vqa_repro.{verb}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    return parser, parser.parse_args(arguments)
+
+
+def path_argument(text: str) -> Path:
+    """Return the path ``text`` with ~ expanded, which the shell does not do in ``--out=~/x``.
+
+    For the ``type`` of an argparse argument, which reports the error raised for an empty or
+    impossible path and exits with code 2.
+    """
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user, or no home folder
+        raise argparse.ArgumentTypeError(
+            f"{text}: cannot expand ~; write the path in full"
+        ) from None
+
+
+def name_or_path_argument(text: str) -> str:
+    """Return ``text``, with ~ expanded if it is a path that begins with it; see path_argument."""
+    return str(path_argument(text)) if text.startswith("~") else text
+
+
+def add_root_option(parser: Options) -> None:
+    parser.add_argument(
+        "--root", type=path_argument, default=Path("resources"), help="folder of the data sets"
+    )
+
+
+def add_weights_option(parser: Options) -> None:
+    parser.add_argument(
+        "--weights",
+        type=path_argument,
+        help="the backbone's checkpoint (default: the downloaded one)",
+    )
+
+
+def add_skip_damaged_option(parser: Options) -> None:
+    parser.add_argument(
+        "--skip-damaged",
+        action="store_true",
+        help="continue without the images that cannot be read; by default they are an error",
+    )
+
+
+def add_device_option(parser: Options) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda|cuda:N",
+        help="where to compute; auto: the first GPU, or the CPU if there is none",
+    )
