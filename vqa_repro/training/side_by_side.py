@@ -65,7 +65,7 @@ def train_side_by_side(
     if os.environ.get("WORLD_SIZE", "").strip() not in ("", "1"):
         raise UserError("torchrun divides a single training; start several with python -m")
     base = out or RUNS / recipe.name
-    folders = {name: base.with_name(f"{base.name}-{name}") for name in options}
+    folders = {name: Path(f"{base}-{name}") for name in options}
     commands = {
         name: [
             *(sys.executable, "-m", "vqa_repro.train", *words, *options[name]),
