@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import environ
 
-from vqa_repro import report, train
+from vqa_repro import evaluate, report, train
+from vqa_repro.run import open_run
 from vqa_repro.utils.errors import UserError
 
 
@@ -22,7 +24,10 @@ def small(drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 def test_seeds_are_trained_resumed_and_compared(
-    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: list[str],
+    drawn_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     in_the_way = tmp_path / "run-seed-1"
     in_the_way.mkdir()
@@ -41,6 +46,30 @@ def test_seeds_are_trained_resumed_and_compared(
     printed = capsys.readouterr().out.splitlines()
     table = [line for line in printed if line.startswith("| Question")]
     assert len(table) == 1 and "| 2 |" in table[0]
+
+    # They teach a third, and all answer as one.
+    teachers = 'training.teachers=["run-seed-0", "run-seed-1"]'
+    others = (
+        "training.ema=0.9",
+        "training.test_every=1",
+        "training.r_drop=1",
+        "training.similar_answers=0.2",
+        teachers,
+    )
+    changes = [word for option in others for word in ("--set", option)]
+    assert train.main([*small, *changes, "--out", "student"]) == 0
+    run = open_run(Path("student"))
+    metrics = json.loads(Path("student/metrics.json").read_text())
+    assert metrics["best_on_test"] == pytest.approx(metrics["overall"], abs=0.01)
+    assert "average" in torch.load("student/checkpoint.pt", weights_only=True)
+    assert run.finished and run.recipe.training.teachers == ["run-seed-0", "run-seed-1"]
+    with pytest.raises(UserError, match=r"run-seed-0.*\[data\]"):
+        train.main([*small, *changes, "--folds", "1/2", "--out", "cheat"])
+    assert not Path("cheat").exists()
+    capsys.readouterr()
+    together = ["run-seed-0", "run-seed-1", "student", "--answers-of", str(drawn_folder)]
+    assert evaluate.main([*together, "--split", "val", "--json"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["overall"] <= 100
 
 
 @pytest.mark.parametrize("text", ["", "a", "3-1", "0-", "0,0", "-1", "0-5000"])

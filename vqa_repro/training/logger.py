@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 # Fields of a record that TensorBoard shows, steps and epochs in separate charts.
-SCALARS = ("loss", "accuracy", "rate", "validation_accuracy", "questions_per_second")
+SCALARS = (
+    "loss",
+    "accuracy",
+    "rate",
+    "validation_accuracy",
+    "test_accuracy",
+    "questions_per_second",
+)
 TRACKED = 100  # steps; the loss is read far more often
 NAMED = 5  # questions named in a message
 

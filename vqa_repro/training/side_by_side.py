@@ -35,7 +35,7 @@ class Trained(NamedTuple):
             )
             return self.signal_code
         failed = [
-            f"{name} ({outcome.last_line or f'exit code {outcome.code}'})"
+            f"{name} ({outcome.last_line.removeprefix('error: ') or f'exit code {outcome.code}'})"
             for name, outcome in self.outcomes.items()
             if outcome.code
         ]
