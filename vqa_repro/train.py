@@ -166,8 +166,26 @@ def describe_start(run: Run, network: VQAModel, data: PreparedData, runtime: Run
         f"  {parameters:,} parameters; questions: {len(data.train):,} training, "
         f"{len(data.validation):,} validation, {len(data.test):,} test; "
         f"{len(run.vocabulary.words):,} words, {len(run.vocabulary.answers):,} answers\n"
+        f"{coverage_line(run, data)}"
         f"  run folder: {run.folder}",
         flush=True,
+    )
+
+
+def coverage_line(run: Run, data: PreparedData) -> str:
+    """Return a line on images, the share of questions covered, and the prior; "" if hidden."""
+    from vqa_repro.evaluation.baselines import coverage, prior_and_coverage
+
+    answers = run.vocabulary.answers
+    train, test = data.train_split, data.test_split
+    line = f"  {len(train.images):,} training and {len(test.images):,} test images; "
+    line += f"the answers cover {coverage(train, answers):.1f}% of {train.name}"
+    figures = prior_and_coverage(test, answers)
+    if not figures:
+        return f"{line}\n"
+    return (
+        f"{line}, {figures['coverage']:.1f}% of {test.name}; always answering "
+        f'"{answers[0]}" scores {figures["prior"]:.1f}%\n'
     )
 
 
@@ -188,7 +206,9 @@ def missing_capabilities(device: torch.device, training: Training) -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--recipe", help=f"{', '.join(recipe_names())}, or a TOML file (default: easy-vqa)"
+        "--recipe",
+        help=f"{', '.join(recipe_names())}, or a TOML file (default: easy-vqa, or with --data "
+        "options for the size of that data)",
     )
     parser.add_argument("--data", help="train on another data set, or a folder of your own")
     parser.add_argument(
@@ -263,6 +283,8 @@ def main(arguments: list[str] | None = None) -> int:
         use_deterministic_algorithms()
     code = 0
     with init_distributed(args.device) as (world, device):
+        if world.is_main and args.data and not args.recipe:
+            print(describe_choice(recipe))
         try:
             run = train(
                 recipe,
@@ -316,7 +338,7 @@ def train_several(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def read_recipe(args: argparse.Namespace) -> Recipe:
-    """Return the recipe with the changes of the command line."""
+    """Return the recipe with the changes of the command line; data alone has one made for it."""
     changes = dict(parse_change(text) for text in args.changes)
     for key, value in [
         ("data.name", args.data),
@@ -327,7 +349,23 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
     ]:
         if value is not None:
             changes[key] = value
-    return load_recipe(args.recipe or "easy-vqa", changes)
+    data = changes.get("data.name", "easy-vqa")
+    if args.recipe or data == "easy-vqa":
+        return load_recipe(args.recipe or "easy-vqa", changes)
+
+    from vqa_repro.training.defaults import own_data_recipe
+
+    return own_data_recipe(data, args.root, changes)
+
+
+def describe_choice(recipe: Recipe) -> str:
+    data = recipe.data
+    pixels = f" ({data.picture_size} pixels a side)" if data.features == "cnn" else ""
+    return (
+        f"options for {data.name}: data.test={data.test}, data.num_answers={data.num_answers}, "
+        f"data.features={data.features}{pixels}, training.epochs={recipe.training.epochs}; "
+        "--set changes any of them, --recipe takes all from a recipe"
+    )
 
 
 def parse_change(text: str) -> tuple[str, Any]:

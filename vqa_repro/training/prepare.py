@@ -25,6 +25,7 @@ class PreparedData:
     test: Questions
     loader: FeatureLoader  # of this process's images: every world.size-th row from world.rank
     store: Store
+    train_split: Split
     test_split: Split
     notes: list[str]  # what the data lacks, one line each: damaged images, questions cut short
 
@@ -87,6 +88,7 @@ def prepare(run: Run, splits: tuple[Split, Split], store: Store, runtime: Runtim
         test=arrays(test.examples),
         loader=FeatureLoader(share, runtime.device, runtime.placement),
         store=store,
+        train_split=train,
         test_split=test,
         notes=[
             *(line for split in splits if (line := _skipped(split, store))),
