@@ -82,6 +82,8 @@ class Training:
     distillation: Share = 0.5  # share of the loss on the teachers' answers
     temperature: Annotated[float, msgspec.Meta(ge=0.1, le=100)] = 2.0  # of those answers
     keep: Literal["last", "best"] = "last"  # which epoch's weights, by validation accuracy
+    # epochs between two looks at the test, which are logged and choose nothing; 0: none
+    test_every: Annotated[int, msgspec.Meta(ge=0)] = 0
     patience: Annotated[int, msgspec.Meta(ge=0)] = 0  # early stopping, in epochs; 0: never
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**32)] = 0

@@ -133,6 +133,7 @@ def describe_start(run: Run, network: VQAModel, data: PreparedData, runtime: Run
     """Print the device, the size of the network and the data, and what is missing."""
     import torch
 
+    from vqa_repro.training.prepare import coverage_line
     from vqa_repro.training.run_folder import missing_capabilities
     from vqa_repro.utils.device import describe
 
@@ -152,23 +153,6 @@ def describe_start(run: Run, network: VQAModel, data: PreparedData, runtime: Run
         f"{coverage_line(run, data)}"
         f"  run folder: {run.folder}",
         flush=True,
-    )
-
-
-def coverage_line(run: Run, data: PreparedData) -> str:
-    """Return a line on images, the share of questions covered, and the prior; "" if hidden."""
-    from vqa_repro.evaluation.baselines import coverage, prior_and_coverage
-
-    answers = run.vocabulary.answers
-    train, test = data.train_split, data.test_split
-    line = f"  {len(train.images):,} training and {len(test.images):,} test images; "
-    line += f"the answers cover {coverage(train, answers):.1f}% of {train.name}"
-    figures = prior_and_coverage(test, answers)
-    if not figures:
-        return f"{line}\n"
-    return (
-        f"{line}, {figures['coverage']:.1f}% of {test.name}; always answering "
-        f'"{answers[0]}" scores {figures["prior"]:.1f}%\n'
     )
 
 
@@ -237,6 +221,8 @@ def main(arguments: list[str] | None = None) -> int:
     code = 0
     with init_distributed(args.device) as (world, device):
         if world.is_main and args.data and not args.recipe:
+            from vqa_repro.training.defaults import describe_choice
+
             print(describe_choice(recipe))
         try:
             run = train(
@@ -269,20 +255,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train_several(args: argparse.Namespace, words: Sequence[str]) -> int:
     """Train once for each seed, or fold, of the command line ``words``; print their table."""
-    recipe = read_recipe(args)
-    if type(args.folds) is int:
-        if len(args.seeds or []) > 1:
-            raise UserError("--folds: takes one seed, not several")
-        total = args.folds
-        options = {f"fold-{k}": ["--folds", f"{k}/{total}"] for k in range(1, total + 1)}
-    else:
-        options = {f"seed-{seed}": ["--seeds", str(seed)] for seed in args.seeds}
-
     from vqa_repro.reporting.comparison import RunSummary
     from vqa_repro.reporting.folds import compare
     from vqa_repro.reporting.tables import markdown
+    from vqa_repro.training.run_folder import RUNS
 
-    trained = train_side_by_side(words, options, args.out, recipe, args.device, args.jobs)
+    trained = train_side_by_side(args, words, args.out or RUNS / read_recipe(args).name)
     if type(args.folds) is int and len(trained.finished) == args.folds:
         print("\n" + "\n".join(compare([trained.base])))
     elif type(args.folds) is not int and trained.finished:
@@ -309,16 +287,6 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
     from vqa_repro.training.defaults import own_data_recipe
 
     return own_data_recipe(data, args.root, changes)
-
-
-def describe_choice(recipe: Recipe) -> str:
-    data = recipe.data
-    pixels = f" ({data.picture_size} pixels a side)" if data.features == "cnn" else ""
-    return (
-        f"options for {data.name}: data.test={data.test}, data.num_answers={data.num_answers}, "
-        f"data.features={data.features}{pixels}, training.epochs={recipe.training.epochs}; "
-        "--set changes any of them, --recipe takes all from a recipe"
-    )
 
 
 def parse_change(text: str) -> tuple[str, Any]:

@@ -9,9 +9,8 @@ from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vocabulary import Vocabulary
 from vqa_repro.features.extractor import cached_checkpoint
 from vqa_repro.run import Run
-from vqa_repro.train import coverage_line
 from vqa_repro.training import defaults
-from vqa_repro.training.prepare import PreparedData
+from vqa_repro.training.prepare import PreparedData, coverage_line
 
 
 def split(

@@ -80,11 +80,11 @@ def test_the_average_of_weights() -> None:
     network = nn.Linear(1, 1, bias=False)
     average = WeightAverage(network, 0.75)
     expected = 0.0
-    for step, value in enumerate([1.0, 3.0, 5.0, 7.0, 9.0, 2.0], start=1):
+    for step, value in enumerate([1.0, 3.0, 5.0, 7.0, 9.0, 2.0] * 7, start=1):
         network.weight.data.fill_(value)
         average.update()
-        # The plain mean for four steps, then exponential.
-        expected += max(1 / step, 0.25) * (value - expected)
+        # Over a tenth of the steps so far, from step 40 on over about four of them.
+        expected += max(min(1, 10 / step), 0.25) * (value - expected)
     with average.applied():
         assert math.isclose(network.weight.item(), expected, rel_tol=1e-6)
     assert network.weight.item() == 2.0

@@ -4,37 +4,72 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import run_verb
+import torch
+from conftest import environ
 
-from vqa_repro import train
+from vqa_repro import evaluate, report, train
+from vqa_repro.run import open_run
+from vqa_repro.utils.errors import UserError
 
 
-def small(folder: Path, out: Path) -> list[str]:
-    """Options of a training that takes no time: it sees no images."""
-    common = ["--data", str(folder), "--set", "data.test=val", "--features", "none"]
-    return [*common, "--set", "model.name=question-only", "--epochs", "1", "--out", str(out)]
+@pytest.fixture
+def small(drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options of a training that takes no time, since it sees no images; OUT is tmp_path/run."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in environ().items():
+        monkeypatch.setenv(name, value)
+    common = ["--data", str(drawn_folder), "--set", "data.test=val", "--features", "none"]
+    return [*common, "--set", "model.name=question-only", "--epochs", "1", "--out", "run"]
 
 
 @pytest.mark.slow
-def test_seeds_are_trained_resumed_and_compared(drawn_folder: Path, place: Path) -> None:
-    out = place / "several"
-    in_the_way = place / "several-seed-1"
+def test_seeds_are_trained_resumed_and_compared(
+    small: list[str],
+    drawn_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    in_the_way = tmp_path / "run-seed-1"
     in_the_way.mkdir()
     (in_the_way / "notes.txt").touch()
-    arguments = (*small(drawn_folder, out), "--seeds", "0-1", "--jobs", "2")
-    failed = run_verb("train", *arguments, cwd=place)
-    assert failed.returncode == 2
-    assert "seed-1" in failed.stderr and "seed-0" not in failed.stderr
-    assert str(in_the_way) in failed.stderr and len(failed.stderr.splitlines()) == 1
-    finished = place / "several-seed-0" / "metrics.json"
+    with pytest.raises(UserError) as failed:
+        train.main([*small, "--seeds", "0-1", "--jobs", "2"])
+    assert "seed-1" in str(failed.value) and "seed-0" not in str(failed.value)
+    assert "name another folder" in str(failed.value)
+    finished = tmp_path / "run-seed-0" / "metrics.json"
     before = finished.stat().st_mtime_ns
 
     (in_the_way / "notes.txt").unlink()
-    done = run_verb("train", *arguments, cwd=place)
-    assert done.returncode == 0, done.stdout + done.stderr
+    capsys.readouterr()
+    assert train.main([*small, "--seeds", "0-1", "--jobs", "2"]) == 0
     assert finished.stat().st_mtime_ns == before
-    table = [line for line in done.stdout.splitlines() if line.startswith("| Question")]
+    printed = capsys.readouterr().out.splitlines()
+    table = [line for line in printed if line.startswith("| Question")]
     assert len(table) == 1 and "| 2 |" in table[0]
+
+    # They teach a third, and all answer as one.
+    teachers = 'training.teachers=["run-seed-0", "run-seed-1"]'
+    others = (
+        "training.ema=0.9",
+        "training.test_every=1",
+        "training.r_drop=1",
+        "training.similar_answers=0.2",
+        teachers,
+    )
+    changes = [word for option in others for word in ("--set", option)]
+    assert train.main([*small, *changes, "--out", "student"]) == 0
+    run = open_run(Path("student"))
+    metrics = json.loads(Path("student/metrics.json").read_text())
+    assert metrics["best_on_test"] == pytest.approx(metrics["overall"], abs=0.01)
+    assert "average" in torch.load("student/checkpoint.pt", weights_only=True)
+    assert run.finished and run.recipe.training.teachers == ["run-seed-0", "run-seed-1"]
+    with pytest.raises(UserError, match=r"run-seed-0.*\[data\]"):
+        train.main([*small, *changes, "--folds", "1/2", "--out", "cheat"])
+    assert not Path("cheat").exists()
+    capsys.readouterr()
+    together = ["run-seed-0", "run-seed-1", "student", "--answers-of", str(drawn_folder)]
+    assert evaluate.main([*together, "--split", "val", "--json"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["overall"] <= 100
 
 
 @pytest.mark.parametrize("text", ["", "a", "3-1", "0-", "0,0", "-1", "0-5000"])
@@ -45,29 +80,38 @@ def test_seeds_that_make_no_sense(text: str, capsys: pytest.CaptureFixture[str])
     assert "seeds" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["1", "a", "5/", "/5"])
+def test_folds_that_make_no_sense(text: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--folds", text])
+    assert ended.value.code == 2
+
+
 def test_seeds_under_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(train.UserError, match="torchrun"):
+    with pytest.raises(UserError, match="torchrun"):
         train.main(["--seeds", "0-1", "--out", str(tmp_path / "run")])
 
 
+def test_folds_with_several_seeds(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--folds"):
+        train.main(["--seeds", "0-1", "--folds", "5", "--out", str(tmp_path / "run")])
+
+
 @pytest.mark.slow
-def test_folds_answer_every_training_question_once(drawn_folder: Path, place: Path) -> None:
-    out = place / "crossed"
-    arguments = (*small(drawn_folder, out), "--folds", "2", "--jobs", "2")
-    done = run_verb("train", *arguments, cwd=place)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "120 questions" in done.stdout.splitlines()[-1]
-    records = [
-        json.loads((place / f"crossed-fold-{k}" / "held_out.json").read_text()) for k in (1, 2)
-    ]
+def test_folds_answer_every_training_question_once(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*small, "--folds", "2", "--jobs", "2"]) == 0
+    assert "120 questions" in capsys.readouterr().out.splitlines()[-1]
+    records = [json.loads((tmp_path / f"run-fold-{k}/held_out.json").read_text()) for k in (1, 2)]
     asked = {row[0] for record in records for row in record["questions"]}
     assert len(asked) == 120 == sum(len(record["questions"]) for record in records)
     for k, record in enumerate(records, start=1):
-        metrics = json.loads((place / f"crossed-fold-{k}" / "metrics.json").read_text())
+        metrics = json.loads((tmp_path / f"run-fold-{k}" / "metrics.json").read_text())
         assert metrics["questions"] == len(record["questions"])
         mean = sum(row[2] for row in record["questions"]) / len(record["questions"])
         assert metrics["overall"] == pytest.approx(100 * mean, abs=0.01)
         assert record["fold"] in metrics["split"]
-    compared = run_verb("report", "--folds", out, out, cwd=place)
-    assert compared.returncode == 0 and "+0.0 ± 0.0" in compared.stdout
+    assert report.main(["--folds", "run", "run"]) == 0
+    assert "+0.0 ± 0.0" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Several networks that answer as one: the mean of their probabilities."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -40,7 +41,7 @@ class Ensemble(VQAModel):
             network(features, tokens, lengths, image_index).logits.float() / self._temperature
             for network in self._networks
         ]
-        mean = torch.stack(logits).log_softmax(2).logsumexp(0) - torch.tensor(len(logits)).log()
+        mean = torch.stack(logits).log_softmax(2).logsumexp(0) - math.log(len(logits))
         if self._allowed is not None:
             mean = mean.masked_fill(~self._allowed, -torch.inf)
         return ModelOutput(mean, {})

@@ -222,7 +222,7 @@ def read_metrics(run: Run) -> dict[str, Any]:
         good = isinstance(value, dict) and all(_is_percent(v) for v in value.values())
         check(key, good, "percents by type")
     for key in (
-        *("overall", "prior", "coverage"),
+        *("overall", "best_on_test", "prior", "coverage"),
         *(key for key in metrics if key.startswith("wups")),
     ):
         value = metrics.get(key)

@@ -50,6 +50,7 @@ def finish(
     selected = epochs[-1]
     if recipe.training.keep == "best":
         selected = max(epochs, key=lambda record: float(record["validation_accuracy"]))
+    tested = [r["test_accuracy"] for r in epochs if "test_accuracy" in r]
     write_json(
         run.folder / "metrics.json",
         {
@@ -61,6 +62,8 @@ def finish(
             "epochs": len(epochs),
             "kept_epoch": selected["epoch"],
             "validation_accuracy": selected.get("validation_accuracy"),
+            # The best of many looks at the test: what a paper may report, and no result.
+            "best_on_test": max(tested, default=None),
             "published": recipe.published.accuracy if recipe.published else None,
             **score_run(run, results, data.test_split),
             **prior_and_coverage(data.test_split, run.vocabulary.answers),

@@ -16,6 +16,7 @@ from vqa_repro.utils.errors import UserError
 
 _HEADS = {
     "overall": "accuracy, % (difference)",
+    "best_on_test": "best epoch on the test, % (no result)",
     "prior": "most frequent answer, %",
     "coverage": "answers covered, %",
 }
@@ -38,7 +39,8 @@ def markdown(runs: Sequence[RunSummary]) -> str:
 
 def _table(groups: Sequence[RunGroup]) -> list[str]:
     names = metric_names(groups)
-    names += [name for name in ("prior", "coverage") if any(g.figure(name) for g in groups)]
+    more = ("best_on_test", "prior", "coverage")
+    names += [name for name in more if any(g.figure(name) for g in groups)]
     columns = [_HEADS.get(name, f"{name} (published)") for name in names]
     head = ["", "seeds", "published", *columns, "95% interval", "procedure", "minutes", "epochs"]
     rows = [head, ["---", *["---:"] * (len(head) - 1)], *(_row(group, names) for group in groups)]

@@ -101,3 +101,14 @@ def _typical_side(split: Split) -> float:
         except Exception:  # missing or damaged: reading all images reports it
             continue
     return statistics.median(sides) if sides else 0.0
+
+
+def describe_choice(recipe: Recipe) -> str:
+    """Return a line on what ``own_data_recipe`` chose."""
+    data = recipe.data
+    pixels = f" ({data.picture_size} pixels a side)" if data.features == "cnn" else ""
+    return (
+        f"options for {data.name}: data.test={data.test}, data.num_answers={data.num_answers}, "
+        f"data.features={data.features}{pixels}, training.epochs={recipe.training.epochs}; "
+        "--set changes any of them, --recipe takes all from a recipe"
+    )

@@ -6,12 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+PARTS = 10  # the average is over the last of so many parts of the training, at most
+
 
 class WeightAverage:
-    """The average of all weights and running means of ``network`` since the first step.
+    """The average of all weights and running means of ``network``.
 
-    decay: of the average at every step. During the first 1 / (1 - decay) steps it is the plain mean
-    of the weights so far, so the initial values have no part in it.
+    decay: of the average at every step, so that it is over about the last 1 / (1 - decay) steps;
+    but never over more than about the last tenth of the steps so far.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -25,7 +27,7 @@ class WeightAverage:
     def update(self) -> None:
         """Take the weights after another step into the average."""
         self._steps += 1
-        share = max(1 - self._decay, 1 / self._steps)
+        share = max(1 - self._decay, min(1.0, PARTS / self._steps))
         average, weights = list(self._average.values()), list(self._weights.values())
         torch._foreach_lerp_(average, weights, share)
 

@@ -21,9 +21,16 @@ from vqa_repro.utils.distributed import SharedError, World
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-# Fields of a record shown in TensorBoard; steps and epochs have separate charts.
-SCALARS = ("loss", "accuracy", "rate", "validation_accuracy", "questions_per_second")
-TRACKED = 100  # steps; losses are checked far more often
+# Fields of a record that TensorBoard shows, steps and epochs in separate charts.
+SCALARS = (
+    "loss",
+    "accuracy",
+    "rate",
+    "validation_accuracy",
+    "test_accuracy",
+    "questions_per_second",
+)
+TRACKED = 100  # steps; the loss is read far more often
 NAMED = 5  # questions named in a message
 
 

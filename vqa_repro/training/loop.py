@@ -161,6 +161,11 @@ class Trainer:
         state.epoch, state.batch = state.epoch + 1, 0
         if len(self.data.validation):
             record["validation_accuracy"] = self._validate()
+        every = self._training.test_every
+        if every and state.epoch % every == 0:
+            with self._averaged():
+                tested = predict_all(self.network, loader, self.data.test, self._world)
+            record["test_accuracy"] = label_accuracy(tested, self.data.test)
         record["seconds"] = self._seconds()
         record["questions_per_second"] = state.epoch * len(self.data.train) / record["seconds"]
         self._log.write(record)
@@ -291,6 +296,8 @@ def choose_step(step: Step, device: torch.device) -> Callable[[Batch, float], Te
 def describe_epoch(record: dict[str, Any], epochs: int) -> str:
     accuracy = record.get("validation_accuracy")
     validation = f", validation {accuracy:.2f}%" if accuracy is not None else ""
+    if "test_accuracy" in record:
+        validation += f", test {record['test_accuracy']:.2f}%"
     left = record["seconds"] / record["epoch"] * (epochs - record["epoch"])
     return (
         f"  epoch {record['epoch']:>2}/{epochs}: loss {record['loss']:.4f}, "

@@ -3,11 +3,10 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vqa_repro.recipe import Recipe
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.side_by_side import Outcome, cores, make_slots, run_side_by_side
 
@@ -35,7 +34,7 @@ class Trained(NamedTuple):
             )
             return self.signal_code
         failed = [
-            f"{name} ({outcome.last_line or f'exit code {outcome.code}'})"
+            f"{name} ({outcome.last_line.removeprefix('error: ') or f'exit code {outcome.code}'})"
             for name, outcome in self.outcomes.items()
             if outcome.code
         ]
@@ -46,26 +45,17 @@ class Trained(NamedTuple):
         return 0
 
 
-def train_side_by_side(
-    words: Sequence[str],
-    options: Mapping[str, Sequence[str]],
-    out: Path | None,
-    recipe: Recipe,
-    device: str,
-    jobs: int | None,
-) -> Trained:
-    """Run ``train`` with the command line ``words`` and each of ``options``, by their names.
+def train_side_by_side(args: argparse.Namespace, words: Sequence[str], base: Path) -> Trained:
+    """Run ``train`` with its command line ``words`` once for each seed or fold of ``args``.
 
-    The run folders are OUT-NAME; those that exist are resumed. out: by default runs/RECIPE.
-    jobs: how many at a time; by default one for each GPU, or CPU core. Raise UserError under
-    torchrun, which divides a single training.
+    The run folders are BASE-seed-3, BASE-fold-1; those that exist are resumed. Unless --jobs says
+    how many run at a time, there is one for each GPU, or CPU core. Raise UserError under torchrun,
+    which divides a single training, and for several seeds of several folds.
     """
-    from vqa_repro.training.run_folder import RUNS
-
     if os.environ.get("WORLD_SIZE", "").strip() not in ("", "1"):
         raise UserError("torchrun divides a single training; start several with python -m")
-    base = out or RUNS / recipe.name
-    folders = {name: base.with_name(f"{base.name}-{name}") for name in options}
+    options = options_of_each(args)
+    folders = {name: Path(f"{base}-{name}") for name in options}
     commands = {
         name: [
             *(sys.executable, "-m", "vqa_repro.train", *words, *options[name]),
@@ -73,8 +63,8 @@ def train_side_by_side(
         ]
         for name, folder in folders.items()
     }
-    gpus = visible_gpus(device)
-    slots = make_slots(min(jobs or len(gpus) or cores(), len(commands)), gpus)
+    gpus = visible_gpus(args.device)
+    slots = make_slots(min(args.jobs or len(gpus) or cores(), len(commands)), gpus)
     return Trained(base, folders, *run_side_by_side(commands, slots))
 
 
@@ -113,6 +103,19 @@ def add_several_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="runs side by side (default: one for each GPU, or CPU core)",
     )
+
+
+def options_of_each(args: argparse.Namespace) -> dict[str, list[str]]:
+    """Return the options of every training, by its name: "seed-3", "fold-1".
+
+    Raise UserError for several seeds of several folds.
+    """
+    if type(args.folds) is not int:
+        return {f"seed-{seed}": ["--seeds", str(seed)] for seed in args.seeds}
+    if len(args.seeds or []) > 1:
+        raise UserError("--folds: takes one seed, not several")
+    total = args.folds
+    return {f"fold-{k}": ["--folds", f"{k}/{total}"] for k in range(1, total + 1)}
 
 
 def seeds(text: str) -> list[int]:

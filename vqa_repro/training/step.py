@@ -61,7 +61,9 @@ class Step:
         network = self.network
         if not len(batch):
             if network.cnn is not None:  # batch normalisation involves all processes
-                network.cnn(batch.features).sum().backward()
+                passes = 2 if self._training.r_drop else 1
+                sums = [network.cnn(batch.features).sum() for _ in range(passes)]
+                torch.stack(sums).sum().backward()  # type: ignore[no-untyped-call]
             return batch.weight.new_zeros(3)
         logits = self._logits(batch)
         losses = self._losses(logits, batch)
