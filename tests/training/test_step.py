@@ -20,7 +20,7 @@ from vqa_repro.models.network import MODELS as ALL_MODELS
 from vqa_repro.models.network import VQAModel
 from vqa_repro.models.san import SAN
 from vqa_repro.recipe import Training
-from vqa_repro.training.cuda_graphs import GraphedStep, StaticInputs, rounded_up
+from vqa_repro.training.cuda_graphs import GraphedStep, Recomputed, StaticInputs, rounded_up
 from vqa_repro.training.optim import before_step, learning_rate, make_optimizer, resume
 from vqa_repro.training.step import Step
 from vqa_repro.utils.distributed import SINGLE_PROCESS, World
@@ -131,21 +131,11 @@ def test_a_step_neither_reads_from_the_device_nor_writes_to_it(
         assert all(p.grad is not None and p.grad.is_meta for p in network.parameters())
 
 
-class Recomputed:
-    """In place of CUDA graphs: a replay computes on what the static inputs hold now."""
-
-    def __init__(self, error: str = "") -> None:
-        self.captured = 0
-        self._error = error
-
-    def warm_up(self, work: Callable[[], Tensor]) -> Tensor:
-        return work()
+class NotCapturable(Recomputed):
+    """Graphs that no step can be captured in."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        if self._error:
-            raise RuntimeError(self._error)
-        self.captured += 1
-        return work
+        raise RuntimeError("not permitted when stream is capturing")
 
 
 class Alike(World):
@@ -160,8 +150,7 @@ def test_replays_train_as_eager_steps_do(world: World) -> None:
     """Everything of a graphed step but CUDA: sizes, inputs in place, when it is captured."""
     training = Training(epochs=1, learning_rate=0.05, optimizer="sgd", clip=0.5)
     eager, wrapped = (a_step("san", training, world) for _ in range(2))
-    graphs = Recomputed()
-    graphed = GraphedStep(wrapped, graphs)
+    graphed = GraphedStep(wrapped, Recomputed())
     done, sizes = 0, set()
     for epoch in range(6):
         for batch in an_epoch(epoch):
@@ -171,7 +160,7 @@ def test_replays_train_as_eager_steps_do(world: World) -> None:
             done += 1
     for a, b in zip(wrapped.parameters, eager.parameters, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    assert 1 <= graphs.captured <= len(sizes) and graphs.captured < done / 2
+    assert 1 <= graphed.captured <= len(sizes) and graphed.captured < done / 2
 
 
 def test_sizes_are_few_and_at_most_an_eighth_too_large() -> None:
@@ -185,7 +174,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_with_one_note(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     eager = a_step("san")
-    graphed = GraphedStep(a_step("san"), Recomputed("not permitted when stream is capturing"))
+    graphed = GraphedStep(a_step("san"), NotCapturable())
     for epoch in range(3):
         for batch in an_epoch(epoch):
             torch.testing.assert_close(graphed(batch, 0.01), eager(batch, 0.01))

@@ -59,6 +59,16 @@ class CudaGraphs:
         return graph.replay
 
 
+class Recomputed:
+    """Stand-in for CUDA graphs on any device: a replay computes on what the inputs hold now."""
+
+    def warm_up(self, work: Callable[[], Tensor]) -> Tensor:
+        return work()
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
+
+
 class StaticInputs:
     """A batch of fixed size; what a smaller one leaves over keeps old values of weight zero."""
 
@@ -104,13 +114,14 @@ class GraphedStep:
         like = step.parameters[0]
         # Results outlive a replay, so they are allocated outside the graphs' memory pool.
         self._results = like.new_empty(3 + (count if step.world.size > 1 else 0)).detach()
-        self._failed = False
+        self.captured = 0  # graphs
+        self.failure = ""  # why a step cannot be captured
 
     def __call__(self, batch: Batch, rate: float) -> Tensor:
         """As ``Step``. The returned tensor is overwritten by the next call."""
         step = self._step
         step.set_rate(rate)
-        if self._failed:
+        if self.failure:
             return step.run(batch)
         size = padded_size(batch)
         inputs = self._inputs.get(size)
@@ -127,9 +138,8 @@ class GraphedStep:
                 inputs.replay = self._capture(inputs.batch)
             except RuntimeError as error:
                 # torch raises what ended a capture while it handles the end of the capture.
-                reason = first_line(error.__context__ or error)
-                tqdm.write(f"  no CUDA graphs: a step cannot be captured ({reason})")
-                self._failed = True
+                self.failure = first_line(error.__context__ or error)
+                tqdm.write(f"  no CUDA graphs: a step cannot be captured ({self.failure})")
                 self._inputs.clear()
                 return step.run(batch)
         inputs.replay()
@@ -152,6 +162,7 @@ class GraphedStep:
                 flattened(step.parameters, totals, out=self._results)
 
         replay = self._graphs.capture(work)
+        self.captured += 1
         step.optimizer.zero_grad()
         return replay
 

@@ -6,6 +6,8 @@ and pooling in Triton (triton_kernels.py) where it works, everything else in pla
 fastest.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -47,9 +49,10 @@ def coattention(
     a question's end, so that C is.
     """
     inputs = (Q_b, b, W_q_Q, V, W_v_V, w_hv, groups, dropout)
-    if V.device.type == "cpu":
+    implementation = _implementation(V)
+    if implementation is cpu:
         return cpu.coattention(*inputs)
-    return reference.coattention(*inputs, scores_of=_implementation(V).additive_scores)
+    return reference.coattention(*inputs, scores_of=implementation.additive_scores)
 
 
 def pool(p: Tensor, v: Tensor, groups: QuestionGroups) -> Tensor:
@@ -58,8 +61,24 @@ def pool(p: Tensor, v: Tensor, groups: QuestionGroups) -> Tensor:
     return means
 
 
+_forced: Any = None
+
+
+@contextmanager
+def plain_forms() -> Iterator[None]:
+    """Use the plain PyTorch forms on every device, to compare the fast ones with them."""
+    global _forced
+    _forced = reference
+    try:
+        yield
+    finally:
+        _forced = None
+
+
 def _implementation(x: Tensor) -> Any:
     """Return the module with the fastest ``additive_scores`` and ``pool`` for ``x``."""
+    if _forced is not None:
+        return _forced
     if x.device.type == "cpu":
         return cpu
     if not x.is_cuda or x.dtype is torch.float64:
