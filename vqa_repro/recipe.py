@@ -67,7 +67,8 @@ class Training:
     regions: Share = 1.0  # share of an image's regions that each batch sees, drawn at random
     keep: Literal["last", "best"] = "last"  # which epoch's weights, by validation accuracy
     patience: Annotated[int, msgspec.Meta(ge=0)] = 0  # early stopping, in epochs; 0: never
-    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products
+    # Of matrix products. "tf32": float32 numbers, whose products a GPU rounds to 11 bits.
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**32)] = 0
 
 

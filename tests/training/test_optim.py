@@ -1,10 +1,14 @@
 """Optimisers and schedules against what the papers' code does, written out by hand."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
+from conftest import PROJECT, environ
 from torch import nn
 
 from vqa_repro.models.san import SAN
@@ -121,3 +125,18 @@ def test_adamw_spares_biases_and_embeddings_from_decay() -> None:
 def test_schedules(schedule: str, step: int, rate: float) -> None:
     training = Training(epochs=1, learning_rate=1.0, schedule=schedule, decade=50)
     assert math.isclose(learning_rate(training, step, 100), rate, abs_tol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this platform")
+def test_the_fused_update_through_triton_s_interpreter() -> None:
+    files = ["tests/fused_update_kernels.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
+        cwd=PROJECT,
+        env={**environ(), "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

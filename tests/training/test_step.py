@@ -69,7 +69,8 @@ def an_epoch(seed: int = 0, size: int = 8) -> list[Batch]:
 @pytest.mark.parametrize("case", ["san", "hiecoatt"])
 def test_padding_a_batch_changes_no_gradient(case: str) -> None:
     step, plan = a_step(case), an_epoch()
-    static = StaticInputs((32, 12, 6), plan[0])
+    features = plan[0].features.new_zeros(16, *plan[0].features.shape[1:])
+    static = StaticInputs((32, 12, 6), plan[0], features)
     for batch in plan:  # the padding of the second one is what is left of the first
         static.copy_from(batch)
         totals, gradients = [], []
@@ -123,7 +124,8 @@ def test_a_step_neither_reads_from_the_device_nor_writes_to_it(
     for clip_per in ("tensor", "all"):
         changed = replace(training, clip_per=clip_per)  # type: ignore[arg-type]
         step = Step(changed, network)
-        static = StaticInputs((64, 16, 6), batch)
+        features = batch.features.new_zeros(16, *batch.features.shape[1:])
+        static = StaticInputs((64, 16, 6), batch, features)
         with OnMeta():
             static.copy_from(batch)
             assert step.compute_gradients(static.batch).shape == (3,)
@@ -192,6 +194,41 @@ def test_an_optimiser_goes_on_with_the_options_of_the_device_that_is_there() -> 
     resume(optimizer, state)
     for group in optimizer.param_groups:
         assert group["lr"] == training.learning_rate and not group["capturable"]
+
+
+def test_a_resumed_optimiser_has_its_state_on_the_device_of_the_weights() -> None:
+    """The meta device stands for a GPU, the state comes from a checkpoint on the CPU."""
+    for optimizer in ("sgd", "rmsprop", "adamw"):
+        training = Training(epochs=1, learning_rate=0.1, optimizer=optimizer)  # type: ignore[arg-type]
+        trained = steps.network("san")
+        source = make_optimizer(training, trained)
+        for parameter in trained.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        source.step()
+        target = make_optimizer(training, steps.network("san").to("meta"))
+        resume(target, source.state_dict())
+        values = [v for state in target.state.values() for v in state.values()]
+        assert values and all(v.is_meta for v in values if isinstance(v, Tensor))
+
+
+def test_batches_of_all_sizes_share_the_memory_of_their_features(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = a_step("san")
+    sizes, memory = set(), set()
+    compute = step.compute_gradients
+
+    def record(batch: Batch) -> Tensor:
+        sizes.add((len(batch), len(batch.features), batch.tokens.shape[1]))
+        memory.add(batch.features.untyped_storage().data_ptr())
+        return compute(batch)
+
+    monkeypatch.setattr(step, "compute_gradients", record)
+    graphed = GraphedStep(step, Recomputed())
+    batches = [batch for size in (20, 8, 3) for batch in an_epoch(0, size)]
+    for batch in sorted(batches, key=lambda batch: -len(batch.features)):
+        graphed(batch, 0.01)
+    assert len(sizes) > 2 and len(memory) == 1
 
 
 def test_training_sees_some_regions_of_each_picture_and_answering_all() -> None:

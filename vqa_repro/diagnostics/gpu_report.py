@@ -1,6 +1,6 @@
 """Check a GPU with real training steps and write a report to paste into an issue.
 
-Each check runs in a process of its own (``vqa_repro.training.step_check``), because a failed
+Each check runs in a process of its own (``vqa_repro.training.gpu_check``), because a failed
 kernel may crash the process, poison its CUDA context or hang. All together get ten minutes.
 """
 
@@ -78,13 +78,14 @@ def _run(device: str, name: str, seconds: float, left: float) -> tuple[CheckRun,
     """Return what the check ``name`` found, and the facts about the machine."""
     if left < 10:
         return CheckRun(name, [], "", f"out of time ({BUDGET / 60:g} minutes)"), {}
-    command = [sys.executable, "-m", "vqa_repro.training.step_check", device, name]
+    command = [sys.executable, "-m", "vqa_repro.training.gpu_check", device, name]
     outcome = run_limited(command, seconds, child_environ())
-    lines = [json.loads(line) for line in outcome.stdout.splitlines() if line.startswith("{")]
+    whole = [line for line in outcome.stdout.splitlines() if line[:1] + line[-1:] == "{}"]
+    lines = [json.loads(line) for line in whole]
     if not lines and "--device" in outcome.failure:
         reason = outcome.failure.partition("UserError: ")[2]
         raise UserError(f"no GPU to check ({reason}); --device cpu rehearses the checks")
-    facts = next((line["facts"] for line in lines if "facts" in line), {})
+    facts: Facts = next((line["facts"] for line in lines if "facts" in line), {})
     results = [line for line in lines if "facts" not in line]
     return CheckRun(name, results, outcome.failure, ""), facts
 

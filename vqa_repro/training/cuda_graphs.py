@@ -70,13 +70,16 @@ class Recomputed:
 
 
 class StaticInputs:
-    """A batch of fixed size; what a smaller one leaves over keeps old values of weight zero."""
+    """A batch of fixed size; what a smaller one leaves over keeps old values of weight zero.
 
-    def __init__(self, size: tuple[int, int, int], batch: Batch) -> None:
+    features: (at least as many images, ...), which batches of several sizes may share.
+    """
+
+    def __init__(self, size: tuple[int, int, int], batch: Batch, features: Tensor) -> None:
         questions, images, words = size
         numbers = batch.positions
         self.batch = Batch(
-            features=batch.features.new_zeros(images, *batch.features.shape[1:]),
+            features=features[:images],
             image_index=numbers.new_zeros(questions),
             tokens=numbers.new_zeros(questions, words),
             lengths=numbers.new_ones(questions),
@@ -110,6 +113,7 @@ class GraphedStep:
     def __init__(self, step: Step, graphs: Graphs | None = None) -> None:
         self._step, self._graphs = step, graphs or CudaGraphs()
         self._inputs: dict[tuple[int, int, int], StaticInputs] = {}
+        self._features: Tensor | None = None  # of the largest batch so far
         count = sum(parameter.numel() for parameter in step.parameters)
         like = step.parameters[0]
         # Results outlive a replay, so they are allocated outside the graphs' memory pool.
@@ -128,7 +132,7 @@ class GraphedStep:
         if inputs is None:
             # The first batch of a size runs eagerly: that loads libraries, selects algorithms and
             # allocates the optimiser's state, none of which can be captured.
-            inputs = self._inputs[size] = StaticInputs(size, batch)
+            inputs = self._inputs[size] = self._static_inputs(size, batch)
             inputs.copy_from(batch)
             static = inputs.batch
             return self._graphs.warm_up(lambda: step.run(static))
@@ -148,6 +152,16 @@ class GraphedStep:
         totals = step.world.all_reduce_flat(step.parameters, self._results)
         step.apply_gradients()
         return totals
+
+    def _static_inputs(self, size: tuple[int, int, int], batch: Batch) -> StaticInputs:
+        """Return inputs of ``size``.
+
+        All sizes share the features, nearly all of their memory: 200 kB an image. Older and smaller
+        features stay as long as the graphs that read them.
+        """
+        if self._features is None or len(self._features) < size[1]:
+            self._features = batch.features.new_zeros(size[1], *batch.features.shape[1:])
+        return StaticInputs(size, batch, self._features)
 
     def _capture(self, batch: Batch) -> Callable[[], None]:
         """Capture the step on ``batch``; with several processes up to the gradients."""

@@ -18,7 +18,7 @@ from vqa_repro.models.network import VQAModel, load_weights, save_weights
 from vqa_repro.run import Run
 from vqa_repro.training.cuda_graphs import GraphedStep, reason_for_eager
 from vqa_repro.training.logger import Logger, NonFiniteLossTracker, means
-from vqa_repro.training.optim import learning_rate
+from vqa_repro.training.optim import learning_rate, use_precision
 from vqa_repro.training.optim import resume as resume_optimizer
 from vqa_repro.training.prepare import PreparedData
 from vqa_repro.training.step import Step
@@ -94,6 +94,7 @@ class Trainer:
         )
         self._tensorboard = tensorboard
         self._weights = run.folder / "model.safetensors"
+        use_precision(self._training.precision)
         self._eager = Step(self._training, network, self._world)
         self._step = choose_step(self._eager, self._device)
         zeros = torch.zeros(3, device=self._device)

@@ -1,12 +1,17 @@
 """Optimisers and learning-rate schedules, by the recipe's words."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from vqa_repro.models.ops.attention import triton_works
 from vqa_repro.recipe import Training
+
+if TYPE_CHECKING:
+    from vqa_repro.training.fused_update import FusedUpdate
 
 WARM_UP = 0.1  # of all steps, where the rate follows a cosine
 
@@ -101,6 +106,36 @@ def before_step(training: Training, network: nn.Module) -> None:
     # All norms as one tensor: three kernels, and not three for each of them.
     scales = (training.clip / torch.stack(torch._foreach_norm(gradients))).clamp(max=1.0)
     torch._foreach_mul_(gradients, scales.unbind())
+
+
+def fuse(training: Training, network: nn.Module, optimizer: torch.optim.Optimizer) -> "FusedUpdate":
+    """Return ``before_step`` and ``optimizer.step`` as two kernels (sgd and rmsprop)."""
+    from vqa_repro.training.fused_update import FusedUpdate
+
+    embeddings = (part for part in network.modules() if isinstance(part, nn.Embedding))
+    spared = {parameter for part in embeddings for parameter in part.parameters()}
+    return FusedUpdate(
+        optimizer,
+        set(network.parameters()) - spared,
+        weight_decay=training.weight_decay,
+        clip=training.clip,
+        clip_per=training.clip_per,
+    )
+
+
+def fuse_if_possible(
+    training: Training, network: nn.Module, optimizer: torch.optim.Optimizer
+) -> "FusedUpdate | None":
+    """Return the fused update on a GPU where Triton's kernels work; None otherwise."""
+    device = next(network.parameters()).device
+    if training.optimizer == "adamw" or not triton_works(device):
+        return None
+    from vqa_repro.training import fused_update
+
+    if failure := fused_update.self_test(device):
+        tqdm.write(f"  warning: the fused update is not used ({failure})")
+        return None
+    return fuse(training, network, optimizer)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

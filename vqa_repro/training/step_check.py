@@ -1,22 +1,14 @@
-"""Check real training steps on a device against float32 on the CPU, and time them.
+"""Check a recipe's training step on a device against float32 on the CPU, and time it.
 
-    python -m vqa_repro.training.step_check DEVICE CHECK
-
-CHECK is the name of a recipe, "kernels" (Triton) or "placements" (of features). Prints one JSON
-object a line as soon as a result is there, since a GPU may crash or hang in the next one. On the
-CPU everything is small: a rehearsal, in which a stand-in takes the place of CUDA graphs.
+On the CPU everything is small: a rehearsal, in which a stand-in takes the place of CUDA graphs.
 """
 
 import copy
 import inspect
-import json
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +16,6 @@ import torch
 from torch import Tensor
 
 from vqa_repro.data.batching import Batch, collate, plan_batches
-from vqa_repro.features.loader import PLACEMENTS, FeatureLoader, Placement
-from vqa_repro.features.store import Store
 from vqa_repro.models import MODELS
 from vqa_repro.models.network import VQAModel
 from vqa_repro.models.ops import attention
@@ -34,8 +24,7 @@ from vqa_repro.training.cuda_graphs import CudaGraphs, GraphedStep, Recomputed, 
 from vqa_repro.training.optim import use_precision
 from vqa_repro.training.step import Step
 from vqa_repro.training.synthetic import VQA_QUESTIONS, Sizes, synthetic_data
-from vqa_repro.utils.device import choose_device, has_bfloat16
-from vqa_repro.utils.errors import first_line
+from vqa_repro.utils.device import has_bfloat16
 
 CPU = torch.device("cpu")
 SMALL, SMALL_WIDTH = Sizes(regions=9, channels=16, words=60, answers=10), 16
@@ -95,9 +84,11 @@ def narrow(value: Any) -> Any:
 
 
 def to(batch: Batch, device: torch.device) -> Batch:
-    parts = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
-    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in parts.items()}
-    return Batch(**moved)
+    parts: dict[str, Any] = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
+    for name, part in parts.items():
+        if isinstance(part, Tensor):
+            parts[name] = part.to(device)
+    return Batch(**parts)
 
 
 def relative_error(result: Tensor, expected: Tensor) -> float:
@@ -269,95 +260,3 @@ def check_recipe(name: str, device: torch.device) -> Iterator[tuple[str, Callabl
     yield "", lambda: list(time_steps(case, device, fast=False))
     if has_bfloat16(device):
         yield "", lambda: list(time_steps(case, device, fast=True))
-
-
-def check_kernels(device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yield the checks of Triton's kernels; none on the CPU, where they do not run."""
-    if device.type == "cuda":
-        yield "Triton kernels match the plain forms", lambda: triton_self_test(device)
-
-
-def triton_self_test(device: torch.device) -> Result:
-    try:
-        from vqa_repro.models.ops import triton_kernels
-    except ImportError as error:
-        return {"ok": False, "detail": first_line(error)}
-    failure = triton_kernels.self_test(device)
-    return {"ok": failure is None, "detail": failure or f"Triton {triton_kernels.triton_version()}"}
-
-
-def check_placements(device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yield a check of each feature placement: the same features, and the time of a batch."""
-    for placement in PLACEMENTS:
-        yield f"features: {placement}", lambda placement=placement: try_placement(placement, device)
-
-
-def try_placement(placement: Placement, device: torch.device) -> Result:
-    small = device.type == "cpu"
-    features, questions = synthetic_data(64 if small else 2048, CPU, SMALL if small else Sizes())
-    with tempfile.TemporaryDirectory() as folder:
-        numbers = features.numpy()
-        file = Path(folder, "features")
-        numbers.tofile(file)
-        rows: Any = np.memmap(file, numbers.dtype, "r", shape=numbers.shape)
-        loader = FeatureLoader(Store(file, rows, {}, {}), device, placement)
-        questions = questions.to(device)
-        plan = plan_batches(questions, 100, "grouped")
-        same, start = True, 0.0
-        for timed in (False, True):
-            synchronize(device)
-            start = time.perf_counter()
-            for batch, indices in zip(loader.epoch(questions, plan), plan, strict=True):
-                if not timed:
-                    expected = features[indices.rows.cpu()]
-                    same = same and torch.equal(batch.features.cpu(), expected)
-            synchronize(device)
-        milliseconds = 1000 * (time.perf_counter() - start) / len(plan)
-        return {"ok": same, "detail": f"{milliseconds:.2f} ms a batch of 100 questions"}
-
-
-def machine_facts(device: torch.device) -> Result:
-    """Return what a report says about the device and the libraries."""
-    facts: Result = {"torch": torch.__version__, "cuda": torch.version.cuda}
-    facts["cudnn"] = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
-    try:
-        import triton
-
-        facts["triton"] = triton.__version__
-    except ImportError:
-        facts["triton"] = None
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        facts["name"] = properties.name
-        facts["compute_capability"] = f"{properties.major}.{properties.minor}"
-        facts["memory_gib"] = round(properties.total_memory / 2**30, 1)
-    return facts
-
-
-def run_check(name: str, device: torch.device) -> Iterator[Result]:
-    """Yield the results of the check called ``name``; a failure is a result, too."""
-    checks = {"kernels": check_kernels, "placements": check_placements}.get(name)
-    for what, check in checks(device) if checks else check_recipe(name, device):
-        start = time.perf_counter()
-        try:
-            found = check()
-        except Exception as error:
-            detail = f"{type(error).__name__}: {first_line(error)}"
-            found = {"ok": False, "detail": detail}
-        for result in found if isinstance(found, list) else [found]:
-            if result is not None:
-                yield {"check": name, "what": what, **result, "took": time.perf_counter() - start}
-
-
-def main(arguments: list[str]) -> None:
-    if len(arguments) != 2:
-        raise SystemExit(__doc__)
-    device = choose_device(arguments[0])
-    use_precision("float32")
-    print(json.dumps({"facts": machine_facts(device)}), flush=True)
-    for result in run_check(arguments[1], device):
-        print(json.dumps(result), flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

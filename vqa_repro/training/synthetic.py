@@ -36,7 +36,7 @@ def synthetic_data(
     generator = torch.Generator(device).manual_seed(0)
     shape = (images, sizes.regions, sizes.channels)
     features = torch.empty(shape, dtype=torch.float16, device=device)
-    for part in features.split(1024):
+    for part in torch.split(features, 1024):
         value = torch.rand(part.shape, generator=generator, device=device)
         part.copy_(torch.relu(value - (1 - NON_ZERO)) / NON_ZERO * (3 / NON_ZERO) ** 0.5)
     rng = np.random.default_rng(0)

@@ -61,6 +61,7 @@ def pool(p: Tensor, v: Tensor, groups: QuestionGroups) -> Tensor:
     return means
 
 
+OLDEST = (7, 0)  # compute capability that Triton compiles for: Pascal and older are below
 _forced: Any = None
 
 
@@ -75,6 +76,12 @@ def plain_forms() -> Iterator[None]:
         _forced = None
 
 
+def triton_works(device: torch.device) -> bool:
+    """Return whether Triton's kernels pass their test on ``device``; warn once if not."""
+    forced_or_cpu = _forced is not None or device.type != "cuda"
+    return not forced_or_cpu and _triton_or_reference(device) is not reference
+
+
 def _implementation(x: Tensor) -> Any:
     """Return the module with the fastest ``additive_scores`` and ``pool`` for ``x``."""
     if _forced is not None:
@@ -86,14 +93,23 @@ def _implementation(x: Tensor) -> Any:
     return _triton_or_reference(x.device)
 
 
+def too_old_for_triton(capability: tuple[int, int]) -> str | None:
+    """Return why Triton cannot compile for cards of this compute capability; None if it can."""
+    if capability >= OLDEST:
+        return None
+    return f"compute capability {'.'.join(map(str, capability))}; Triton needs 7.0 or higher"
+
+
 @cache
 def _triton_or_reference(device: torch.device) -> Any:
+    failure: str | None
     try:
         from vqa_repro.models.ops import triton_kernels
     except ImportError as error:
-        failure: str | None = str(error)
+        failure = str(error)
     else:
-        if (failure := triton_kernels.self_test(device)) is None:
+        failure = too_old_for_triton(torch.cuda.get_device_capability(device))
+        if (failure := failure or triton_kernels.self_test(device)) is None:
             return triton_kernels
     tqdm.write(
         f"  warning: Triton kernels unavailable ({failure}); "

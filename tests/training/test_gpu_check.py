@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vqa_repro.models.common import QuestionGroups
 from vqa_repro.models.ops import cpu
-from vqa_repro.training.step_check import run_check
+from vqa_repro.training.gpu_check import run_check
 
 CPU = torch.device("cpu")
 
