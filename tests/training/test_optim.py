@@ -13,7 +13,13 @@ from torch import nn
 
 from vqa_repro.models.san import SAN
 from vqa_repro.recipe import Training
-from vqa_repro.training.optim import before_step, learning_rate, make_optimizer, set_rate
+from vqa_repro.training.optim import (
+    before_step,
+    learning_rate,
+    make_optimizer,
+    set_rate,
+    use_precision,
+)
 
 SAN_CODE = Training(
     epochs=50,
@@ -125,6 +131,16 @@ def test_adamw_spares_biases_and_embeddings_from_decay() -> None:
 def test_schedules(schedule: str, step: int, rate: float) -> None:
     training = Training(epochs=1, learning_rate=1.0, schedule=schedule, decade=50)
     assert math.isclose(learning_rate(training, step, 100), rate, abs_tol=1e-12)
+
+
+def test_float32_is_float32_everywhere_and_tf32_is_for_those_who_choose_it() -> None:
+    try:
+        for precision in ("tf32", "float32", "tf32", "bfloat16"):
+            use_precision(precision)
+            flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+            assert flags == (precision == "tf32",) * 2
+    finally:
+        use_precision("float32")
 
 
 @pytest.mark.slow
