@@ -128,7 +128,9 @@ def fuse_if_possible(
 ) -> "FusedUpdate | None":
     """Return the fused update on a GPU where Triton's kernels work; None otherwise."""
     device = next(network.parameters()).device
-    if training.optimizer == "adamw" or not triton_works(device):
+    # The kernels take weights as flat float32 arrays.
+    plain = all(p.is_contiguous() and p.dtype is torch.float32 for p in network.parameters())
+    if training.optimizer == "adamw" or not plain or not triton_works(device):
         return None
     from vqa_repro.training import fused_update
 
