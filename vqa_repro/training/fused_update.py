@@ -145,7 +145,7 @@ def self_test(device: torch.device) -> str | None:
     try:
         for kind, decay, clip in ((torch.optim.SGD, 0.1, 0.5), (torch.optim.RMSprop, 0.0, 0.0)):
             values = [torch.randn(shape, generator=generator) for shape in ((70, 90), (5,))]
-            ours = [nn.Parameter(value.to(device)) for value in values]
+            ours = [nn.Parameter(value.to(device, copy=True)) for value in values]
             plain = [nn.Parameter(value.clone()) for value in values]
             options = {"momentum": 0.9} if kind is torch.optim.SGD else {"alpha": 0.99, "eps": 1e-8}
             rate = torch.tensor(0.1, device=device)
@@ -157,7 +157,7 @@ def self_test(device: torch.device) -> str | None:
             for _ in range(2):
                 for a, b in zip(ours, plain, strict=True):
                     b.grad = torch.randn(b.shape, generator=generator)
-                    a.grad = b.grad.to(device)
+                    a.grad = b.grad.to(device, copy=True)
                     b.grad += decay * b.detach()
                     if clip:
                         b.grad *= (clip / b.grad.norm()).clamp(max=1.0)
