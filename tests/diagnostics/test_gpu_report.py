@@ -60,6 +60,12 @@ def test_without_a_gpu_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_the_checks(tmp_path: Path) -> None:
+    for report in (tmp_path, tmp_path / "missing" / "report.md"):
+        with pytest.raises(UserError, match="--report"):
+            gpu_report.check_gpu("cuda", report, print)
+
+
 @pytest.mark.slow
 def test_the_rehearsal_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu_report, "CHECKS", ("placements", "bag-of-words-daquar"))

@@ -5,6 +5,7 @@ kernel may crash the process, poison its CUDA context or hang. All together get 
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -56,8 +57,10 @@ class CheckRun(NamedTuple):
 def check_gpu(device: str, report: Path, say: Callable[[str], None]) -> bool:
     """Run all checks on ``device``, write ``report`` (Markdown); return whether all passed.
 
-    Raise UserError where there is no such GPU.
+    Raise UserError where there is no such GPU, or ``report`` cannot be written.
     """
+    if report.is_dir() or not os.access(report.absolute().parent, os.W_OK):
+        raise UserError(f"--report {report}: cannot be written; name a file in a folder of yours")
     start = time.monotonic()
     facts: Facts = {}
     runs = []
