@@ -48,19 +48,15 @@ from vqa_repro.recipe import Training
 from vqa_repro.training.cuda_graphs import reason_for_eager
 from vqa_repro.training.loop import choose_step
 from vqa_repro.training.step import Step
+from vqa_repro.training.synthetic import VQA_IMAGES, VQA_QUESTIONS, Sizes, synthetic_data
 from vqa_repro.utils.arguments import add_device_option
 from vqa_repro.utils.device import choose_device, describe, has_bfloat16
 from vqa_repro.utils.distributed import World, init_distributed
 from vqa_repro.utils.errors import UserError, main_guard
 
-# VQA v2, train + val.
-IMAGES, QUESTIONS = 123_287, 658_111
-REGIONS, CHANNELS = 196, 512
-WORDS, ANSWERS = 14_770, 1_000
-NON_ZERO = 0.08
-VGG19_MACS = (
-    4 * 19.51e9
-)  # multiply-adds of the convolutions at 448 x 448: four times those at 224 x 224
+SIZES = Sizes()
+REGIONS, CHANNELS, WORDS, ANSWERS = SIZES.regions, SIZES.channels, SIZES.words, SIZES.answers
+VGG19_MACS = 4 * 19.51e9  # of the convolutions at 448 x 448: four times those at 224 x 224
 SAN_OPTIONS: dict[str, Any] = {
     "layers": 2,
     "embedding": 500,
@@ -83,28 +79,8 @@ class Figure:
 
 
 def synthetic(share: float, device: torch.device) -> tuple[Tensor, Questions]:
-    """Return features (images, 196, 512) float16 with mean square 1, and questions about them."""
-    images = max(40, round(IMAGES * share))
-    generator = torch.Generator(device).manual_seed(0)
-    rows = torch.empty(images, REGIONS, CHANNELS, dtype=torch.float16, device=device)
-    for part in rows.split(1024):
-        value = torch.rand(part.shape, generator=generator, device=device)
-        part.copy_(torch.relu(value - (1 - NON_ZERO)) / NON_ZERO * (3 / NON_ZERO) ** 0.5)
-    rng = np.random.default_rng(0)
-    count = round(QUESTIONS * images / IMAGES)
-    lengths = np.clip(np.rint(rng.gamma(9.0, 0.8, count)), 3, 23).astype(np.int64)  # mean 7.2
-    tokens = rng.integers(2, WORDS, (count, int(np.max(lengths))))
-    tokens[np.arange(tokens.shape[1]) >= lengths[:, None]] = 0
-    arrays = {
-        "question_id": np.arange(count),
-        "tokens": tokens,
-        "lengths": lengths,
-        "row": np.sort(rng.integers(0, images, count)),
-        "label": rng.integers(0, ANSWERS, count),
-        "answers": rng.integers(0, ANSWERS, (count, 10)),
-    }
-    questions = Questions(**{name: torch.from_numpy(array) for name, array in arrays.items()})
-    return rows, questions.to(device)
+    """Return synthetic features and questions: a ``share`` of VQA v2."""
+    return synthetic_data(max(40, round(VQA_IMAGES * share)), device)
 
 
 def clock() -> float:
@@ -150,7 +126,7 @@ class Macs(NamedTuple):
         The backward pass costs twice the forward pass, except for features, which need no gradient.
         """
         shared = 3 * self.image - REGIONS * CHANNELS
-        return shared * IMAGES / QUESTIONS + 3 * self.question
+        return shared * VQA_IMAGES / VQA_QUESTIONS + 3 * self.question
 
 
 def san_macs(
@@ -300,7 +276,9 @@ def step_figures(
         ours_a_second = statistics.median(pair[0] for pair in pairs)
         macs = model.macs_per_question(questions)
         yield Figure(f"{name}, batch 100, grouped", ours_a_second, "questions/s")
-        yield Figure("  an epoch of VQA v2 train + val would take", QUESTIONS / ours_a_second, "s")
+        yield Figure(
+            "  an epoch of VQA v2 train + val would take", VQA_QUESTIONS / ours_a_second, "s"
+        )
         yield Figure("  of the limit by matrix products", 100 * ours_a_second * macs / limit, "%")
         yield Figure(
             "  plain: float32, questions drawn independently",

@@ -1,15 +1,21 @@
 """Check the environment: what is installed, whether it computes, and how to fix what is broken.
 
     python -m vqa_repro.doctor [--json] [--deep] [--checkpoint NAME] [--timeout SECONDS]
+    python -m vqa_repro.doctor --gpu [--device cuda:N|cpu] [--report FILE]
+
+--gpu checks a GPU with the training step of every model, compares it with the CPU, times it, and
+writes a report that can be pasted into an issue; at most 10 minutes. Without a GPU, --device cpu
+rehearses it with small models.
 
 Exit code 0: healthy (a machine without a GPU is; a missing checkpoint is a note). 1: something is
-broken; each problem is listed with its fix.
+broken; each problem is listed with its fix. 2: --gpu, and there is no GPU.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from vqa_repro.install import checkpoints
@@ -107,6 +113,19 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="SECONDS",
         help="limit for each step that may hang; default 120, more where a first import is slow",
     )
+    parser.add_argument(
+        "--gpu", action="store_true", help="check a GPU with real training steps: up to 10 minutes"
+    )
+    parser.add_argument(
+        "--device", default="cuda", metavar="cuda|cuda:N|cpu", help="for --gpu; default: cuda"
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        default=Path("gpu-report.md"),
+        metavar="FILE",
+        help="where --gpu writes its report; default: gpu-report.md",
+    )
     args = parser.parse_args(arguments)
     if not 0 < args.timeout < float("inf"):
         raise UserError(f"--timeout {args.timeout:g}: give a number of seconds above 0")
@@ -119,6 +138,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
+    if args.gpu:
+        from vqa_repro.diagnostics.gpu_report import check_gpu
+
+        return 0 if check_gpu(args.device, args.report, print) else EXIT_BROKEN
     if sys.stderr.isatty():
         print("importing torch; the first time this may take minutes ...", file=sys.stderr)
     from vqa_repro.diagnostics.checks import examine

@@ -85,7 +85,8 @@ class Training:
     # epochs between two looks at the test, which are logged and choose nothing; 0: none
     test_every: Annotated[int, msgspec.Meta(ge=0)] = 0
     patience: Annotated[int, msgspec.Meta(ge=0)] = 0  # early stopping, in epochs; 0: never
-    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products
+    # Of matrix products. "tf32": float32 numbers, whose products a GPU rounds to 11 bits.
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**32)] = 0
 
 

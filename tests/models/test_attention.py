@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -129,60 +128,11 @@ def test_triton_kernels_in_the_interpreter() -> None:
     assert "passed" in done.stdout and "skipped" not in done.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this platform")
-@pytest.mark.parametrize("capability", [80, 90])
-def test_triton_kernels_compile_for_gpus_without_spilling_registers(
-    capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Compile for the papers' sizes; spilled registers would cost memory accesses."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime.jit import JITFunction
-
-    from vqa_repro.models.ops import triton_kernels
-
-    class Driver:
-        """Answer Triton's queries about the GPU that it compiles for."""
-
-        def get_current_device(self) -> int:
-            return capability  # or it would reuse kernels of another device
-
-        def get_current_stream(self, device: int) -> int:
-            return 0
-
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", capability, 32)
-
-    compiled = []
-    run = JITFunction.run
-
-    def compile_only(self: JITFunction, *args: object, **options: object) -> None:
-        kernel = run(self, *args, **{**options, "warmup": True})
-        compiled.append((self.fn.__name__, kernel.asm["cubin"]))
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
-    groups = group_by_image(torch.tensor([0, 0, 1]), torch.empty(2))
-    for dtype in (torch.bfloat16, torch.float32):
-        image, question, v, w = (
-            torch.zeros(shape, dtype=dtype, requires_grad=True)
-            for shape in ((2, 196, 1024), (3, 512), (2, 196, 1024), (512,))
-        )
-        for words in (question, question[:, None, :].repeat(1, 196, 1)):
-            for dropout in (0.0, 0.5):
-                half = image.chunk(2, dim=2)[0]
-                scores = triton_kernels.additive_scores(half, words, w, groups, dropout)
-                scores.sum().backward()
-        triton_kernels.pool(scores.detach().softmax(1), v, groups).sum().backward()
-    assert len({name for name, _ in compiled}) == 5 and len(compiled) == 22
-    for number, (name, binary) in enumerate(compiled):
-        file = tmp_path / f"{number}.cubin"
-        file.write_bytes(binary)
-        tool = triton.knobs.nvidia.cuobjdump.path
-        said = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True).stdout
-        assert int(said.split("STACK:")[1].split()[0]) <= 16, (name, said)  # bytes
+def test_cards_older_than_triton_take_the_plain_form_and_say_why() -> None:
+    for capability in ((5, 0), (6, 0), (6, 1)):
+        assert "7.0" in str(attention.too_old_for_triton(capability))
+    for capability in ((7, 0), (7, 5), (8, 9), (9, 0), (12, 0)):
+        assert attention.too_old_for_triton(capability) is None
 
 
 def test_without_triton_the_plain_form_computes_with_a_note(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vqa_repro.data.vocabulary import Vocabulary
-from vqa_repro.models.network import build, load_model, save_weights
+from vqa_repro.models.network import build, load_model, save_weights, scaled
 from vqa_repro.recipe import load_recipe
 from vqa_repro.run import Run, create_run, open_run
 from vqa_repro.utils.errors import UserError
@@ -58,3 +58,11 @@ def test_bias_is_true_or_false(tmp_path: Path) -> None:
     recipe = load_recipe("hiecoatt-parallel-coco-qa", {"model.bias": 1})
     with pytest.raises(UserError, match="bias"):
         build(Run(tmp_path, recipe, WORDS, FEATURES))
+
+
+def test_features_are_scaled_and_rounded_in_one_pass_as_in_three() -> None:
+    torch.manual_seed(0)
+    grid = torch.randn(3, 50, 70).half()
+    for scale in (1.0, 0.37, 123.4):
+        ours = scaled(grid, scale, torch.bfloat16)
+        assert torch.equal(ours, (scale * grid.float()).bfloat16())

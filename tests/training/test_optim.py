@@ -1,15 +1,25 @@
 """Optimisers and schedules against what the papers' code does, written out by hand."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
+from conftest import PROJECT, environ
 from torch import nn
 
 from vqa_repro.models.san import SAN
 from vqa_repro.recipe import Training
-from vqa_repro.training.optim import before_step, learning_rate, make_optimizer, set_rate
+from vqa_repro.training.optim import (
+    before_step,
+    learning_rate,
+    make_optimizer,
+    set_rate,
+    use_precision,
+)
 
 SAN_CODE = Training(
     epochs=50,
@@ -121,3 +131,28 @@ def test_adamw_does_not_decay_biases_and_embeddings() -> None:
 def test_schedules(schedule: str, step: int, rate: float) -> None:
     training = Training(epochs=1, learning_rate=1.0, schedule=schedule, decade=50)
     assert math.isclose(learning_rate(training, step, 100), rate, abs_tol=1e-12)
+
+
+def test_float32_is_float32_everywhere_and_tf32_is_for_those_who_choose_it() -> None:
+    try:
+        for precision in ("tf32", "float32", "tf32", "bfloat16"):
+            use_precision(precision)
+            flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+            assert flags == (precision == "tf32",) * 2
+    finally:
+        use_precision("float32")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this platform")
+def test_the_fused_update_through_triton_s_interpreter() -> None:
+    files = ["tests/fused_update_kernels.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
+        cwd=PROJECT,
+        env={**environ(), "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

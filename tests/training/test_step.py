@@ -20,7 +20,7 @@ from vqa_repro.models.network import MODELS as ALL_MODELS
 from vqa_repro.models.network import VQAModel
 from vqa_repro.models.san import SAN
 from vqa_repro.recipe import Training
-from vqa_repro.training.cuda_graphs import GraphedStep, StaticInputs, rounded_up
+from vqa_repro.training.cuda_graphs import GraphedStep, Recomputed, StaticInputs, rounded_up
 from vqa_repro.training.optim import before_step, learning_rate, make_optimizer, resume
 from vqa_repro.training.step import Step
 from vqa_repro.utils.distributed import SINGLE_PROCESS, World
@@ -69,7 +69,8 @@ def an_epoch(seed: int = 0, size: int = 8) -> list[Batch]:
 @pytest.mark.parametrize("case", ["san", "hiecoatt"])
 def test_padding_a_batch_changes_no_gradient(case: str) -> None:
     step, plan = a_step(case), an_epoch()
-    static = StaticInputs((32, 12, 6), plan[0])
+    features = plan[0].features.new_zeros(16, *plan[0].features.shape[1:])
+    static = StaticInputs((32, 12, 6), plan[0], features)
     for batch in plan:  # the padding of the second keeps values of the first
         static.copy_from(batch)
         totals, gradients = [], []
@@ -123,7 +124,8 @@ def test_a_step_neither_reads_from_the_device_nor_writes_to_it(
     for clip_per in ("tensor", "all"):
         changed = replace(training, clip_per=clip_per)  # type: ignore[arg-type]
         step = Step(changed, network)
-        static = StaticInputs((64, 16, 6), batch)
+        features = batch.features.new_zeros(16, *batch.features.shape[1:])
+        static = StaticInputs((64, 16, 6), batch, features)
         with OnMeta():
             static.copy_from(batch)
             assert step.compute_gradients(static.batch).shape == (3,)
@@ -131,21 +133,11 @@ def test_a_step_neither_reads_from_the_device_nor_writes_to_it(
         assert all(p.grad is not None and p.grad.is_meta for p in network.parameters())
 
 
-class Recomputed:
-    """Replace CUDA graphs: a replay computes on the present content of the static inputs."""
-
-    def __init__(self, error: str = "") -> None:
-        self.captured = 0
-        self._error = error
-
-    def warm_up(self, work: Callable[[], Tensor]) -> Tensor:
-        return work()
+class NotCapturable(Recomputed):
+    """Graphs that no step can be captured in."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        if self._error:
-            raise RuntimeError(self._error)
-        self.captured += 1
-        return work
+        raise RuntimeError("not permitted when stream is capturing")
 
 
 class Alike(World):
@@ -160,8 +152,7 @@ def test_replays_train_as_eager_steps_do(world: World) -> None:
     """Check a graphed step without CUDA: sizes, static inputs, when it is captured."""
     training = Training(epochs=1, learning_rate=0.05, optimizer="sgd", clip=0.5)
     eager, wrapped = (a_step("san", training, world) for _ in range(2))
-    graphs = Recomputed()
-    graphed = GraphedStep(wrapped, graphs)
+    graphed = GraphedStep(wrapped, Recomputed())
     done, sizes = 0, set()
     for epoch in range(6):
         for batch in an_epoch(epoch):
@@ -171,7 +162,7 @@ def test_replays_train_as_eager_steps_do(world: World) -> None:
             done += 1
     for a, b in zip(wrapped.parameters, eager.parameters, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    assert 1 <= graphs.captured <= len(sizes) and graphs.captured < done / 2
+    assert 1 <= graphed.captured <= len(sizes) and graphed.captured < done / 2
 
 
 def test_sizes_are_few_and_at_most_an_eighth_too_large() -> None:
@@ -185,7 +176,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_with_one_note(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     eager = a_step("san")
-    graphed = GraphedStep(a_step("san"), Recomputed("not permitted when stream is capturing"))
+    graphed = GraphedStep(a_step("san"), NotCapturable())
     for epoch in range(3):
         for batch in an_epoch(epoch):
             torch.testing.assert_close(graphed(batch, 0.01), eager(batch, 0.01))
@@ -203,6 +194,41 @@ def test_a_resumed_optimiser_takes_the_options_of_the_present_device() -> None:
     resume(optimizer, state)
     for group in optimizer.param_groups:
         assert group["lr"] == training.learning_rate and not group["capturable"]
+
+
+def test_a_resumed_optimiser_has_its_state_on_the_device_of_the_weights() -> None:
+    """The meta device stands for a GPU, the state comes from a checkpoint on the CPU."""
+    for optimizer in ("sgd", "rmsprop", "adamw"):
+        training = Training(epochs=1, learning_rate=0.1, optimizer=optimizer)  # type: ignore[arg-type]
+        trained = steps.network("san")
+        source = make_optimizer(training, trained)
+        for parameter in trained.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        source.step()
+        target = make_optimizer(training, steps.network("san").to("meta"))
+        resume(target, source.state_dict())
+        values = [v for state in target.state.values() for v in state.values()]
+        assert values and all(v.is_meta for v in values if isinstance(v, Tensor))
+
+
+def test_batches_of_all_sizes_share_the_memory_of_their_features(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = a_step("san")
+    sizes, memory = set(), set()
+    compute = step.compute_gradients
+
+    def record(batch: Batch) -> Tensor:
+        sizes.add((len(batch), len(batch.features), batch.tokens.shape[1]))
+        memory.add(batch.features.untyped_storage().data_ptr())
+        return compute(batch)
+
+    monkeypatch.setattr(step, "compute_gradients", record)
+    graphed = GraphedStep(step, Recomputed())
+    batches = [batch for size in (20, 8, 3) for batch in an_epoch(0, size)]
+    for batch in sorted(batches, key=lambda batch: -len(batch.features)):
+        graphed(batch, 0.01)
+    assert len(sizes) > 2 and len(memory) == 1
 
 
 def test_training_drops_regions_and_evaluation_keeps_all() -> None:

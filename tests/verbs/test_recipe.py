@@ -1,5 +1,6 @@
 """Recipes: those of the package are complete, recipes that extend others, invalid ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,18 @@ def test_every_row_of_the_papers_tables_has_its_recipe() -> None:
             recipe = load_recipe(f"hiecoatt-{coattention}-{data}", {})
             assert recipe.model["coattention"] == coattention
     assert {"san-2-cnn-vqa-v1-test", "san-1-lstm-vqa-v2", "hiecoatt-alternating-vqa-v2"} <= names
+
+
+def test_fast_recipes_change_precision_and_order_alone() -> None:
+    for name in (name for name in recipe_names() if "vqa-v" in name):
+        recipe = load_recipe(name, {})
+        if not name.endswith("-fast"):
+            assert recipe.training.precision == "float32" and recipe.training.order == "iid"
+            continue
+        whole = load_recipe(name.removesuffix("-fast"), {})
+        assert recipe.model == whole.model and recipe.data == whole.data
+        faster = replace(whole.training, precision="bfloat16", order="grouped")
+        assert recipe.training == faster
 
 
 @pytest.mark.parametrize("question", ["lstm", "cnn"])

@@ -57,13 +57,13 @@ def procedure(recipe: Recipe) -> str:
     """Return how the run was trained: "paper" (the paper's procedure), "ours", or "" if no paper.
 
     SAN's procedure is SGD with momentum and a constant rate, HieCoAtt's RMSprop with an exponential
-    one. Any changed training option makes it ours.
+    one, both on questions in independent random order. Any changed training option makes it ours.
     """
-    papers = {"san": ("sgd", "constant"), "hiecoatt": ("rmsprop", "exponential")}
+    papers = {"san": ("sgd", "constant", "iid"), "hiecoatt": ("rmsprop", "exponential", "iid")}
     name = recipe.model["name"]
     if name not in papers:
         return ""
     ours = any(key.startswith("training.") and key != "training.seed" for key in recipe.changed)
     training = recipe.training
-    same = (training.optimizer, training.schedule) == papers[name]
+    same = (training.optimizer, training.schedule, training.order) == papers[name]
     return "paper" if same and not ours else "ours"

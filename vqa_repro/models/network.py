@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vqa_repro.models import MODELS
+from vqa_repro.models import MODELS, SAN, HieCoAtt
 from vqa_repro.models.cnn import SmallCNN
 from vqa_repro.models.common import ModelOutput
 from vqa_repro.run import WIDEST, Run
@@ -60,10 +60,26 @@ class VQAModel(nn.Module):
             grid = features if self.cnn is None else self.cnn(features)
             if self.training and self._regions < 1:
                 grid = sample_regions(grid, self._regions)
-            if self.cnn is None:
+            if self.cnn is None and low and _only_projects(self.answerer):
+                grid = scaled(grid, self._scale, self._precision)
+            elif self.cnn is None:
                 grid = self._scale * grid.float()
             output: ModelOutput = self.answerer(grid, tokens, lengths, image_index)
         return output
+
+
+def _only_projects(answerer: nn.Module) -> bool:
+    """Return whether the grid enters a matrix product and nothing else."""
+    return isinstance(answerer, SAN | HieCoAtt) and not answerer.input_dropout.p
+
+
+def scaled(grid: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Return ``scale * grid``, computed in float32 and rounded to ``dtype``, in one pass.
+
+    The same numbers as those that autocast would round, without two float32 copies of the grid.
+    """
+    factor = torch.full((1,), scale, device=grid.device)
+    return torch.mul(grid, factor, out=torch.empty_like(grid, dtype=dtype))
 
 
 def sample_regions(grid: Tensor, share: float) -> Tensor:
@@ -86,7 +102,8 @@ def build(run: Run) -> VQAModel:
     _check_options(name, options)
     cnn = SmallCNN() if recipe.data.features == "cnn" else None
     image_dim = cnn.channels if cnn else run.features["channels"]
-    precision = getattr(torch, recipe.training.precision)
+    low = recipe.training.precision == "bfloat16"
+    precision = torch.bfloat16 if low else torch.float32
     try:
         answerer = MODELS[name](
             len(vocabulary.words), len(vocabulary.answers), image_dim, **options

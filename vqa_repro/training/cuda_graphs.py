@@ -59,14 +59,27 @@ class CudaGraphs:
         return graph.replay
 
 
-class StaticInputs:
-    """A batch of fixed size; questions beyond a smaller batch keep old values, with weight zero."""
+class Recomputed:
+    """Stand-in for CUDA graphs on any device: a replay computes on what the inputs hold now."""
 
-    def __init__(self, size: tuple[int, int, int], batch: Batch) -> None:
+    def warm_up(self, work: Callable[[], Tensor]) -> Tensor:
+        return work()
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
+
+
+class StaticInputs:
+    """A batch of fixed size; what a smaller one leaves over keeps old values of weight zero.
+
+    features: (at least as many images, ...), which batches of several sizes may share.
+    """
+
+    def __init__(self, size: tuple[int, int, int], batch: Batch, features: Tensor) -> None:
         questions, images, words = size
         numbers = batch.positions
         self.batch = Batch(
-            features=batch.features.new_zeros(images, *batch.features.shape[1:]),
+            features=features[:images],
             image_index=numbers.new_zeros(questions),
             tokens=numbers.new_zeros(questions, words),
             lengths=numbers.new_ones(questions),
@@ -100,24 +113,26 @@ class GraphedStep:
     def __init__(self, step: Step, graphs: Graphs | None = None) -> None:
         self._step, self._graphs = step, graphs or CudaGraphs()
         self._inputs: dict[tuple[int, int, int], StaticInputs] = {}
+        self._features: Tensor | None = None  # of the largest batch so far
         count = sum(parameter.numel() for parameter in step.parameters)
         like = step.parameters[0]
         # Results outlive a replay, so they are allocated outside the graphs' memory pool.
         self._results = like.new_empty(3 + (count if step.world.size > 1 else 0)).detach()
-        self._failed = False
+        self.captured = 0  # graphs
+        self.failure = ""  # why a step cannot be captured
 
     def __call__(self, batch: Batch, rate: float) -> Tensor:
         """As ``Step``. The returned tensor is overwritten by the next call."""
         step = self._step
         step.set_rate(rate)
-        if self._failed:
+        if self.failure:
             return step.run(batch)
         size = padded_size(batch)
         inputs = self._inputs.get(size)
         if inputs is None:
             # The first batch of a size runs eagerly: that loads libraries, selects algorithms and
             # allocates the optimiser's state, none of which can be captured.
-            inputs = self._inputs[size] = StaticInputs(size, batch)
+            inputs = self._inputs[size] = self._static_inputs(size, batch)
             inputs.copy_from(batch)
             static = inputs.batch
             return self._graphs.warm_up(lambda: step.run(static))
@@ -126,10 +141,9 @@ class GraphedStep:
             try:
                 inputs.replay = self._capture(inputs.batch)
             except RuntimeError as error:
-                # The cause is raised first; ending the capture then raises another error.
-                reason = first_line(error.__context__ or error)
-                tqdm.write(f"  no CUDA graphs: a step cannot be captured ({reason})")
-                self._failed = True
+                # torch raises what ended a capture while it handles the end of the capture.
+                self.failure = first_line(error.__context__ or error)
+                tqdm.write(f"  no CUDA graphs: a step cannot be captured ({self.failure})")
                 self._inputs.clear()
                 return step.run(batch)
         inputs.replay()
@@ -138,6 +152,16 @@ class GraphedStep:
         totals = step.world.all_reduce_flat(step.parameters, self._results)
         step.apply_gradients()
         return totals
+
+    def _static_inputs(self, size: tuple[int, int, int], batch: Batch) -> StaticInputs:
+        """Return inputs of ``size``.
+
+        All sizes share the features, nearly all of their memory: 200 kB an image. Older and smaller
+        features stay as long as the graphs that read them.
+        """
+        if self._features is None or len(self._features) < size[1]:
+            self._features = batch.features.new_zeros(size[1], *batch.features.shape[1:])
+        return StaticInputs(size, batch, self._features)
 
     def _capture(self, batch: Batch) -> Callable[[], None]:
         """Capture the step on ``batch``; with several processes up to the gradients."""
@@ -152,6 +176,7 @@ class GraphedStep:
                 flattened(step.parameters, totals, out=self._results)
 
         replay = self._graphs.capture(work)
+        self.captured += 1
         step.optimizer.zero_grad()
         return replay
 

@@ -19,7 +19,7 @@ from vqa_repro.run import Run
 from vqa_repro.training.cuda_graphs import GraphedStep, reason_for_eager
 from vqa_repro.training.ema import WeightAverage
 from vqa_repro.training.logger import Logger, NonFiniteLossTracker, means
-from vqa_repro.training.optim import learning_rate
+from vqa_repro.training.optim import learning_rate, use_precision
 from vqa_repro.training.optim import resume as resume_optimizer
 from vqa_repro.training.prepare import RANK_SEED, PreparedData
 from vqa_repro.training.soft_targets import SoftTargets
@@ -93,6 +93,7 @@ class Trainer:
         self._device = runtime.device
         self._tensorboard = tensorboard
         self._weights = run.folder / "model.safetensors"
+        use_precision(self._training.precision)
         self._eager = Step(self._training, network, self._world, soft_targets)
         self._step = choose_step(self._eager, self._device)
         self._average = WeightAverage(network, self._training.ema) if self._training.ema else None
@@ -164,7 +165,7 @@ class Trainer:
         every = self._training.test_every
         if every and state.epoch % every == 0:
             with self._averaged():
-                tested = predict_all(self.network, loader, self.data.test, self._world)
+                tested = predict_all(self.network, self.data.loader, self.data.test, self._world)
             record["test_accuracy"] = label_accuracy(tested, self.data.test)
         record["seconds"] = self._seconds()
         record["questions_per_second"] = state.epoch * len(self.data.train) / record["seconds"]

@@ -1,12 +1,17 @@
 """Optimisers and learning-rate schedules, as configured in the recipe."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from vqa_repro.models.ops.attention import triton_works
 from vqa_repro.recipe import Training
+
+if TYPE_CHECKING:
+    from vqa_repro.training.fused_update import FusedUpdate
 
 WARM_UP = 0.1  # share of all steps, for the cosine schedule
 
@@ -45,6 +50,16 @@ def make_optimizer(training: Training, network: nn.Module) -> torch.optim.Optimi
     if training.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=rate, alpha=0.99, eps=1e-8, capturable=on_gpu)
     return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=on_gpu)
+
+
+def use_precision(precision: str) -> None:
+    """Set how a GPU computes products of float32 matrices, convolutions and LSTMs.
+
+    "tf32": in TensorFloat-32, with inputs rounded to 11 bits, on GPUs since Ampere. Otherwise in
+    float32; PyTorch by itself would use TensorFloat-32 in convolutions and LSTMs.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def resume(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -91,6 +106,38 @@ def before_step(training: Training, network: nn.Module) -> None:
     # All norms as one tensor: three kernels in total instead of three per parameter.
     scales = (training.clip / torch.stack(torch._foreach_norm(gradients))).clamp(max=1.0)
     torch._foreach_mul_(gradients, scales.unbind())
+
+
+def fuse(training: Training, network: nn.Module, optimizer: torch.optim.Optimizer) -> "FusedUpdate":
+    """Return ``before_step`` and ``optimizer.step`` as two kernels (sgd and rmsprop)."""
+    from vqa_repro.training.fused_update import FusedUpdate
+
+    embeddings = (part for part in network.modules() if isinstance(part, nn.Embedding))
+    spared = {parameter for part in embeddings for parameter in part.parameters()}
+    return FusedUpdate(
+        optimizer,
+        set(network.parameters()) - spared,
+        weight_decay=training.weight_decay,
+        clip=training.clip,
+        clip_per=training.clip_per,
+    )
+
+
+def fuse_if_possible(
+    training: Training, network: nn.Module, optimizer: torch.optim.Optimizer
+) -> "FusedUpdate | None":
+    """Return the fused update on a GPU where Triton's kernels work; None otherwise."""
+    device = next(network.parameters()).device
+    # The kernels take weights as flat float32 arrays.
+    plain = all(p.is_contiguous() and p.dtype is torch.float32 for p in network.parameters())
+    if training.optimizer == "adamw" or not plain or not triton_works(device):
+        return None
+    from vqa_repro.training import fused_update
+
+    if failure := fused_update.self_test(device):
+        tqdm.write(f"  warning: the fused update is not used ({failure})")
+        return None
+    return fuse(training, network, optimizer)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -111,6 +111,8 @@ def missing_capabilities(device: torch.device, training: Training) -> list[str]:
         lines.insert(0, f"GPU: {reason}")
     if training.precision == "bfloat16" and not has_bfloat16(device):
         lines.append("bfloat16: not known to be supported here; computed in float32")
+    if training.precision == "tf32" and (device.type == "cpu" or not has_bfloat16(device)):
+        lines.append("tf32: not supported here; computed in float32")
     return lines
 
 

@@ -20,7 +20,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def explain_shortage(training: Training, folder: Path, device: torch.device) -> Iterator[None]:
     """Turn out-of-memory and disk-full errors into a UserError with the fix."""
     smaller = f"--set training.batch_size={max(1, training.batch_size // 2)}"
-    if training.precision == "float32" and has_bfloat16(device):
+    if training.precision != "bfloat16" and has_bfloat16(device):
         smaller += " or --set training.precision=bfloat16"
     fix = (
         f"{smaller} takes less; on a GPU, --feature-placement pinned leaves its memory to the "

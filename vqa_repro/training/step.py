@@ -10,7 +10,7 @@ from vqa_repro.models.common import ModelOutput
 from vqa_repro.models.network import VQAModel
 from vqa_repro.recipe import Training
 from vqa_repro.training.loss import cross_entropy, symmetric_divergence
-from vqa_repro.training.optim import before_step, make_optimizer, set_rate
+from vqa_repro.training.optim import before_step, fuse_if_possible, make_optimizer, set_rate
 from vqa_repro.training.soft_targets import SoftTargets
 from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 
@@ -31,6 +31,7 @@ class Step:
         self.network, self.world, self._soft_targets = network, world, soft_targets
         self.parameters = list(network.parameters())
         self.optimizer = make_optimizer(training, network)
+        self._fused = fuse_if_possible(training, network, self.optimizer)
         self._training = training
         self._rate: float | None = None
 
@@ -93,5 +94,9 @@ class Step:
         return losses
 
     def apply_gradients(self) -> None:
+        """Decay, clip and take the optimiser's step: in two kernels where Triton can."""
+        if self._fused is not None:
+            self._fused.step()
+            return
         before_step(self._training, self.network)
         self.optimizer.step()

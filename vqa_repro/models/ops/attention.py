@@ -6,6 +6,8 @@ and pooling in Triton (triton_kernels.py) where it works, everything else in pla
 fastest.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -47,9 +49,10 @@ def coattention(
     a question's end, so that C is.
     """
     inputs = (Q_b, b, W_q_Q, V, W_v_V, w_hv, groups, dropout)
-    if V.device.type == "cpu":
+    implementation = _implementation(V)
+    if implementation is cpu:
         return cpu.coattention(*inputs)
-    return reference.coattention(*inputs, scores_of=_implementation(V).additive_scores)
+    return reference.coattention(*inputs, scores_of=implementation.additive_scores)
 
 
 def pool(p: Tensor, v: Tensor, groups: QuestionGroups) -> Tensor:
@@ -58,8 +61,31 @@ def pool(p: Tensor, v: Tensor, groups: QuestionGroups) -> Tensor:
     return means
 
 
+OLDEST = (7, 0)  # compute capability that Triton compiles for: Pascal and older are below
+_forced: Any = None
+
+
+@contextmanager
+def plain_forms() -> Iterator[None]:
+    """Use the plain PyTorch forms on every device, to compare the fast ones with them."""
+    global _forced
+    _forced = reference
+    try:
+        yield
+    finally:
+        _forced = None
+
+
+def triton_works(device: torch.device) -> bool:
+    """Return whether Triton's kernels pass their test on ``device``; warn once if not."""
+    forced_or_cpu = _forced is not None or device.type != "cuda"
+    return not forced_or_cpu and _triton_or_reference(device) is not reference
+
+
 def _implementation(x: Tensor) -> Any:
     """Return the module with the fastest ``additive_scores`` and ``pool`` for ``x``."""
+    if _forced is not None:
+        return _forced
     if x.device.type == "cpu":
         return cpu
     if not x.is_cuda or x.dtype is torch.float64:
@@ -67,14 +93,23 @@ def _implementation(x: Tensor) -> Any:
     return _triton_or_reference(x.device)
 
 
+def too_old_for_triton(capability: tuple[int, int]) -> str | None:
+    """Return why Triton cannot compile for cards of this compute capability; None if it can."""
+    if capability >= OLDEST:
+        return None
+    return f"compute capability {'.'.join(map(str, capability))}; Triton needs 7.0 or higher"
+
+
 @cache
 def _triton_or_reference(device: torch.device) -> Any:
+    failure: str | None
     try:
         from vqa_repro.models.ops import triton_kernels
     except ImportError as error:
-        failure: str | None = str(error)
+        failure = str(error)
     else:
-        if (failure := triton_kernels.self_test(device)) is None:
+        failure = too_old_for_triton(torch.cuda.get_device_capability(device))
+        if (failure := failure or triton_kernels.self_test(device)) is None:
             return triton_kernels
     tqdm.write(
         f"  warning: Triton kernels unavailable ({failure}); "

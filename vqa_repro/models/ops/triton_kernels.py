@@ -275,6 +275,10 @@ def contiguous_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def triton_version() -> str:
+    return str(triton.__version__)
+
+
 def self_test(device: torch.device) -> str | None:
     """Return why these kernels cannot be used on ``device``; None if they match the reference.
 
