@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from vqa_repro.evaluation.baselines import question_only
 from vqa_repro.evaluation.titles import model_title
 from vqa_repro.run import Run
 
@@ -57,6 +58,14 @@ def model_card(run: Run, metrics: dict[str, Any]) -> str:
         count = metrics.get("questions")
         on = f" on {count:,} questions" if isinstance(count, int) else ""
         lines.append(f"Accuracy on {recipe.data.test}{on}: {accuracy}%.")
+    if metrics.get("prior") is not None:
+        lines.append(
+            f"Always giving the most frequent answer ({run.vocabulary.answers[0]}) scores "
+            f"{metrics['prior']}%; {metrics['coverage']}% of the questions have an answer that the "
+            "model knows."
+        )
+    if (blind := question_only(run)) is not None:
+        lines.append(f"A model that sees the question only has {blind}%.")
     if recipe.published is not None:
         lines.append(f"Published figure: {recipe.published.accuracy}% ({recipe.published.source}).")
     made_by = run.features["made_by"]
