@@ -1,10 +1,11 @@
-"""A small data set of one's own, drawn anew for the tests, and ways to run the verbs."""
+"""A small data set drawn for the tests, runs trained on it, and ways to run the verbs."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,16 +16,34 @@ from PIL import Image, ImageDraw
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 PROJECT = Path(__file__).parent.parent
 Mount = Callable[[str], Path]
+# Seconds after which a process or a connection hangs; a busy machine is slow, so there are many.
+LIMIT = 600
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Use one thread, and keep compiled modules even where PYTHONDONTWRITEBYTECODE is set.
+
+    Hundreds of tests start a process that imports torch; compiling it takes longer than the rest.
+    What they compute is so small that a second thread costs more than it saves.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if not sys.dont_write_bytecode:
+        return
+    folder = tempfile.mkdtemp(prefix="bytecode-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = folder
+    sys.dont_write_bytecode = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests last: what is broken shows early."""
+    """Run slow tests last: failures show early."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Mount]:
-    """A file system with these options; called again, it has others."""
+    """Mount a file system with these options; a second call changes them."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -42,7 +61,7 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 
 @pytest.fixture(scope="session")
 def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 + 12 pictures of one coloured square each, three questions about each, VQA format."""
+    """Write 40 + 12 images of one coloured square, each with three questions, as VQA files."""
     folder = tmp_path_factory.mktemp("drawn data")
     (folder / "images").mkdir()
     rng = np.random.default_rng(0)
@@ -82,7 +101,7 @@ def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy_installer(root: Path) -> None:
-    """Copy what an installation needs of the package, before and after its environment exists."""
+    """Copy the parts of the package that an installation needs."""
     package = root / "vqa_repro"
     for part in ("install", "utils", "web"):
         ignored = shutil.ignore_patterns("__pycache__")
@@ -91,16 +110,12 @@ def copy_installer(root: Path) -> None:
 
 
 def environ() -> dict[str, str]:
-    """The environment for a verb in a process of its own: this project first, and one thread.
-
-    What the tests train is tiny; beside other work, a second thread is waited for far longer than
-    it helps.
-    """
+    """Return the environment of a verb in its own process: this project first, and one thread."""
     return {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
 
 
 def run_verb(verb: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """``python -m vqa_repro.VERB`` in a process of its own."""
+    """Run ``python -m vqa_repro.VERB`` in its own process."""
     return subprocess.run(
         [sys.executable, "-m", f"vqa_repro.{verb}", *map(str, arguments)],
         cwd=cwd,
@@ -108,7 +123,7 @@ def run_verb(verb: str, *arguments: object, cwd: Path) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=300,
+        timeout=LIMIT,
     )
 
 
@@ -119,7 +134,7 @@ OPTIONS = (
     *("--set", "training.batch_size=12"),
     *("--set", "model.hidden=16"),
     *("--set", "model.attention=16"),
-    *("--set", "model.dropout=0.3"),  # so that the random numbers matter to an exact resume
+    *("--set", "model.dropout=0.3"),  # an exact resume then needs the same random numbers
 )
 
 
@@ -135,7 +150,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(place: Path, drawn_folder: Path) -> Path:
-    """A run of 30 epochs that nothing interrupted."""
+    """Train 30 epochs without interruption."""
     out = place / "whole"
     done = run_verb("train", *options(drawn_folder, out, 30), cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -147,7 +162,7 @@ def finished(place: Path, drawn_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_hiecoatt(place: Path, drawn_folder: Path) -> Path:
-    """A short run of HieCoAtt, whose attention is over words and regions at three levels."""
+    """Train HieCoAtt briefly; its attention covers words and regions at three levels."""
     recipe = place / "hiecoatt.toml"
     recipe.write_text(
         f'title = "HieCoAtt, drawn squares"\n[data]\nname = "{drawn_folder}"\ntest = "val"\n'

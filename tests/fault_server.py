@@ -2,9 +2,9 @@
 
     with FaultServer({"weights.pth": data}) as server:
         server.url("drop_half")        # http://127.0.0.1:PORT/drop_half/
-        server.log                     # what was asked, in order
+        server.log                     # the requests, in order
 
-`/FAULT/FILE` serves FILE with FAULT. Faults named `..._once` strike the first request only, so that
+`/FAULT/FILE` serves FILE with FAULT. Faults named `..._once` affect the first request only, so that
 a second one can show whether the client recovers. A URL with a full address in the request line,
 as proxies get it, is served by its path.
 """
@@ -34,7 +34,7 @@ FAULTS: dict[str, Callable[[ModelOutput], None]] = {}
 
 @dataclass(frozen=True)
 class ExampleRecord:
-    """One request as the server saw it; absent headers are None."""
+    """One request as received; absent headers are None."""
 
     method: str
     target: str
@@ -44,7 +44,7 @@ class ExampleRecord:
 
 
 class FaultServer:
-    """Serves `files` (name -> bytes, changeable at any time) until the `with` block ends."""
+    """Serve `files` (name -> bytes, changeable at any time) until the `with` block ends."""
 
     def __init__(self, files: dict[str, bytes], certificate: Path | None = None) -> None:
         self.files = files
@@ -87,7 +87,7 @@ class FaultServer:
 
 
 class ModelOutput(BaseHTTPRequestHandler):
-    """One request. Fault functions call `send` with what they want wrong."""
+    """Handle one request. Fault functions call `send` with the parts that go wrong."""
 
     protocol_version = "HTTP/1.1"
 
@@ -133,7 +133,7 @@ class ModelOutput(BaseHTTPRequestHandler):
             self.plain(404)
 
     def plain(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
-        """A whole answer without faults."""
+        """Send a complete answer without faults."""
         self.send_response(status)
         for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(key, value)
@@ -149,7 +149,7 @@ class ModelOutput(BaseHTTPRequestHandler):
         headers: dict[str, str | None] | None = None,
         chunked: bool = False,
     ) -> None:
-        """What a good server sends, except: `cut` the connection after so many bytes of body,
+        """Send a correct answer, except: `cut` the connection after so many bytes of body,
         replace or (None) leave out `headers`, ignore `ranges`."""
         total = len(self.body)
         unchanged = self.headers.get("If-Range") in (None, etag, LAST_MODIFIED)
@@ -218,7 +218,7 @@ def drop_half_chunked_once(a: ModelOutput) -> None:
 
 @fault
 def drop_half_unannounced_once(a: ModelOutput) -> None:
-    """The end of the connection is the only sign of the end of the body."""
+    """Only the end of the connection ends the body."""
     a.send(headers={"Content-Length": None}, cut=len(a.body) // 2 if a.earlier == 0 else None)
 
 
@@ -271,7 +271,7 @@ def ignores_range(a: ModelOutput) -> None:
 
 @fault
 def range_from_elsewhere(a: ModelOutput) -> None:
-    """206, but the piece begins 1,000 bytes before what was asked, and says so."""
+    """206 with a part that starts 1,000 bytes before the requested range, as its header states."""
     if a.earlier == 1:
         a.start -= 1000
     broken_range(a)
@@ -295,7 +295,7 @@ def range_garbled(a: ModelOutput) -> None:
 
 @fault
 def range_of_unknown_total(a: ModelOutput) -> None:
-    """Allowed: the server does not know how long the whole is."""
+    """Allowed: the server does not know the total length."""
     broken_range(a, headers={"Content-Range": f"bytes {a.start}-{len(a.body) - 1}/*"})
 
 
@@ -309,7 +309,7 @@ def range_refused(a: ModelOutput) -> None:
 
 @fault
 def etag_changes(a: ModelOutput) -> None:
-    """Another version of the file from the second request on: If-Range must bring it whole."""
+    """Another version of the file from the second request on: If-Range must return all of it."""
     if a.earlier == 0:
         a.body = b"PK\x03\x04" + bytes(len(a.body) - 4)
         a.send(cut=len(a.body) // 2)
@@ -364,7 +364,7 @@ def stall_before_answering_once(a: ModelOutput) -> None:
 
 @fault
 def drip(a: ModelOutput) -> None:
-    """A byte now and then, for ever: no single read stalls."""
+    """Send a byte at a time without end: no single read stalls."""
     a.send(cut=600)
     while not a.owner.stop.wait(0.02):
         a.wfile.write(b"\0")
@@ -384,7 +384,7 @@ def drip_once(a: ModelOutput) -> None:
 
 @fault
 def slow(a: ModelOutput) -> None:
-    """All of it, over about a second: time enough to kill the client half way."""
+    """Send everything over about a second, so that the client can be killed half way."""
     body, a.body = a.body, a.body
     a.send(cut=0)
     for i in range(a.start, len(body), len(body) // 40):
@@ -488,7 +488,7 @@ def redirected(a: ModelOutput) -> None:
 
 @fault
 def redirected_to_other_host(a: ModelOutput) -> None:
-    """`localhost` is another host than 127.0.0.1 to whoever guards passwords."""
+    """Redirect to `localhost`, which counts as another host than 127.0.0.1."""
     port = a.owner.http.server_port
     redirect(a, f"http://localhost:{port}{a.path.replace('redirected_to_other_host', 'honest')}")
 
@@ -533,7 +533,7 @@ def login_page(a: ModelOutput) -> None:
 
 @fault
 def login_page_unlabelled(a: ModelOutput) -> None:
-    """As long as the real file, and not called HTML."""
+    """A login page as long as the real file, not labelled HTML."""
     a.body = LOGIN_PAGE.ljust(len(a.body))
     a.send()
 
@@ -546,7 +546,7 @@ def json_error_unannounced(a: ModelOutput) -> None:
 
 @fault
 def labelled_text(a: ModelOutput) -> None:
-    """Harmless: many servers call unknown endings text/plain."""
+    """Harmless: many servers label unknown file types text/plain."""
     a.send(headers={"Content-Type": "text/plain"})
 
 

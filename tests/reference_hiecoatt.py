@@ -1,4 +1,4 @@
-"""HieCoAtt, one question at a time, straight from the equations: the oracle of test_hiecoatt.
+"""HieCoAtt from the paper's equations, one question at a time: the reference of test_hiecoatt.
 
 Nothing here comes from the package. There is no batch, hence no padding, mask or gather. As in the
 paper vectors are columns: V is (d, R), Q is (d, T). ``p`` maps parameter names to tensors; a layer
@@ -12,7 +12,7 @@ from torch import Tensor
 def answer(
     p: dict[str, Tensor], f: Tensor, words: list[int], coattention: str, released: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits (A,) and attention maps for region vectors ``f`` (C, R) and the ids of ``words``."""
+    """Return logits (A,) and attention maps for region vectors ``f`` (C, R) and word ids."""
     d = p["W_e.weight"].shape[1]
     V = linear(p, "W_I", f)
     Q_w = torch.stack([p["W_e.weight"][word] for word in words], dim=1)

@@ -1,6 +1,6 @@
-"""A few training steps on made-up features; what test_distributed.py starts in several processes.
+"""A few training steps on made-up features; test_distributed.py starts them in several processes.
 
-torchrun --nproc-per-node 2 tests/steps.py FILE    # the first process writes what came of it
+torchrun --nproc-per-node 2 tests/steps.py FILE    # the first process writes the results
 """
 
 import sys
@@ -25,13 +25,13 @@ from vqa_repro.utils.distributed import SINGLE_PROCESS, World, init_distributed,
 PICTURES, WORDS, ANSWERS, REGIONS, CHANNELS = 11, 9, 5, 4, 6
 SAN_OPTIONS = {"embedding": 4, "hidden": 8, "attention": 5, "dropout": 0.0}
 SGD = {"optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 1e-3, "clip_per": "tensor"}
-# A batch of 3 grouped questions is mostly about one picture: the other process has none of it.
+# A batch of 3 grouped questions mostly has one image: the other process has no share of it.
 CASES = {
     "san": Training(epochs=1, batch_size=8, order="iid", clip=0.1, answers="soft", **SGD),
     "hiecoatt": Training(
         epochs=1, batch_size=3, order="grouped", clip=0.5, learning_rate=1e-3, optimizer="rmsprop"
     ),
-    # Normalisation over few pictures makes much of roundings: it takes small steps.
+    # Normalisation over few images amplifies rounding, so the steps are small.
     "cnn": Training(epochs=1, batch_size=3, order="grouped", learning_rate=1e-3, optimizer="sgd"),
 }
 
@@ -69,7 +69,7 @@ def network(case: str) -> VQAModel:
 
 
 def steps(case: str, world: World = SINGLE_PROCESS) -> dict[str, Tensor]:
-    """Weights after an epoch, and every step's totals."""
+    """Return the weights after an epoch and the totals of every step."""
     training = CASES[case]
     store, questions = made_up(pictures=case == "cnn")
     store = Store(store.path, store.rows[world.rank :: world.size], {}, {})

@@ -1,4 +1,4 @@
-"""The layers of the package: imports go down, verbs are imported by nobody, code is short.
+"""The layers of the package: imports go down, no module imports a verb, code is short.
 
 A module's layer is that of its sub-package. Imports within functions and for type checking count.
 """
@@ -78,7 +78,7 @@ def test_imports_go_down() -> None:
     assert sorted(wrong) == []
 
 
-def test_nobody_imports_a_verb() -> None:
+def test_no_module_imports_a_verb() -> None:
     wrong = [(module, name) for module in FILES for name in edges(module) if top(name) in VERBS]
     assert sorted(wrong) == []
 
@@ -102,7 +102,7 @@ def test_install_needs_only_the_standard_library() -> None:
     assert sorted(wrong) == []
 
 
-def test_install_is_imported_without_any_package() -> None:
+def test_install_imports_without_third_party_packages() -> None:
     names = [name for name in FILES if name.startswith("vqa_repro.install")]
     names = [name for name in names if not name.endswith("__main__")]
     program = (

@@ -1,4 +1,4 @@
-"""The yardstick of the benchmark computes what the package's models compute."""
+"""The plain models of the benchmark compute the same as the models of the package."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PROJECT, environ
+from conftest import LIMIT, PROJECT, environ
 
 sys.path.insert(0, str(PROJECT))
 from benchmarks.plain import PlainHieCoAtt, PlainSAN
@@ -54,7 +54,7 @@ def test_the_benchmark_runs(part: tuple[str, ...]) -> None:
         env=environ(),
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=LIMIT,
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

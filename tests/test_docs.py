@@ -1,4 +1,4 @@
-"""The documentation: its commands work and its links lead somewhere.
+"""The documentation: its commands work and its links are not dead.
 
 Every line of a fenced block without a language is a command. All options, recipes and stages are
 checked; the verbs in ``RUN`` are run in a folder that has the names used in the documents. Python
@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import OPTIONS, PROJECT, environ
+from conftest import LIMIT, OPTIONS, PROJECT, environ
 
 from vqa_repro.data.registry import find_data_set, load_split
 from vqa_repro.data.vocabulary import Vocabulary
@@ -42,19 +42,19 @@ from vqa_repro.train import parse_change
 
 DOCUMENTS = [*sorted(PROJECT.glob("README*.md")), *sorted((PROJECT / "docs").glob("*.md"))]
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-# The Chinese README has README.md's commands, as a test below makes sure of.
+# The Chinese README has the commands of README.md; a test below checks that.
 each_to_run = pytest.mark.parametrize(
     "document", [d for d in DOCUMENTS if d.name != "README.zh-CN.md"], ids=lambda path: path.name
 )
 
 # Verbs that are run; the others' options are checked. Train is run on FOLDER, for one epoch.
 RUN = ("evaluate", "predict", "report", "ssh")
-# The programs of other projects that may begin a line; its syntax is checked.
+# Programs of other projects that may start a line; only the syntax is checked.
 OTHERS = re.compile(
     r"cd|curl|git|lftp|mkdir|plink|rsync|sbatch|scp|sftp|sha256sum|squeue|srun|ssh|"
     r"ssh-keygen|tail|tar|tensorboard|tmux|torchrun|vncserver"
 )
-# Words of commands that stand for something of the reader's.
+# Placeholders in commands.
 STANDS_FOR = re.compile(r"(\.\./)?[A-Z][A-Z_|]*|\$.*")
 
 
@@ -153,7 +153,7 @@ def lacking(words: list[str], usage: str) -> set[str]:
 
 
 @each_document
-def test_shell_blocks_are_commands_that_a_shell_can_read(document: Path) -> None:
+def test_shell_blocks_parse(document: Path) -> None:
     for block in shell_blocks(document):
         done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True)
         assert done.returncode == 0, f"{document}:{block.line}: {done.stderr}"
@@ -176,7 +176,7 @@ def test_verbs_accept_their_options(document: Path) -> None:
 
 
 @each_document
-def test_recipes_data_sets_and_what_is_set_in_them_exist(document: Path) -> None:
+def test_recipes_data_sets_and_options_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     # Recipes that a document writes are tried with its examples.
     written = set(re.findall(r"^# vqa_repro/recipes/(.*)\.toml$", text, flags=re.M))
@@ -194,7 +194,7 @@ def test_recipes_data_sets_and_what_is_set_in_them_exist(document: Path) -> None
 
 
 def try_recipe(name: str, changes: dict[str, object]) -> None:
-    """Raises UserError for a recipe or option that does not exist."""
+    """Raise UserError for a recipe or option that does not exist."""
     recipe = load_recipe(name, changes)
     vocabulary = Vocabulary(("<pad>", "<unk>", "what"), ("yes", "no"))
     with torch.device("meta"):
@@ -205,7 +205,7 @@ def try_recipe(name: str, changes: dict[str, object]) -> None:
 def test_bootstrap_accepts_its_options(document: Path) -> None:
     usage = bootstrap("--help").stdout
     for words in ours(document, "./bootstrap.sh"):
-        words = words if words[:1] != ["test"] else ["test"]  # the rest is pytest's
+        words = words if words[:1] != ["test"] else ["test"]  # the rest goes to pytest
         assert lacking(words, usage) == set(), f"{document}: {shlex.join(words)}"
         if words and not words[0].startswith("-"):
             assert re.search(rf"^  {words[0]}\b", usage, re.M), f"{document}: {words[0]}"
@@ -216,7 +216,7 @@ def test_bootstrap_accepts_its_options(document: Path) -> None:
 
 @cache
 def bootstrap(*words: str) -> subprocess.CompletedProcess[str]:
-    """./bootstrap.sh, which says what it would do."""
+    """Return the dry run of ./bootstrap.sh."""
     return subprocess.run(
         ["bash", "bootstrap.sh", *words],
         cwd=PROJECT,
@@ -224,7 +224,7 @@ def bootstrap(*words: str) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT,
     )
 
 
@@ -264,7 +264,7 @@ def workspace(
 
 
 def small_vqa_v2(folder: Path, vqa: Path) -> None:
-    """VQA v2's files of train and val, as published, with few questions."""
+    """Write the published files of VQA v2 train and val with few questions."""
     vqa.mkdir(parents=True)
     for split in ("train", "val"):
         questions = json.loads((folder / f"{split}_questions.json").read_text())
@@ -299,7 +299,7 @@ def test_commands_run(document: Path, workspace: Path) -> None:
 
 
 def verbs_of(block: Block) -> Iterator[tuple[str, list[str]]]:
-    """Those that a person types; scripts are not among them."""
+    """Yield the verbs that a person types, not those in scripts."""
     for line in lines(block.text) if not block.text.startswith("#!") else []:
         if line.startswith("python -m vqa_repro."):
             verb, *words = shlex.split(line.removeprefix("python -m vqa_repro."), comments=True)
@@ -307,7 +307,7 @@ def verbs_of(block: Block) -> Iterator[tuple[str, list[str]]]:
 
 
 def expanded(word: str) -> list[str]:
-    """As a shell does: runs/* are the folders in runs."""
+    """Expand wildcards as a shell does."""
     return sorted(map(str, Path().glob(word))) if "*" in word else [word]
 
 
@@ -325,7 +325,7 @@ def test_python_runs(document: Path, workspace: Path) -> None:
 def test_a_run_without_its_checkpoints_answers(
     finished: Path, tmp_path: Path, drawn_folder: Path
 ) -> None:
-    """moving.md names the four files that are enough."""
+    """Four files are enough, as moving.md says."""
     import vqa_repro
 
     moving = (PROJECT / "docs" / "moving.md").read_text(encoding="utf-8")
@@ -374,14 +374,14 @@ def test_the_examples_of_extending_work_as_they_stand(drawn_folder: Path, tmp_pa
             env=env,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=LIMIT,
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     assert (tmp_path / "look.png").is_file()
 
 
 def mine_from(folder: Path, root: Path) -> None:
-    """The drawn questions as extending.md's data set has them."""
+    """Write the drawn questions in the format of extending.md's data set."""
     shutil.copytree(folder / "images", root / "images")
     for split, name in (("train", "mine_train.csv"), ("val", "mine_test.csv")):
         questions = json.loads((folder / f"{split}_questions.json").read_text())["questions"]
@@ -415,7 +415,7 @@ def test_the_slurm_script_is_requeued_and_resumes(drawn_folder: Path, tmp_path: 
     slurm = {"SLURM_JOB_ID": "1234", "SLURM_ARRAY_TASK_ID": "1", "SLURM_CPUS_PER_TASK": "1"}
 
     def job(until: signal.Signals | None) -> int:
-        """Run the script; send its step a signal once it trains. Its exit code."""
+        """Run the script, send its step a signal once it trains, return its exit code."""
         env = {**environ(), **slurm}
         with (tmp_path / "job.log").open("a") as log:
             process = subprocess.Popen(["bash", "job"], cwd=tmp_path, env=env, stdout=log)
@@ -424,7 +424,7 @@ def test_the_slurm_script_is_requeued_and_resumes(drawn_folder: Path, tmp_path: 
             while said(tmp_path).count("  epoch ") == before and process.poll() is None:
                 time.sleep(0.05)
             os.kill(int((tmp_path / "step").read_text()), until)
-        return process.wait(timeout=300)
+        return process.wait(timeout=LIMIT)
 
     assert job(signal.SIGUSR1) == 138
     assert (tmp_path / "requeued").read_text() == "requeue 1234\n"
@@ -446,7 +446,7 @@ def said(folder: Path) -> str:
 
 
 def section(document: str, heading: str) -> list[list[str]]:
-    """The commands of each block below ``heading``."""
+    """Return the commands of each block below ``heading``."""
     path = PROJECT / document
     below = 0  # the heading's line
     found = []
@@ -476,7 +476,12 @@ def test_the_git_commands_of_moving_transfer_the_code(tmp_path: Path) -> None:
 
     def run(command: str, cwd: Path) -> str:
         done = subprocess.run(
-            ["bash", "-ec", command], cwd=cwd, env=env, capture_output=True, text=True, timeout=60
+            ["bash", "-ec", command],
+            cwd=cwd,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
@@ -491,7 +496,7 @@ def test_the_git_commands_of_moving_transfer_the_code(tmp_path: Path) -> None:
         shutil.rmtree(server, ignore_errors=True)
         server.mkdir()
         for line in block:
-            if line.startswith("ssh-keygen"):  # would ask where to put it
+            if line.startswith("ssh-keygen"):  # would prompt for a path
                 line += f" -q -N '' -f {shlex.quote(str(tmp_path / 'key'))}"
             if line == "ssh -T git@gitlab.example.edu":
                 continue
@@ -547,7 +552,7 @@ def test_ssh_accepts_the_tunnels() -> None:
         assert port and f"localforward {port[1]} [127.0.0.1]:{port[1]}" in done.stdout
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its own parts
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in its own code
 def test_tensorboard_accepts_its_options() -> None:
     from tensorboard.program import TensorBoard
 
@@ -621,7 +626,7 @@ def test_the_ssh_configuration_is_one(tmp_path: Path) -> None:
 
 
 def anchors(document: Path) -> set[str]:
-    """The headings' names in links, as GitHub and GitLab make them."""
+    """Return the anchors of headings as GitHub and GitLab make them."""
     headings = re.findall(r"^#+ +(.*)$", prose(document), flags=re.M)
     names = set()
     for heading in headings:
@@ -631,7 +636,7 @@ def anchors(document: Path) -> set[str]:
 
 
 @each_document
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_are_not_dead(document: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
         if re.match(r"https?:", target):
             continue
@@ -643,7 +648,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 def sources() -> Iterator[str]:
-    """Every text that this project may print; what is put into it later is a blank character."""
+    """Yield every text that the project may print, with NUL in place of inserted values."""
     paths = [*(PROJECT / "vqa_repro").rglob("*.py"), PROJECT / "checkpoints_setup.py"]
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -692,8 +697,8 @@ def test_the_chinese_readme_has_the_same_commands_and_numbers() -> None:
     assert headings[0] == headings[1]
 
 
-def test_there_is_something_to_check() -> None:
-    """A changed layout must not make the checks above pass over nothing."""
+def test_the_checks_have_input() -> None:
+    """A changed layout must not leave the checks above without input."""
     languages = [block.language for document in DOCUMENTS for block in blocks(document)]
     assert {"", "bash", "diff", "python", "ssh-config", "toml"} <= set(languages)
     commands = [verb for document in DOCUMENTS for verb, _ in verbs(document)]

@@ -1,4 +1,4 @@
-"""notebooks/tour.ipynb, run from top to bottom on drawn images instead of easy-VQA."""
+"""notebooks/tour.ipynb runs from top to bottom, on drawn images instead of easy-VQA."""
 
 import json
 import subprocess
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import PROJECT
+from conftest import LIMIT, PROJECT
 from nbclient import NotebookClient
 
 TOUR = PROJECT / "notebooks" / "tour.ipynb"
 
 
 def test_the_committed_outputs_are_small() -> None:
-    # As committed: a user who ran it has outputs of their own.
+    # As committed: a user's own run has other outputs.
     show = ["git", "-C", str(PROJECT), "show", f":{TOUR.relative_to(PROJECT)}"]
     shown = subprocess.run(show, capture_output=True, text=True)
     text = shown.stdout if shown.returncode == 0 else TOUR.read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def test_the_notebook_runs_from_top_to_bottom(
     parameters.source = (
         f"FOLDER = Path({str(tmp_path)!r})\nRECIPE = 'easy-vqa'\nCHANGES = {changes}"
     )
-    NotebookClient(tour, timeout=400, resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(tour, timeout=LIMIT, resources={"metadata": {"path": tmp_path}}).execute()
 
     outputs = [output for cell in tour.cells for output in cell.get("outputs", [])]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")

@@ -1,4 +1,4 @@
-"""Triton's kernels through its interpreter, on the CPU: test_attention.py starts this by itself."""
+"""Triton's kernels in its interpreter, on the CPU; test_attention.py runs this file."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_scores(groups: QuestionGroups) -> None:
 
 @pytest.mark.parametrize("groups", ORDERS, ids=IDS)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_scores_of_questions_that_add_something_else_to_each_region(
+def test_scores_with_a_term_per_question_and_region(
     groups: QuestionGroups, transposed: bool
 ) -> None:
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def test_pooling(groups: QuestionGroups) -> None:
     same(triton_kernels.pool(*inputs, groups), plain, inputs)
 
 
-def test_blocks_smaller_than_a_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_smaller_than_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     for tile in ("TILE", "POOL_TILE"):
         monkeypatch.setattr(triton_kernels, tile, 16)
@@ -88,8 +88,8 @@ def test_a_part_of_a_joint_projection() -> None:
 
 
 @pytest.mark.parametrize("of_regions", [False, True])
-def test_dropout_is_that_of_one_mask_and_leaves_out_its_share(of_regions: bool) -> None:
-    """The mask is read off the kernel itself, column by column, and given to the plain form."""
+def test_dropout_uses_one_mask_and_drops_its_share(of_regions: bool) -> None:
+    """Read the mask from the kernel, column by column, and use it in the plain form."""
     image, question, w = scores_input(GROUPS)
     if of_regions:
         question = numbers(N, R, K)
@@ -123,8 +123,8 @@ def test_low_precision_is_computed_in_float32() -> None:
 def test_they_are_checked_before_they_are_used(
     training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever is the first to use them, and without a change to the random numbers of others."""
-    for tile in ("TILE", "POOL_TILE"):  # the interpreter takes its time for each program
+    """The check runs at first use and leaves the global random state unchanged."""
+    for tile in ("TILE", "POOL_TILE"):  # the interpreter is slow for each program
         monkeypatch.setattr(triton_kernels, tile, 2**18)
     before = torch.get_rng_state()
     with torch.inference_mode(not training):

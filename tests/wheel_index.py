@@ -1,4 +1,4 @@
-"""Tiny wheels, locks that name them, and a package index on loopback that serves them."""
+"""Tiny wheels, their locks, and a package index on loopback that serves them."""
 
 import base64
 import contextlib
@@ -42,7 +42,7 @@ def make_wheel(
 
 
 def lock_text(wheelhouse: Path, *requirements: str) -> str:
-    """A lock; ``name==version ; marker`` is looked up in the wheelhouse, for all platforms."""
+    """Return a lock of ``name==version ; marker`` with the hashes of the wheelhouse."""
     text = "# a lock\n"
     for requirement in requirements:
         name, version = requirement.split(" ")[0].split("==")
@@ -59,10 +59,10 @@ def lock_text(wheelhouse: Path, *requirements: str) -> str:
 def served(
     root: Path, asked: list[str] | None = None, pause: Callable[[], float] = lambda: 0.0
 ) -> Iterator[str]:
-    """Each folder of ``root`` as an index, with hashes: URL + "/FOLDER".
+    """Serve each folder of ``root`` as an index with hashes, at URL + "/FOLDER".
 
-    ``asked`` gets the paths; where a piece was asked for, "PATH from FIRST BYTE". After each 64 KiB
-    of a wheel it waits for ``pause`` seconds.
+    ``asked`` receives the requested paths, with "PATH from FIRST BYTE" for a range. After each
+    64 KiB of a wheel it waits for ``pause`` seconds.
     """
 
     class Index(http.server.BaseHTTPRequestHandler):

@@ -16,7 +16,7 @@ def example(number: int, image: str, question: str = "what is it?", answer: str 
 
 
 def many(pictures: int = 40) -> Questions:
-    """Picture i has i % 7 + 1 questions; the last answer cannot be given."""
+    """Image i has i % 7 + 1 questions; the last answer is out-of-vocabulary."""
     examples = [
         example(100 * i + k, f"p{i}", answer="rare" if k == 6 else "a")
         for i in range(pictures)
@@ -28,7 +28,7 @@ def many(pictures: int = 40) -> Questions:
 
 @pytest.mark.parametrize("order", ["grouped", "iid", "stored"])
 @pytest.mark.parametrize("size", [1, 10, 1000])
-def test_every_question_once_with_its_picture(order: str, size: int) -> None:
+def test_every_question_once_with_its_image(order: str, size: int) -> None:
     questions = many()
     seen: Counter[int] = Counter()
     for batch in plan_batches(questions, size, order, seed=3):
@@ -38,7 +38,7 @@ def test_every_question_once_with_its_picture(order: str, size: int) -> None:
     assert seen == Counter(range(len(questions)))
 
 
-def test_grouped_batches_hold_whole_pictures_and_about_the_size_asked_for() -> None:
+def test_grouped_batches_keep_images_together_and_are_about_the_requested_size() -> None:
     questions = many()
     sizes, where = [], {}
     for number, batch in enumerate(plan_batches(questions, 20, "grouped", seed=1)):

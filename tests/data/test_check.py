@@ -1,4 +1,4 @@
-"""Notes on a data set, tokens of other alphabets, and folders as people have them."""
+"""The report on a data set, tokens of other alphabets, and folders in their usual layouts."""
 
 import json
 import random
@@ -30,7 +30,7 @@ def touch(folder: Path, *names: str) -> None:
         Image.new("RGB", (9, 9)).save(folder / name, "PNG")
 
 
-def test_ascii_text_has_the_tokens_it_always_had() -> None:
+def test_ascii_text_keeps_its_tokens() -> None:
     before = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[^\sa-z0-9]")
     rng = random.Random(0)
     for _ in range(2000):
@@ -56,7 +56,7 @@ def test_words_of_every_alphabet_are_words() -> None:
         (7, "images/7.JPE"),
     ],
 )
-def test_an_image_is_found_as_it_is_called(tmp_path: Path, image_id: object, name: str) -> None:
+def test_an_image_is_found_by_its_name(tmp_path: Path, image_id: object, name: str) -> None:
     write(tmp_path, "train", [image_id], ["a"])
     touch(tmp_path / "images", name)
     (path,) = load_folder(tmp_path, "train").images.values()

@@ -1,4 +1,4 @@
-"""DAQUAR as published: the pairs of lines, the pictures' numbers, the two variants."""
+"""DAQUAR as published: pairs of lines, image numbers, the two variants."""
 
 import re
 from collections.abc import Callable
@@ -57,19 +57,19 @@ def test_single_answers(tmp_path: Path) -> None:
     assert kept.images.keys() == {"image3", "image9"}
 
 
-def test_pictures_beside_the_questions(tmp_path: Path) -> None:
+def test_images_next_to_the_questions(tmp_path: Path) -> None:
     write(tmp_path / "daquar", LINES)
     images = tmp_path / "daquar" / "images"
     images.mkdir()
     (images / "image3.jpg").touch()
     assert daquar.load(tmp_path, "train").images == {
         "image3": images / "image3.jpg",
-        "image7": images / "image7.png",  # the published form, not there
+        "image7": images / "image7.png",  # the published layout, without files
         "image9": images / "image9.png",
     }
 
 
-def test_pictures_as_the_archive_unpacks(tmp_path: Path) -> None:
+def test_images_as_the_archive_unpacks(tmp_path: Path) -> None:
     write(tmp_path / "text", LINES)
     images = tmp_path / "pictures" / "nyu_depth_images"
     images.mkdir(parents=True)

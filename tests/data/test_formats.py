@@ -1,4 +1,4 @@
-"""Question files other than VQA's, on made-up files of a record or two."""
+"""Question files of other formats, on made-up files of a record or two."""
 
 import json
 from pathlib import Path

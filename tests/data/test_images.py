@@ -1,4 +1,4 @@
-"""Pictures of every kind become RGB squares; what cannot is named."""
+"""Images of every kind become RGB squares; unreadable ones are named."""
 
 import io
 import random
@@ -20,7 +20,7 @@ def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (30, 20)) -> 
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr"])
-def test_pictures_of_every_mode_become_rgb(tmp_path: Path, mode: str) -> None:
+def test_images_of_every_mode_become_rgb(tmp_path: Path, mode: str) -> None:
     name = "p.tif" if mode in ("CMYK", "YCbCr") else "p.png"
     rgb = read_image(picture(tmp_path / name, mode), 16)
     assert rgb.shape == (16, 16, 3) and rgb.dtype == np.uint8
@@ -28,7 +28,7 @@ def test_pictures_of_every_mode_become_rgb(tmp_path: Path, mode: str) -> None:
     np.testing.assert_allclose(rgb.astype(int), grey, atol=4)
 
 
-def test_of_16_bits_the_upper_8_count(tmp_path: Path) -> None:
+def test_of_16_bits_the_upper_8_are_kept(tmp_path: Path) -> None:
     values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "p.png")
     shown = read_image(tmp_path / "p.png", 64)
@@ -46,7 +46,7 @@ def test_transparency_is_dropped_without_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(10))  # 0 and 9 mean nothing
-def test_a_turned_photo_is_turned_upright(tmp_path: Path, orientation: int) -> None:
+def test_a_rotated_photo_is_turned_upright(tmp_path: Path, orientation: int) -> None:
     corners = np.zeros((40, 60, 3), np.uint8)
     corners[:20, :30], corners[:20, 30:], corners[20:, :30] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     exif = Image.Exif()
@@ -63,17 +63,17 @@ def test_a_turned_photo_is_turned_upright(tmp_path: Path, orientation: int) -> N
     "exif",
     [b"MM\0*\0\0\0\x08\0\x09", b"garbage", b"MM\0*", b"", b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0"],
 )
-def test_broken_exif_data_are_no_damage(tmp_path: Path, exif: bytes) -> None:
+def test_broken_exif_data_are_ignored(tmp_path: Path, exif: bytes) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "p.jpg", exif=b"Exif\0\0" + exif)
     assert read_image(tmp_path / "p.jpg", 4).shape == (4, 4, 3)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (3000, 7), (2500, 2500)])
-def test_pictures_of_any_size(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_images_of_any_size(tmp_path: Path, size: tuple[int, int]) -> None:
     assert read_image(picture(tmp_path / "p.png", size=size), 16).shape == (16, 16, 3)
 
 
-def test_a_bad_picture_is_named(tmp_path: Path) -> None:
+def test_a_bad_image_is_named(tmp_path: Path) -> None:
     whole = picture(tmp_path / "whole.png", size=(200, 200)).read_bytes()
     for name, data in [
         ("cut.png", whole[: len(whole) // 2]),
@@ -91,9 +91,9 @@ def test_a_bad_picture_is_named(tmp_path: Path) -> None:
         read_image(tmp_path, 8)
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's remarks about the damage
+@pytest.mark.filterwarnings("ignore")  # Pillow's warnings about the damage
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
-def test_damaged_bytes_are_a_picture_or_one_clear_line(kind: str) -> None:
+def test_damaged_bytes_are_an_image_or_one_clear_line(kind: str) -> None:
     buffer = io.BytesIO()
     Image.linear_gradient("L").resize((30, 20)).convert("RGB").save(buffer, kind)
     whole, choose = buffer.getvalue(), random.Random(0)
@@ -118,7 +118,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) ->
         read_image(bomb, 8)
 
 
-def test_of_many_the_damaged_and_the_converted_are_told(tmp_path: Path) -> None:
+def test_damaged_and_converted_images_are_listed(tmp_path: Path) -> None:
     images = {str(n): picture(tmp_path / f"{n}.png") for n in range(7)}
     images["1"].unlink()
     images["4"].write_text("<html>")
@@ -127,7 +127,7 @@ def test_of_many_the_damaged_and_the_converted_are_told(tmp_path: Path) -> None:
     reader, seen = ImageReader(images, 8), []
     free: SimpleQueue[np.ndarray] = SimpleQueue()
     for _ in range(2):
-        free.put(np.full((3, 8, 8, 3), 77, np.uint8))  # what the batch before left there
+        free.put(np.full((3, 8, 8, 3), 77, np.uint8))  # left there by the previous batch
     batches = [{0: "0", 2: "1"}, {1: "2", 2: "3"}, {0: "4"}, {0: "5", 1: "6"}]
     with ThreadPoolExecutor(2) as pool:
         for batch, (places, room) in zip(batches, reader.batches(batches, free, pool), strict=True):

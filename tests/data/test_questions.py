@@ -27,7 +27,7 @@ def test_vocabulary_is_ordered_by_frequency_and_survives_json() -> None:
     assert Vocabulary.from_json(vocabulary.to_json(), "here") == vocabulary
 
 
-def test_encoding_keeps_every_question_with_its_words_and_picture() -> None:
+def test_encoding_keeps_every_question_with_its_words_and_image() -> None:
     examples = [example(7, "b", "a b c"), example(8, "a", "a"), example(9, "b", "c b", "z")]
     vocabulary = build_vocabulary(examples[:2], num_answers=5)
     questions = encode(examples, vocabulary, {"a": 0, "b": 1})
@@ -44,7 +44,7 @@ def test_encoding_keeps_every_question_with_its_words_and_picture() -> None:
     assert questions.trainable("label").question_id.tolist() == [8, 7]
 
 
-def test_human_answers_that_can_be_given_are_kept_beside_the_label() -> None:
+def test_in_vocabulary_human_answers_are_kept_with_the_label() -> None:
     asked = [
         Example(1, "p", "a", ("x", "y", "rare", "x"), "x"),
         Example(2, "p", "a", ("rare", "y"), "rare"),
@@ -63,7 +63,7 @@ def test_human_answers_that_can_be_given_are_kept_beside_the_label() -> None:
     assert questions.trainable("sampled").question_id.tolist() == [1, 2]
 
 
-def test_held_out_pictures_are_whole_and_always_the_same() -> None:
+def test_held_out_images_keep_all_questions_and_never_change() -> None:
     examples = [example(10 * i + k, f"p{i}") for i in range(50) for k in range(3)]
     kept, held = train_validation_split(examples, 0.2)
     assert len(held) == 30 and len(kept) == 120
@@ -77,13 +77,13 @@ def test_questions_end_after_26_words() -> None:
     assert vocabulary.encode("a " * 26 + "b") == [2] * 26
 
 
-def test_held_out_pictures_are_neighbours_by_their_number() -> None:
+def test_held_out_images_are_neighbours_by_number() -> None:
     examples = [example(i, f"image{i}") for i in range(1, 321)]
     kept, held = train_validation_split(examples, 0.25)
     numbers = sorted(e.question_id for e in held)
     assert len(held) == 80 and len(kept) == 240
     runs = [n for n in numbers if n - 1 not in numbers]
-    assert len(runs) <= 5  # of 16 pictures each
+    assert len(runs) <= 5  # of 16 images each
     assert (
         train_validation_split(examples[::-1], 0.25)[1][::-1] == held
     )  # whatever the order of the questions

@@ -1,5 +1,6 @@
-"""VQA v1, v2 and folders of one's own: what is read, and what is refused with one clear line."""
+"""VQA v1, v2 and own folders: files that are read, and files refused with one clear line."""
 
+import hashlib
 import json
 import struct
 import zipfile
@@ -111,6 +112,10 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
     assert len(vqa.load(root, "v2", "test2015").examples) == 1
 
 
+# Of the images 4 to 7, those whose question is in val1-questions: by the hash of its id.
+VAL1 = [n for n in (4, 5, 6, 7) if hashlib.sha256(str(10 * n).encode()).digest()[0] % 2 == 0]
+
+
 def test_splits(tmp_path: Path) -> None:
     write(tmp_path, "v2", "train2014", 1, 2)
     write(tmp_path, "v2", "val2014", 4, 5, 6, 7)
@@ -127,6 +132,9 @@ def test_splits(tmp_path: Path) -> None:
         "val1": [4, 6],
         "val2": [5, 7],
         "train+val1": [1, 2, 4, 6],
+        "val1-questions": VAL1,
+        "val2-questions": [n for n in (4, 5, 6, 7) if n not in VAL1],
+        "train+val1-questions": [1, 2, *VAL1],
     }
     for split in read.values():
         assert split.images.keys() == {example.image for example in split.examples}
@@ -149,7 +157,7 @@ def test_missing_and_ambiguous_files_are_named(tmp_path: Path) -> None:
 
 
 def change(records: Json, **fields: Any) -> Json:
-    """``records`` with fields of the second record changed, or dropped where ... is given."""
+    """Return ``records`` with fields of the second changed, or dropped where ... is given."""
     (found,) = records.values()
     for field, value in fields.items():
         if value is ...:
@@ -233,7 +241,7 @@ def test_damaged_json(tmp_path: Path, names: dict[str, str]) -> None:
     def said() -> str:
         return refusal(lambda: vqa.load(tmp_path, "v2", "val"))
 
-    for size in range(len(whole)):  # every place that a download could stop
+    for size in range(len(whole)):  # a download may stop at any byte
         path.write_bytes(whole[:size])
         assert f"{path}: cut off JSON" in said() or f"{path}: broken JSON" in said()
     path.write_bytes(whole[:60])
@@ -277,7 +285,7 @@ def test_damaged_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at = whole.rindex(b"PK\x01\x02") + 8  # general purpose flags: bit 0, encrypted
     path.write_bytes(whole[:at] + struct.pack("<H", 1) + whole[at + 2 :])
     assert "encrypted" in said()
-    for at in range(len(whole) - 200, len(whole)):  # the list of contents at its end
+    for at in range(len(whole) - 200, len(whole)):  # the central directory at its end
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         try:
             assert len(vqa.load(tmp_path, "v2", "test2015").examples) == 499
@@ -303,7 +311,7 @@ def own(folder: Path, split: str, asked: Json, answered: Json | None) -> None:
         (folder / f"{split}_annotations.json").write_text(json.dumps(answered))
 
 
-def test_folder_of_ones_own(tmp_path: Path) -> None:
+def test_folder_of_own_data(tmp_path: Path) -> None:
     asked = questions(1, 2, 3, 4)
     asked["questions"][1]["image"] = "sub/b.png"
     asked["questions"][3]["image_id"] = "photo-4"
@@ -341,7 +349,7 @@ def test_folder_of_ones_own(tmp_path: Path) -> None:
     assert load_folder(tmp_path, "val").images == {"1": images / "1.jpg"}
 
 
-def test_own_pictures_of_any_size_and_those_that_are_not_there(tmp_path: Path) -> None:
+def test_own_images_of_any_size_and_missing_ones(tmp_path: Path) -> None:
     own(tmp_path, "train", questions(1, 2, 3), annotations(1, 2, 3, answers=1))
     (tmp_path / "images").mkdir()
     for number, size in ((1, (1, 1)), (2, (900, 7))):
@@ -408,6 +416,11 @@ def test_real_questions() -> None:
     halves = [vqa.load(SHARED, "v2", name).examples for name in ("val1", "val2")]
     assert [len(half) for half in halves] == [4498, 4479]
     assert {e.image for e in halves[0]}.isdisjoint(e.image for e in halves[1])
+    drawn = [vqa.load(SHARED, "v2", f"val{n}-questions").examples for n in (1, 2)]
+    ids = [{e.question_id for e in half} for half in drawn]
+    assert ids[0].isdisjoint(ids[1]) and len(ids[0] | ids[1]) == 8977
+    assert abs(len(ids[0]) - len(ids[1])) < 500
+    assert {e.image for e in drawn[0]} & {e.image for e in drawn[1]}
 
 
 @pytest.mark.slow

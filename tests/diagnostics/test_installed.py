@@ -14,7 +14,7 @@ CONTENT = b"VALUE = 1\n"
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module of an installed package "some-package"."""
+    """Write a module of an installed package "some-package"."""
     digest = base64.urlsafe_b64encode(hashlib.sha256(CONTENT).digest()).rstrip(b"=").decode()
     info = tmp_path / "site" / "some_package-1.0.dist-info"
     info.mkdir(parents=True)

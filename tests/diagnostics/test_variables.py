@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import environ
+from conftest import LIMIT, environ
 
 from vqa_repro.diagnostics.variables import check_variables
 
@@ -47,7 +47,7 @@ def test_pythoninspect_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
 def in_a_process(limits: str, code: str, **variables: str) -> str:
     command = ["bash", "-c", f'{limits} exec "$0" -c "$1"', sys.executable, code]
     env = {**environ(), **variables}
-    done = subprocess.run(command, env=env, capture_output=True, timeout=120)
+    done = subprocess.run(command, env=env, capture_output=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     return done.stdout.decode("ascii")
 

@@ -1,4 +1,4 @@
-"""The questions that a run keeps for its report: how they are chosen, written and read back."""
+"""The gallery of a run: which questions it keeps, how they are written and read."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def chosen(asked: dict[int, Example], right: set[int], **given: Any) -> dict[str
     )
 
 
-def test_the_lists_hold_what_they_are_called_after() -> None:
+def test_lists_match_their_names() -> None:
     asked = numbered(400)
     right = set(range(1, 201))
     confidence = {i: i / 400 for i in asked}
@@ -49,7 +49,7 @@ def test_the_lists_hold_what_they_are_called_after() -> None:
     assert len(set(lists["sample"])) == examples.SAMPLE and set(lists["sample"]) & right
 
 
-def test_what_is_drawn_is_the_same_each_time_and_shared_between_runs() -> None:
+def test_sampling_is_repeatable_and_shared_between_runs() -> None:
     asked = numbered(300)
     one, other = chosen(asked, set(range(1, 20))), chosen(asked, set(range(10, 40)))
     assert one == chosen(asked, set(range(1, 20)))
@@ -58,7 +58,7 @@ def test_what_is_drawn_is_the_same_each_time_and_shared_between_runs() -> None:
     assert one["errors"] != sorted(one["errors"])
 
 
-def test_a_picture_is_in_a_list_once_but_errors_are_drawn_freely() -> None:
+def test_an_image_appears_once_per_list_except_among_errors() -> None:
     asked = numbered(40, per_picture=10)
     lists = chosen(asked, {1, 2, 3, 4})
     for name in ("sample", "best", "worst", "confident"):
@@ -84,7 +84,7 @@ def test_hidden_answers_leave_a_sample_alone() -> None:
 
 
 @pytest.mark.parametrize("which", ["finished", "finished_hiecoatt"])
-def test_a_run_keeps_what_predict_would_say(
+def test_a_run_keeps_the_answers_of_predict(
     which: str, request: pytest.FixtureRequest, drawn_folder: Path
 ) -> None:
     folder: Path = request.getfixturevalue(which)
@@ -111,7 +111,7 @@ def test_a_run_keeps_what_predict_would_say(
             assert asked.attention[name] == pytest.approx(weights.tolist(), abs=1e-3)
 
 
-def test_pictures_are_small_and_keep_their_proportions(finished: Path) -> None:
+def test_images_are_small_and_keep_their_aspect_ratio(finished: Path) -> None:
     kept = examples.read(finished)
     assert kept is not None and len(kept.pictures) == 12
     for picture in kept.pictures.values():
@@ -119,7 +119,7 @@ def test_pictures_are_small_and_keep_their_proportions(finished: Path) -> None:
             assert image.size == (examples.SIDE, examples.SIDE * 36 // 48)
 
 
-def test_the_verb_makes_the_gallery_of_an_old_run_anew(
+def test_the_verb_rebuilds_the_gallery_of_an_old_run(
     finished: Path, place: Path, tmp_path: Path
 ) -> None:
     old = tmp_path / "old"
@@ -136,7 +136,7 @@ def test_the_verb_makes_the_gallery_of_an_old_run_anew(
     assert made.lists == before.lists and made.pictures == before.pictures
 
 
-def test_without_the_pictures_it_is_said_and_the_run_finishes(
+def test_missing_images_are_reported_and_the_run_finishes(
     drawn_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -145,14 +145,14 @@ def test_without_the_pictures_it_is_said_and_the_run_finishes(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(drawn_folder, tmp_path / "data")
     given = options(tmp_path / "data", tmp_path / "first", 1)
-    assert train.main(given) == 0  # makes the features
+    assert train.main(given) == 0  # extracts the features
     shutil.rmtree(tmp_path / "data" / "images")
     assert train.main(options(tmp_path / "data", tmp_path / "run", 1)) == 0
     assert "no examples for the report" in capsys.readouterr().out
     assert open_run(tmp_path / "run").finished and examples.read(tmp_path / "run") is None
 
 
-def test_a_model_that_sees_no_picture_keeps_the_questions(
+def test_a_question_only_model_keeps_the_questions(
     drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -169,7 +169,7 @@ def test_a_model_that_sees_no_picture_keeps_the_questions(
 
 
 def write(folder: Path, **changes: object) -> None:
-    """A gallery of one question, with ``changes`` to that question."""
+    """Return a gallery of one question with ``changes`` to that question."""
     asked = examples.ExampleRecord(
         1, "what?", ["what", "?"], ["cat"], "cat", 1.0, 0.9, [("cat", 0.9)],
         {"hop 1": [0.25] * 4, "word/question": [0.5, 0.5]}, "1.jpg",
@@ -184,7 +184,7 @@ def write(folder: Path, **changes: object) -> None:
     Image.new("RGB", (8, 6)).save(folder / "gallery" / "1.jpg")
 
 
-def test_what_is_written_by_hand_is_read(tmp_path: Path) -> None:
+def test_hand_written_galleries_are_read(tmp_path: Path) -> None:
     write(tmp_path)
     kept = examples.read(tmp_path)
     assert kept is not None and kept.asked[0].answers == [("cat", 0.9)]
@@ -218,7 +218,7 @@ def test_what_is_written_by_hand_is_read(tmp_path: Path) -> None:
         {"more": 1},
     ],
 )
-def test_a_gallery_of_a_strangers_is_checked(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_an_untrusted_gallery_is_checked(tmp_path: Path, changes: dict[str, object]) -> None:
     write(tmp_path, **changes)
     with pytest.raises(UserError, match=r"gallery\.json: damaged") as error:
         examples.read(tmp_path)
@@ -237,13 +237,13 @@ def test_a_gallery_of_a_strangers_is_checked(tmp_path: Path, changes: dict[str, 
         '{"lists": {}, "wrong": -1, "asked": []}',
     ],
 )
-def test_what_is_no_gallery_is_refused(tmp_path: Path, text: str) -> None:
+def test_files_that_are_not_galleries_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "gallery.json").write_text(text)
     with pytest.raises(UserError, match=r"gallery\.json: damaged"):
         examples.read(tmp_path)
 
 
-def test_pictures_of_a_strangers_are_checked(tmp_path: Path) -> None:
+def test_untrusted_images_are_checked(tmp_path: Path) -> None:
     write(tmp_path)
     picture = tmp_path / "gallery" / "1.jpg"
     picture.unlink()

@@ -1,4 +1,4 @@
-"""The most frequent answer's accuracy and the share of answers that a model can give."""
+"""The accuracy of the most frequent answer and the coverage of the answer vocabulary."""
 
 import pytest
 

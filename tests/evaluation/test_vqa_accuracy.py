@@ -1,4 +1,4 @@
-"""The official VQA accuracy: hand-made cases, a naive second writing of the rules, real answers."""
+"""The official VQA accuracy: hand-made cases, a naive reimplementation, real answers."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from vqa_repro.utils.errors import UserError
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 GOLDEN = {
-    # case, spaces, nothing left
+    # case, spaces, empty results
     "Yes": "yes",
     "  two   words ": "2 words",
     "a\u00a0b": "b",
@@ -67,7 +67,7 @@ GOLDEN = {
     "2;30": "2 30",
     "#1": "#1",
     "rock'n'roll": "rock'n'roll",
-    # beside a space anywhere, every mark of its kind is deleted instead
+    # a mark next to a space deletes every mark of its kind in the text
     "red - car": "red car",
     "red -car": "red car",
     "red- car": "red car",
@@ -115,7 +115,7 @@ GOLDEN = {
     "." * 32: "",
     "." * 33: ".",
     "." * 40 + "yes": "........yes",
-    # contractions, apostrophes put where they were left out
+    # contractions get their missing apostrophes
     "dont": "don't",
     "Dont": "don't",
     "don't": "don't",
@@ -169,7 +169,7 @@ def test_contractions_are_the_official_table() -> None:
     assert hashlib.sha256(table.encode()).hexdigest()[:16] == "853d25c89947b7f6"
 
 
-# The rules once more, told character by character and without a regular expression.
+# The rules again, character by character and without a regular expression.
 
 DIGITS = "0123456789"
 

@@ -1,4 +1,4 @@
-"""WUPS: WordNets made here against a naive reference, and WordNet 3.0 against NLTK's numbers."""
+"""WUPS: random WordNets against a naive reference, and WordNet 3.0 against NLTK's figures."""
 
 import random
 import sys
@@ -17,7 +17,7 @@ Graph = dict[str, list[str]]  # word -> its hypernyms; every word has one sense
 
 
 def make(folder: Path, graph: Graph, *, irregular: str = "", instances: bool = False) -> WordNet:
-    """Write ``graph`` as the three files of WordNet's format and open them."""
+    """Write ``graph`` as WordNet's three files and open them."""
     symbol = "@i" if instances else "@"
 
     def line(word: str, offsets: dict[str, int]) -> str:
@@ -27,7 +27,7 @@ def make(folder: Path, graph: Graph, *, irregular: str = "", instances: bool = F
 
     offsets = dict.fromkeys(graph, 0)
     end = len(LICENSE)
-    for word in graph:  # offsets have a fixed width, so lengths are known before they are
+    for word in graph:  # offsets have a fixed width, so line lengths are known before the offsets
         offsets[word], end = end, end + len(line(word, offsets))
     data = LICENSE + "".join(line(word, offsets) for word in graph)
     index = LICENSE + "".join(
@@ -40,7 +40,7 @@ def make(folder: Path, graph: Graph, *, irregular: str = "", instances: bool = F
     return WordNet(folder)
 
 
-# The similarity once more, from every way up that there is.
+# The similarity again, over all paths to the root.
 
 
 def ways_up(graph: Graph, word: str) -> list[list[str]]:
@@ -161,7 +161,7 @@ def test_score(tmp_path: Path) -> None:
 def test_missing_wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"index\.noun: cannot be read: No such file"):
         WordNet(tmp_path)
-    monkeypatch.setattr(sys, "path", [])  # where packages are looked for
+    monkeypatch.setattr(sys, "path", [])  # the search path of packages
     monkeypatch.setattr(module, "DEBIAN_FOLDER", tmp_path)
     with pytest.raises(UserError, match=r"not installed; \./bootstrap\.sh env .*--wordnet"):
         WordNet()

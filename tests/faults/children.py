@@ -1,4 +1,4 @@
-"""Processes forked from one that has imported torch already: they are at work at once."""
+"""Processes forked from one that has imported torch: they start without delay."""
 
 import multiprocessing
 from multiprocessing.context import ForkServerContext
@@ -12,7 +12,7 @@ MODULES = (
 
 
 def ready() -> ForkServerContext:
-    """The context whose ``Process`` begins such a process; it has imported all it needs to."""
+    """Return the context whose ``Process`` forks from a server with all imports done."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(MODULES))
     first = context.Process(target=int)

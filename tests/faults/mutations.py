@@ -1,6 +1,6 @@
-"""Ways to damage a valid file so that a reader gets past its first line before it stumbles.
+"""Ways to damage a valid file so that a reader fails somewhere after its first line.
 
-Everything is drawn from one ``random.Random``, which hypothesis can stand in for.
+All choices come from one ``random.Random``, which hypothesis can replace.
 """
 
 import copy
@@ -36,7 +36,7 @@ NUMBERS = [0, 1, 7, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1
 
 
 def damaged_bytes(data: bytes, rng: Random) -> bytes:
-    """One to four changes: bits, runs of bytes, little and big numbers, cuts, repetitions."""
+    """Make one to four changes: bits, runs of bytes, small and large numbers, cuts, repetitions."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4))):
         at = rng.randrange(len(out) + 1)
@@ -64,7 +64,7 @@ def damaged_bytes(data: bytes, rng: Random) -> bytes:
 
 
 def damaged_value(value: Any, rng: Random) -> Any:
-    """A copy of plain values (JSON's) with one to three places changed, left out or doubled."""
+    """Return a copy of JSON values with one to three places changed, dropped or doubled."""
     value = copy.deepcopy(value)
     for _ in range(rng.choice((1, 1, 2, 3))):
         parent, key = _place(value, rng)
@@ -80,7 +80,7 @@ def damaged_value(value: Any, rng: Random) -> Any:
             parent[rng.choice(("", "x", f"{key} ", "name", "question_id"))] = copy.deepcopy(
                 parent[key]
             )
-        elif kind == 2:  # two places change their values
+        elif kind == 2:  # two places swap their values
             _, other = parent, rng.choice(list(_keys(parent)))
             parent[key], parent[other] = parent[other], parent[key]
         else:
@@ -93,7 +93,7 @@ def _keys(value: Any) -> Any:
 
 
 def _place(value: Any, rng: Random) -> tuple[Any, Any]:
-    """A container and a key of it, at any depth; (None, None) now and then, for all of it."""
+    """Choose a container and one of its keys at any depth; (None, None) means the whole value."""
     parent, key = None, None
     while isinstance(value, dict | list) and value:
         if parent is not None and rng.random() < 0.3:
@@ -106,7 +106,7 @@ def _place(value: Any, rng: Random) -> tuple[Any, Any]:
 
 
 def damaged_json(data: bytes, rng: Random) -> bytes:
-    """Of a JSON document: mostly other values in it, sometimes other bytes."""
+    """Damage a JSON document: mostly its values, sometimes its bytes."""
     if rng.random() < 0.25:
         return damaged_bytes(data, rng)
     value = damaged_value(json.loads(data), rng)
@@ -114,7 +114,7 @@ def damaged_json(data: bytes, rng: Random) -> bytes:
 
 
 def damaged_lines(data: bytes, rng: Random) -> bytes:
-    """Of a text file: lines left out, doubled, swapped, emptied; sometimes other bytes."""
+    """Damage a text file: drop, double, swap or empty lines, sometimes change bytes."""
     if rng.random() < 0.4:
         return damaged_bytes(data, rng)
     lines = data.split(b"\n")

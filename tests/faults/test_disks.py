@@ -1,4 +1,4 @@
-"""Disks that take no more files, or none at all: real ones, mounted for each test."""
+"""Disks without free inodes or mounted read-only: real file systems, mounted for each test."""
 
 import shutil
 from pathlib import Path
@@ -17,8 +17,8 @@ def asked(run: Path, folder: Path, *more: object) -> list[str]:
     return list(map(str, given))
 
 
-def test_inodes_that_run_out_in_training_cost_nothing(drawn_folder: Path, mount: Mount) -> None:
-    """None for the files of a new run; none for its results."""
+def test_running_out_of_inodes_in_training_loses_nothing(drawn_folder: Path, mount: Mount) -> None:
+    """Run out before the files of a new run, and before its results."""
     disk = mount("nr_inodes=2")
     arguments = [*options(drawn_folder, disk / "run", 1), "--root", str(disk.parent)]
     for count in (3, 9):
@@ -33,7 +33,7 @@ def test_inodes_that_run_out_in_training_cost_nothing(drawn_folder: Path, mount:
     assert open_run(disk / "run").finished
 
 
-def test_inodes_that_run_out_in_the_other_verbs_are_named(
+def test_running_out_of_inodes_in_other_verbs_is_reported(
     finished: Path, drawn_folder: Path, tmp_path: Path, mount: Mount
 ) -> None:
     disk = mount("nr_inodes=1")
@@ -45,15 +45,15 @@ def test_inodes_that_run_out_in_the_other_verbs_are_named(
     ):
         with pytest.raises(UserError, match=r"though there is room \(`df -i`\): remove some files"):
             verb(arguments)
-    mount("nr_inodes=3")  # two folders: none is left for the features
+    mount("nr_inodes=3")  # two folders: no inode is left for the features
     with pytest.raises(UserError, match=r"features.*though there is room \(`df -i`\)"):
         evaluate.main([*run, "--root", str(disk / "root")])
 
 
-def test_a_read_only_disk_is_enough_to_read_from(
+def test_a_read_only_disk_is_enough_for_reading(
     finished: Path, drawn_folder: Path, tmp_path: Path, mount: Mount
 ) -> None:
-    """A run and the features it needs, as a colleague shares them."""
+    """Provide a run and its features, as a colleague shares them."""
     disk = mount("size=50m")
     shutil.copytree(finished, disk / "run")
     root = ["--root", str(disk / "root")]
@@ -64,7 +64,7 @@ def test_a_read_only_disk_is_enough_to_read_from(
     assert report.main([str(disk / "run"), "--out", str(tmp_path / "report.html")]) == 0
 
 
-def test_a_read_only_disk_is_not_enough_to_write_to(
+def test_a_read_only_disk_refuses_writing(
     finished: Path, drawn_folder: Path, tmp_path: Path, mount: Mount
 ) -> None:
     disk = mount("size=50m")

@@ -1,11 +1,11 @@
-"""Every reader of files from elsewhere, fed with valid files that were damaged a little.
+"""Every reader of untrusted files on valid files with small damage.
 
-Whatever the damage, a reader returns, or raises the one clear line. A few hundred cases of each
-reader are drawn by hypothesis, always the same ones. Millions, each its own:
+A reader either returns or raises one clear line. Hypothesis draws a few hundred cases per reader,
+always the same ones. For millions of different cases:
 
     VQA_FUZZ=1000000 python -m pytest tests/faults/test_fuzz.py -s
 
-There a case is ``random.Random(seed)``; a failure names its seed, and VQA_FUZZ_FROM=SEED VQA_FUZZ=1
+Then a case is ``random.Random(seed)``; a failure names its seed, and VQA_FUZZ_FROM=SEED VQA_FUZZ=1
 repeats it.
 """
 
@@ -58,16 +58,16 @@ Damage = Callable[[bytes, Random], bytes]
 
 @dataclass(frozen=True)
 class Reader:
-    """``read`` takes a folder with ``files``; in a case one or two of ``damage`` are damaged."""
+    """``read`` takes a folder with ``files``; each case damages one or two of ``damage``."""
 
     files: dict[str, bytes]
     damage: dict[str, Damage]
     read: Callable[[Path], object]
-    share: float = 1.0  # of the cases: what is slow to read gets fewer
+    share: float = 1.0  # of the cases: slow readers get fewer
 
 
 def damaged_zip(data: bytes, rng: Random) -> bytes:
-    """The archive's bytes damaged, or one packed of damaged names and contents."""
+    """Damage the bytes of the archive, or pack one of damaged names and contents."""
     if rng.random() < 0.5:
         return damaged_bytes(data, rng)
     buffer = io.BytesIO()
@@ -80,7 +80,7 @@ def damaged_zip(data: bytes, rng: Random) -> bytes:
 
 
 def damaged_header(data: bytes, rng: Random) -> bytes:
-    """Of a safetensors file: another header before the same numbers, or other bytes."""
+    """Damage the header of a safetensors file, or its bytes."""
     if rng.random() < 0.3:
         return damaged_bytes(data, rng)
     length = int.from_bytes(data[:8], "little")
@@ -97,7 +97,7 @@ def damaged_header(data: bytes, rng: Random) -> bytes:
 
 
 def damaged_state(data: bytes, rng: Random) -> bytes:
-    """Of a torch.save file: other values saved, or other bytes."""
+    """Damage the values of a torch.save file, or its bytes."""
     if rng.random() < 0.5:
         return damaged_bytes(data, rng)
     state = damaged_value(torch.load(io.BytesIO(data), weights_only=True), rng)
@@ -130,7 +130,7 @@ RECIPE: dict[str, Any] = {
 
 
 def read_run(folder: Path) -> None:
-    """As the report reads a stranger's run."""
+    """Read an untrusted run as the report does."""
     run = open_run(folder)
     comparison.read_metrics(run)
     comparison.read_environment(run)
@@ -160,7 +160,7 @@ def read_backbone(folder: Path) -> None:
 
 
 def read_notes(folder: Path) -> None:
-    """What checkpoints_setup.py notes beside a download, read by a later run."""
+    """Read the notes that checkpoints_setup.py keeps about a download."""
     checkpoint = checkpoints.Checkpoint("toy", "toy-00000000.pth", 4)
     target = folder / checkpoint.filename
     checkpoints.verified_sha256(checkpoint.file, target)
@@ -180,7 +180,7 @@ def pictures() -> dict[str, bytes]:
             buffer = io.BytesIO()
             try:
                 image.convert(mode).save(buffer, kind, **({"exif": exif} if kind == "jpeg" else {}))
-            except (OSError, ValueError):  # kinds that cannot hold this mode
+            except (OSError, ValueError):  # formats without this mode
                 continue
             found[f"{mode}.{kind}"] = buffer.getvalue()
     return found
@@ -198,7 +198,7 @@ def one_file(
 
 
 def make_readers(run: Path, data: Path, scratch: Path) -> dict[str, Reader]:
-    """A finished ``run``, and the data set it was trained on."""
+    """Return the readers for the files of a finished ``run``, its ``data`` set and others."""
     return (
         of_runs(run)
         | of_data(data)
@@ -279,7 +279,7 @@ def of_features(scratch: Path) -> dict[str, Reader]:
 def of_checkpoints(scratch: Path) -> dict[str, Reader]:
     with torch.device("meta"):
         network = torchvision.models.resnet50()
-    # All of its tensors, each of them one number seen again and again: a small file.
+    # All of its tensors, each one expanded number: a small file.
     state = {
         key: torch.zeros((), dtype=value.dtype).expand(value.shape)
         for key, value in network.state_dict().items()
@@ -311,7 +311,7 @@ def of_checkpoints(scratch: Path) -> dict[str, Reader]:
 
 
 def of_bundles(scratch: Path) -> dict[str, Reader]:
-    """A bundle with two wheels, one of them in three parts, and a checkpoint."""
+    """Return the readers of a bundle with two wheels, one in three parts, and a checkpoint."""
     project, bundle = scratch / "project", scratch / "bundle"
     (bundle / "wheels").mkdir(parents=True)
     (bundle / "checkpoints").mkdir()
@@ -347,7 +347,7 @@ def of_bundles(scratch: Path) -> dict[str, Reader]:
             bundle_open.open_bundle(folder, scratch / "into", "3.12", "cu130")
 
     def open_forged(folder: Path) -> None:
-        """The manifest agrees with the description, as a forger would see to."""
+        """Make the manifest agree with the damaged description, as a forger would."""
         digest = hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
         manifest = files[MANIFEST].decode().splitlines()
         kept = [line for line in manifest if not line.endswith(f"  {DESCRIPTION}")]
@@ -397,7 +397,7 @@ def test_damaged_files_are_read_or_refused_in_one_line(
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_bytes(content)
     outside = sorted(tmp_path.iterdir())
-    reader.read(folder)  # undamaged, it is read
+    reader.read(folder)  # the undamaged file must be readable
     counts = {"read": 0, "refused": 0}
 
     def case(rng: Random) -> None:

@@ -1,6 +1,6 @@
-"""Files made to run code, to write elsewhere or to take all memory. They are refused in a line.
+"""Files that try to run code, write elsewhere or exhaust memory are refused in one line.
 
-Each is read in a process of its own, whose memory is measured.
+Each is read in its own process, whose memory is measured.
 """
 
 import io
@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 from children import ready
+from conftest import LIMIT
 
 from vqa_repro import evaluate, predict, report, train
 from vqa_repro.data import coco_qa, images
@@ -35,11 +36,11 @@ from vqa_repro.reporting import commands
 from vqa_repro.run import MAX_JSON, Run, open_run
 from vqa_repro.utils.errors import UserError
 
-MANY = 2**31  # bytes that a file of a few thousand claims to hold
+MANY = 2**31  # bytes that a file of a few thousand bytes claims to hold
 
 
 class Code:
-    """Pickled, it asks whoever unpickles it to make a file."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, touched: Path) -> None:
         self.touched = touched
@@ -72,7 +73,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 
 def read(path: Path, said: Path) -> None:
-    """In a process of its own: read, and write down how that ended and the memory it took."""
+    """Read a file in its own process; write the outcome and the memory used to ``said``."""
     sys.stdout = said.open("w")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
@@ -91,7 +92,7 @@ def saved(value: Any, **how: Any) -> bytes:
 
 
 def squeezed(content: bytes) -> bytes:
-    """A torch.save file whose parts are compressed."""
+    """Compress the parts of a torch.save file."""
     buffer = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(content)) as old,
@@ -113,7 +114,7 @@ def tar(pickles: dict[str, bytes]) -> bytes:
 
 
 def png(side: int) -> bytes:
-    """A small white picture whose header says that it has ``side`` x ``side`` pixels."""
+    """Return a small white image whose header claims ``side`` x ``side`` pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checked = kind + content
@@ -137,7 +138,7 @@ def zip_of(members: dict[str, bytes]) -> bytes:
 
 
 def claims_more(archive: bytes) -> bytes:
-    """The first member's unpacked size, in the directory, is two gigabytes."""
+    """Set the first member's unpacked size in the directory to two gigabytes."""
     at = archive.index(b"PK\x01\x02") + 24
     return archive[:at] + struct.pack("<I", MANY) + archive[at + 4 :]
 
@@ -154,7 +155,7 @@ def store_of(shape: list[int]) -> bytes:
 
 
 def eps(touched: Path) -> bytes:
-    """A picture that is a program; Pillow would hand it to Ghostscript."""
+    """Return an image that is a program; Pillow would pass it to Ghostscript."""
     return (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
         + f"({touched}) (w) file closefile showpage\n%%EOF\n".encode()
@@ -162,7 +163,7 @@ def eps(touched: Path) -> bytes:
 
 
 def linked(touched: Path) -> bytes:
-    """An old checkpoint whose parts are a link to a file elsewhere."""
+    """Return a checkpoint in the old format whose storages link to a file elsewhere."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:") as archive:
         info = tarfile.TarInfo("storages")
@@ -180,7 +181,7 @@ STRANGE_RECIPE = {
 LOG_OF_GIGABYTES = b"\x80\x02r\xff\xff\xff\x3f."  # "remember object number 2**30"
 
 HOSTILE: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
-    # What it is: the file's name, its content, words of the refusal.
+    # Description: file name, content, part of the error.
     "code in a training checkpoint": (
         "checkpoint.pt",
         lambda touched: saved({"step": Code(touched)}),
@@ -280,7 +281,7 @@ def test_hostile_files_are_refused(forks: ForkServerContext, what: str, tmp_path
     (folder / name).write_bytes(content(touched))
     process = forks.Process(target=read, args=(folder / name, tmp_path / "said"))
     process.start()
-    process.join(120)
+    process.join(LIMIT)
     assert process.exitcode == 0
     *_, said, peak = lines = (tmp_path / "said").read_text().splitlines()
     assert said.startswith("refused: ") or not words
@@ -293,7 +294,7 @@ def test_hostile_files_are_refused(forks: ForkServerContext, what: str, tmp_path
 # ---------------------------------------------------------------- sizes without end
 
 SIZES: list[tuple[str, Any, str]] = [
-    # An option of a recipe, and words of the refusal.
+    # An option of a recipe, its value, part of the error.
     ("model.hidden", 2**16, "does not fit recipe.json|parameters need"),
     ("model.hidden", 10**9, "from 1 to 65,536"),
     ("model.hidden", -1, "from 1 to 65,536"),
@@ -328,9 +329,9 @@ def changed(recipe: dict[str, Any], option: str, value: Any) -> dict[str, Any]:
 
 
 def ask_all_verbs(run: Path, recipe: dict[str, Any], said: Path) -> None:
-    """In a process of its own: give the recipe to every verb that takes one, and measure."""
+    """Pass the recipe to every verb that takes one, in its own process; measure the memory."""
     sys.stdout = said.open("w")
-    # The first thing that torch makes without memory brings many modules along.
+    # The first tensor on "meta" imports many modules.
     with torch.device("meta"):
         torch.nn.LSTM(1, 1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -356,7 +357,7 @@ def ask_all_verbs(run: Path, recipe: dict[str, Any], said: Path) -> None:
 @pytest.mark.parametrize(
     "option, value, words", SIZES, ids=[f"{option}={value!r:.20}" for option, value, _ in SIZES]
 )
-def test_sizes_that_no_memory_holds_are_refused(
+def test_sizes_beyond_any_memory_are_refused(
     forks: ForkServerContext, finished: Path, tmp_path: Path, option: str, value: Any, words: str
 ) -> None:
     run = tmp_path / "run"
@@ -367,11 +368,11 @@ def test_sizes_that_no_memory_holds_are_refused(
     (run / "recipe.json").write_text(json.dumps(recipe))
     process = forks.Process(target=ask_all_verbs, args=(run, recipe, tmp_path / "said"))
     process.start()
-    process.join(120)
+    process.join(LIMIT)
     assert process.exitcode == 0
     *lines, peak = (tmp_path / "said").read_text().splitlines()
     refusals = [line for line in lines if line.startswith("refused: ")]
-    # The report of a run does not make its model, so it is free to read it.
+    # The report does not build the model, so it may read the run.
     assert len(refusals) == 4 - lines.count("done") and lines.count("done") <= 1
     assert all(re.search(words, line) for line in refusals), lines
     assert int(peak) < 150, f"{peak} MiB"
@@ -384,7 +385,7 @@ def test_sizes_of_every_model_are_checked(name: str, option: str, value: int) ->
     recipe = from_json({**values, "model": {"name": name, option: value}}, "recipe.json")
     features = {"channels": 2**16, "scale": 1.0}
     run = Run(Path("run"), recipe, Vocabulary(("<pad>", "<unk>"), ("a",)), features)
-    if value == 2**16:  # the largest that can be named: still, nothing is claimed
+    if value == 2**16:  # the largest valid value: no memory is allocated
         with torch.device("meta"):
             network.build(run)
         return

@@ -1,5 +1,5 @@
-"""SIGKILL at random moments, again and again: what comes out in the end is what an undisturbed run
-makes, byte for byte.
+"""SIGKILL at random moments, repeatedly: the final result equals that of an uninterrupted run, byte
+for byte.
 
     VQA_KILLS=100 python -m pytest tests/faults/test_kills.py
 """
@@ -44,7 +44,7 @@ def run_training(arguments: list[str], log: Path, save_every: float) -> None:
 
 
 def run_extraction(arguments: list[str], log: Path) -> None:
-    """VGG-16 of pictures of 32 pixels a side: a moment each, where 448 would take a second."""
+    """Run VGG-16 on images of 32 pixels a side, which is quick."""
     sys.stdout = sys.stderr = log.open("a")
     torch.set_num_threads(1)
     small = dataclasses.replace(backbones.BACKBONES["vgg16"], size=32, regions=1)
@@ -53,7 +53,7 @@ def run_extraction(arguments: list[str], log: Path) -> None:
 
 
 def kill_at_random(begin: Callable[[], BaseProcess], seconds: float, rng: random.Random) -> bool:
-    """Begin, and kill after up to ``seconds``. False if it was done before."""
+    """Start and kill within ``seconds``; return False if it finished before."""
     process = begin()
     process.join(rng.uniform(0, seconds))
     process.kill()
@@ -63,7 +63,7 @@ def kill_at_random(begin: Callable[[], BaseProcess], seconds: float, rng: random
 
 
 def finish(process: BaseProcess, log: Path) -> float:
-    """Wait until it is done; the seconds that took."""
+    """Wait for the end; return the seconds it took."""
     began = time.monotonic()
     process.join(300)
     assert process.exitcode == 0, log.read_text()
@@ -107,7 +107,7 @@ def test_training(
         assert losses(out) == losses(whole)
         for name in ("model.safetensors", "results.json", "vocabulary.json", "features.json"):
             assert (out / name).read_bytes() == (whole / name).read_bytes(), name
-        # No half-written file is left under any name, but for the kills' temporary ones.
+        # No half-written file remains, except temporary ones.
         assert {p.name for p in out.iterdir() if p.name[0] != "."} == {
             p.name for p in whole.iterdir()
         }
@@ -160,7 +160,7 @@ def test_checkpoint_download(tmp_path: Path, record_property: Callable[[str, int
                 time.sleep(rng.uniform(0, 1.5))
                 process.kill()
                 run.finish()
-                # Under the right name there is the whole file or none, at any moment.
+                # At any moment, the target is complete or absent.
                 assert not run.target.exists() or run.target.read_bytes() == DATA
                 if run.code == 0:
                     break

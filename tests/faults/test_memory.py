@@ -1,4 +1,4 @@
-"""Verbs that run out of memory: a process may claim so much of it and no more."""
+"""Verbs that run out of memory, in processes with a memory limit."""
 
 import json
 import re
@@ -12,13 +12,14 @@ import pytest
 import torch
 import torchvision
 from children import ready
+from conftest import LIMIT
 
 from vqa_repro import evaluate, extract, predict
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
 from vqa_repro.utils.shortage import explain_out_of_memory_in
 
 MAIN = {"evaluate": evaluate.main, "extract": extract.main, "predict": predict.main}
-ROOM = 400 * 2**20  # bytes beyond what the process has when it begins
+ROOM = 400 * 2**20  # bytes above the memory of the process at its start
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,9 @@ def forks() -> ForkServerContext:
 
 
 def starved(verb: str, arguments: list[str], said: Path) -> None:
-    """In a process of its own: the verb, as the command line calls it, short of memory."""
+    """Run a verb as the command line does, in its own process with little memory."""
     torch.set_num_threads(1)
-    with torch.device("meta"):  # which brings many modules along
+    with torch.device("meta"):  # which imports many modules
         torch.nn.LSTM(1, 1)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + ROOM
@@ -39,7 +40,7 @@ def starved(verb: str, arguments: list[str], said: Path) -> None:
 
 
 def of_size(run: Path, finished: Path, size: int) -> Path:
-    """A copy of the run that sees pictures of so many pixels a side."""
+    """Copy the run and set the side of its images to ``size`` pixels."""
     shutil.copytree(finished, run)
     for name, section, key in (
         ("recipe.json", "data", "picture_size"),
@@ -52,7 +53,7 @@ def of_size(run: Path, finished: Path, size: int) -> Path:
 
 
 def vgg16(path: Path) -> Path:
-    """Its weights, each tensor one number seen again and again: a small file."""
+    """Save VGG-16 with one expanded number per tensor: a small file."""
     with torch.device("meta"):
         state = torchvision.models.vgg16().state_dict()
     torch.save({key: torch.zeros(()).expand(value.shape) for key, value in state.items()}, path)
@@ -61,7 +62,7 @@ def vgg16(path: Path) -> Path:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that keeps to the limit")
 @pytest.mark.parametrize("verb", MAIN)
-def test_memory_that_runs_out_in_a_verb_is_said_in_a_line(
+def test_out_of_memory_in_a_verb_is_one_line(
     forks: ForkServerContext, finished: Path, drawn_folder: Path, tmp_path: Path, verb: str
 ) -> None:
     picture = next((drawn_folder / "images").iterdir())
@@ -77,7 +78,7 @@ def test_memory_that_runs_out_in_a_verb_is_said_in_a_line(
     said = tmp_path / "said"
     process = forks.Process(target=starved, args=(verb, list(map(str, arguments)), said))
     process.start()
-    process.join(120)
+    process.join(LIMIT)
     text = said.read_text()
     assert process.exitcode == EXIT_BAD_INPUT, text
     (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
@@ -95,8 +96,8 @@ def test_memory_that_runs_out_in_a_verb_is_said_in_a_line(
         MemoryError("Unable to allocate 2.34 GiB for an array with shape (64, 4096)"),
     ],
 )
-def test_memory_that_runs_out_is_known_in_all_its_words(error: Exception) -> None:
-    """What torch and numpy raise, where no GPU is at hand to be filled."""
+def test_out_of_memory_errors_are_all_recognised(error: Exception) -> None:
+    """Use the errors of torch and numpy in place of a full GPU."""
     said = r"out of memory( \(another 2.34 GiB asked for\))?: try"
     with pytest.raises(UserError, match=said), explain_out_of_memory_in("try less"):
         raise error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PROJECT, environ
-from table import DOWNLOADS, OTHERS, ROWS, Count, named, place_of
+from table import DOWNLOADS, OTHERS, ROWS, Count, named, patterns, place_of, short
 
 DOCUMENT = PROJECT / "docs" / "faults.md"
 
@@ -28,7 +28,10 @@ def test_every_row_has_tests_and_every_injected_fault_a_row(request: pytest.Fixt
     for row, wanted in ROWS.items():
         for ending in ("recovers", "says"):
             assert ((row, ending) in found) == bool(getattr(wanted, ending)), f"{row}: {ending}"
-    injected = re.compile(r"test_(recovers|gives_up_in_a_clear_sentence|hostile_files\w+)\[(.*)\]")
+    names = [short(node) for node in nodes]
+    unused = [p for p in patterns() if not any(re.fullmatch(p, name) for name in names)]
+    assert unused == [], "no test matches these patterns"
+    injected = re.compile(r"test_(recovers|gives_up_with_a_clear_error|hostile_files\w+)\[(.*)\]")
     harmless = ("honest", "chunked", "labelled_text")
     for node in nodes:
         fault = injected.search(node)
@@ -62,5 +65,5 @@ def test_a_wrong_outcome_is_counted(tmp_path: Path) -> None:
     assert counts["all"].split() == ["8", "7", "0", "1", "1"]
 
 
-def test_counting_starts_at_nothing() -> None:
+def test_counts_start_at_zero() -> None:
     assert all("0" in line for line in list(Count().lines())[1:])

@@ -1,4 +1,4 @@
-"""Training that runs out of numbers, memory or disk, or is given a stranger's checkpoint."""
+"""Training with a non-finite loss, too little memory or disk, or another program's checkpoint."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(place: Path, drawn_folder: Path) -> Path:
-    """Three epochs that nothing disturbed."""
+    """Train three epochs without a fault."""
     assert train.main([*options(drawn_folder, place / "whole", 3), "--root", str(place)]) == 0
     return place / "whole"
 
@@ -33,10 +33,10 @@ def whole(place: Path, drawn_folder: Path) -> Path:
 # ---------------------------------------------------------------- numbers
 
 
-def test_a_loss_that_is_no_number_names_its_step_and_questions(
+def test_a_non_finite_loss_names_its_step_and_questions(
     drawn_folder: Path, place: Path, tmp_path: Path
 ) -> None:
-    """The rate is so high that the first step leaves weights no loss can be computed with."""
+    """Use a learning rate so high that the loss after the first step is not finite."""
     wild = ["--set", "training.learning_rate=1e38", "--set", "training.weight_decay=1e3"]
     arguments = [*options(drawn_folder, tmp_path / "run", 3), "--root", str(place), *wild]
     with pytest.raises(
@@ -56,7 +56,7 @@ def test_the_first_bad_batch_is_named(bad: float) -> None:
         pytest.raises(UserError, match=rf"{bad} at step 3, .* 2 of epoch 5, .* 106, 107, 108;"),
         suspects.explain(),
     ):
-        loss = torch.zeros(())  # used again at every step, as a recorded step does
+        loss = torch.zeros(())  # reused at every step, as by a CUDA graph
         for step, value in enumerate([1.0, 2.0, bad, 3.0, bad], start=1):
             loss.fill_(value)
             suspects.add(step, 5, step - 1, numbers[3 * step - 3 :][:3], loss)
@@ -67,10 +67,10 @@ def test_the_first_bad_batch_is_named(bad: float) -> None:
 
 
 @pytest.mark.parametrize("low", [True, False])
-def test_a_full_gpu_says_what_to_change(
+def test_a_full_gpu_suggests_what_to_change(
     low: bool, drawn_folder: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What torch raises, where no GPU is at hand to be filled."""
+    """Use torch's error in place of a full GPU."""
 
     def full(*_: object, **__: object) -> float:
         raise torch.OutOfMemoryError(
@@ -87,7 +87,7 @@ def test_a_full_gpu_says_what_to_change(
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_memory_that_is_really_full(device: str, tmp_path: Path) -> None:
+def test_an_allocation_that_really_fails(device: str, tmp_path: Path) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     with (
@@ -97,7 +97,7 @@ def test_memory_that_is_really_full(device: str, tmp_path: Path) -> None:
         torch.empty(2**50, dtype=torch.uint8, device=device)
 
 
-def test_what_is_no_shortage_stays_a_bug(tmp_path: Path) -> None:
+def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
     for error in (RuntimeError("size mismatch"), FileNotFoundError(2, "No such file")):
         with (
             pytest.raises(type(error)),
@@ -109,10 +109,10 @@ def test_what_is_no_shortage_stays_a_bug(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- disk
 
 
-# A checkpoint has 2,530 KiB and the weights 840: the disk is full at the first checkpoint, at the
-# weights after it, at the second, the third, the last weights.
+# A checkpoint has 2,530 KiB and the weights 840: the disk is full at the first checkpoint, at its
+# weights, at the second checkpoint, at the third, at the last weights.
 @pytest.mark.parametrize("kib", [1000, 3000, 4500, 7000, 8400])
-def test_a_disk_that_fills_up_costs_nothing_that_was_saved(
+def test_a_disk_that_fills_up_loses_nothing_saved(
     whole: Path, drawn_folder: Path, place: Path, mount: Mount, kib: int
 ) -> None:
     out = mount(f"size={kib}k") / "run"
@@ -129,7 +129,7 @@ def test_a_disk_that_fills_up_costs_nothing_that_was_saved(
 
 
 @pytest.mark.parametrize("kib", [0, 16, 60])
-def test_a_disk_that_is_full_when_all_is_trained(
+def test_a_disk_that_is_full_after_training(
     whole: Path,
     drawn_folder: Path,
     place: Path,
@@ -137,7 +137,7 @@ def test_a_disk_that_is_full_when_all_is_trained(
     kib: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No room for the results, the curves, the gallery: the run goes on there and ends."""
+    """Resume a run whose results, curves and gallery did not fit on the disk."""
     disk, finish = mount("size=20000k"), summary.finish
 
     def fill_up(*arguments: Any) -> None:
@@ -160,8 +160,8 @@ def test_a_disk_that_is_full_when_all_is_trained(
 # ---------------------------------------------------------------- checkpoints
 
 
-def test_one_flipped_bit_anywhere_is_noticed(whole: Path, tmp_path: Path) -> None:
-    """torch.load would take it for a weight."""
+def test_one_flipped_bit_anywhere_is_detected(whole: Path, tmp_path: Path) -> None:
+    """A class that torch.load would accept as a weight."""
     run = open_run(whole)
     data = (whole / "checkpoint.pt").read_bytes()
     run.folder.joinpath("checkpoint.pt").write_bytes(data)
@@ -188,7 +188,7 @@ def test_one_flipped_bit_anywhere_is_noticed(whole: Path, tmp_path: Path) -> Non
         {"network": {}, "optimizer": {}, "random": {}},
     ],
 )
-def test_a_checkpoint_of_something_else_is_refused(
+def test_a_checkpoint_of_another_program_is_refused(
     whole: Path, drawn_folder: Path, place: Path, tmp_path: Path, state: object
 ) -> None:
     out = tmp_path / "run"
@@ -206,7 +206,7 @@ def test_a_checkpoint_of_something_else_is_refused(
 def test_deterministic_on_demand(
     whole: Path, drawn_folder: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two trainings on the best device there is are the same; on the CPU they are at any time."""
+    """Two trainings on the best device are the same; on the CPU they always are."""
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     try:
         for out in ("first", "second"):

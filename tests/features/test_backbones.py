@@ -1,4 +1,4 @@
-"""Which weights a frozen network takes: every kind of file there is of its own, and no other's."""
+"""The weight files that a frozen network accepts: every known kind of its own, no others."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from vqa_repro.utils.errors import UserError
 
 
 def weights_of(name: str) -> dict[str, Tensor]:
-    """A state dict with torchvision's keys and shapes, each one number, so that files are small."""
+    """Return a state dict with torchvision's keys and shapes, each one expanded number."""
     with torch.device("meta"):
         shapes = {
             key: value.shape
@@ -29,7 +29,7 @@ def features(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With the classifier's keys of torchvision until March 2017, which the Caffe file has."""
+    """Rename the classifier's keys as in torchvision before March 2017 and in the Caffe file."""
     old = {"classifier.0.": "classifier.1.", "classifier.3.": "classifier.4."}
     return {old.get(key[:13], key[:13]) + key[13:]: value for key, value in state.items()}
 

@@ -1,4 +1,4 @@
-"""Features from wherever there is room: the same numbers, and the place that was promised."""
+"""Features in every placement: the same numbers, at the place that was chosen."""
 
 import json
 import random
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import options
+from conftest import LIMIT, options
 
 from vqa_repro import train
 from vqa_repro.data.batching import plan_batches
@@ -40,7 +40,7 @@ def write(path: Path, values: np.ndarray) -> Store:
 
 
 def sparse(count: int, seed: int = 0) -> np.ndarray:
-    """Every kind of row: of few numbers, of none, full; with -0.0, infinities and NaN."""
+    """Return sparse, empty and dense rows, with -0.0, infinities and NaN."""
     rng = np.random.default_rng(seed)
     values = np.where(rng.random((count, 6, 8)) < 0.1, rng.normal(size=(count, 6, 8)), 0)
     values[3 % count], values[5 % count], values[-1, -1, -1] = 0, 1.5, 7
@@ -59,7 +59,7 @@ def bits(values: torch.Tensor | np.ndarray) -> bytes:
 
 
 def row_lists(count: int, seed: int = 0) -> list[torch.Tensor]:
-    """Rows of a few images each, some of none."""
+    """Return batches of rows of a few images each, some empty."""
     draw = random.Random(seed)
     sizes = [draw.randrange(0, 9) for _ in range(count)]
     return [torch.tensor(draw.sample(range(40), n), dtype=torch.int64) for n in sizes]
@@ -79,9 +79,9 @@ def test_prefetched_features_come_in_order(store: Store, where: Placement) -> No
     loader, lists = FeatureLoader(store, CPU, where), row_lists(50)
     for count, (rows, features) in enumerate(zip(lists, loader.prefetch(lists), strict=True)):
         assert bits(features) == bits(store.rows[rows.numpy()])
-        others = lists[(7 * count) % 50]  # single rows may be read meanwhile
+        others = lists[(7 * count) % 50]  # single rows may be read at the same time
         assert bits(loader[others]) == bits(store.rows[others.numpy()])
-        if count == 44:  # a loop that ends early leaves nothing behind
+        if count == 44:  # a loop that ends early leaves no thread behind
             break
     for rows, features in zip(lists[:5], loader.prefetch(lists[:5]), strict=True):
         assert bits(features) == bits(store.rows[rows.numpy()])
@@ -109,9 +109,7 @@ def test_batches_hold_their_features_and_questions(store: Store, where: Placemen
     assert sorted(seen) == list(range(70))
 
 
-def test_the_next_features_are_read_during_the_work_on_a_batch(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_features_are_prefetched(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     loader, lists = FeatureLoader(store, CPU, "disk"), row_lists(10)
     fetched: list[torch.Tensor] = []
     original = loader._fetch
@@ -123,20 +121,20 @@ def test_the_next_features_are_read_during_the_work_on_a_batch(
     monkeypatch.setattr(loader, "_fetch", count)
     for number, _ in enumerate(loader.prefetch(lists)):
         expected = min(number + 3, len(lists))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT
         while len(fetched) < expected and time.monotonic() < deadline:
             time.sleep(0.001)
         assert len(fetched) == expected, "each once, two ahead"
 
 
-def test_a_process_may_have_a_share_of_the_rows(store: Store) -> None:
+def test_a_process_may_hold_a_share_of_the_rows(store: Store) -> None:
     share = Store(store.path, store.rows[1::3], store.row_of, store.made_by)
     for where in PLACEMENTS:
         rows = FeatureLoader(share, CPU, where)
         assert bits(rows[torch.tensor([4, 0])]) == bits(store.rows[[13, 1]])
 
 
-def test_pixels_and_rows_of_models_that_see_nothing(tmp_path: Path) -> None:
+def test_pixels_and_empty_rows(tmp_path: Path) -> None:
     pixels = np.arange(5 * 3 * 3 * 3, dtype=np.uint8).reshape(5, 3, 3, 3)
     store = write(tmp_path / "p", pixels)
     for where in ("device", "pinned", "disk"):
@@ -147,10 +145,10 @@ def test_pixels_and_rows_of_models_that_see_nothing(tmp_path: Path) -> None:
     assert FeatureLoader(nothing, CPU)[torch.tensor([2, 2])].shape == (2, 1, 1)
 
 
-def test_packing_loses_nothing_and_takes_what_was_said() -> None:
+def test_packing_is_lossless_and_takes_the_predicted_memory() -> None:
     values = torch.from_numpy(sparse(500))
     said = compressed_bytes(values, 500)
-    for room in (1, said):  # too little at first, and enough
+    for room in (1, said):  # too little, then enough
         packed = pack(values.split(64), 500, room)
         which = torch.randperm(500)
         assert bits(packed[which]) == bits(values[which])
@@ -164,7 +162,7 @@ def test_packing_loses_nothing_and_takes_what_was_said() -> None:
     [
         (25, 4, "cuda", 140, 200, "device"),
         (25, 4, "cuda", 24, 200, "compressed"),  # rather than 25 GB of pinned memory
-        (25, 4, "cuda", 7.5, 12, "compressed"),  # VQA v2 on a GPU of 8 GB, with 16 GB beside it
+        (25, 4, "cuda", 7.5, 12, "compressed"),  # VQA v2 on a GPU of 8 GB in a host with 16 GB
         (25, None, "cuda", 7.5, 12, "disk"),
         (100, 60, "cuda", 79, 200, "pinned"),  # not worth packing
         (25, 4, "cuda", 4, 64, "pinned"),
@@ -174,7 +172,7 @@ def test_packing_loses_nothing_and_takes_what_was_said() -> None:
         (0.3, 0.1, "cpu", 2, 2, "device"),
     ],
 )
-def test_the_place_is_chosen_by_the_free_memory(
+def test_the_placement_depends_on_free_memory(
     dense: float,
     packed: float | None,
     device: str,
@@ -186,7 +184,7 @@ def test_the_place_is_chosen_by_the_free_memory(
     assert choose_placement(*sizes, device, int(free_device * GB), int(free_host * GB)) == place
 
 
-def test_rows_are_read_from_the_disk_where_memory_is_short(
+def test_rows_are_read_from_disk_when_memory_is_short(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows_module, "free_on_host", lambda: store.rows.nbytes)
@@ -210,7 +208,7 @@ V1 = "sys/fs/cgroup/memory"
     ("files", "free"),
     [
         ({}, 20_000_000 * 1024),
-        (  # of a Slurm job; the step in it has no limit of its own
+        (  # of a Slurm job; its step has no limit
             {
                 "proc/self/cgroup": "0::/job_7/step_0\n",
                 f"{V2}/job_7/step_0/memory.max": "max\n",
@@ -222,7 +220,7 @@ V1 = "sys/fs/cgroup/memory"
             },
             375,
         ),
-        (  # of a container that does not see the path it is said to be in
+        (  # of a container that cannot see its own path
             {
                 "proc/self/cgroup": "0::/docker/abc\n",
                 f"{V2}/memory.max": "900\n",
@@ -243,7 +241,7 @@ V1 = "sys/fs/cgroup/memory"
         ),
     ],
 )
-def test_free_memory_is_what_limits_leave(
+def test_free_memory_respects_limits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], free: int
 ) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
@@ -259,7 +257,7 @@ def test_free_memory_of_this_machine() -> None:
 
 
 @pytest.mark.slow
-def test_training_is_the_same_wherever_features_are_and_says_where(
+def test_training_is_the_same_in_every_placement_and_reports_it(
     drawn_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = []

@@ -1,4 +1,4 @@
-"""The feature store: what is written is read, and nothing damaged is taken for features."""
+"""The feature store: round trips, and damaged files that are refused."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import environ
+from conftest import LIMIT, environ
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -48,7 +48,7 @@ def test_round_trip_and_the_standard_format(store: Path) -> None:
     assert list(store.parent.iterdir()) == [store]
 
 
-def test_an_interrupted_store_goes_on_and_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
+def test_an_interrupted_store_resumes_and_appears_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "f.safetensors"
     write(path, [1])
     with pytest.raises(UserError, match="no such feature store"):
@@ -63,14 +63,14 @@ def test_an_interrupted_store_goes_on_and_is_not_there_before_it_is_whole(tmp_pa
     np.testing.assert_array_equal(open_store(path).rows, [values(row) for row in range(3)])
 
 
-def test_what_something_else_began_is_begun_anew(tmp_path: Path) -> None:
+def test_a_partial_store_of_another_network_is_discarded(tmp_path: Path) -> None:
     path = tmp_path / "f.safetensors"
     write(path, [1])
     other = write(path, [], {**MADE_BY, "size": 8})
     assert other.missing().tolist() == [0, 1, 2]
 
 
-def test_fingerprint_tells_what_made_the_rows(store: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_origin_of_the_rows(store: Path, tmp_path: Path) -> None:
     same, other = tmp_path / "same", tmp_path / "other"
     write(same, [0, 1, 2]).finish()
     write(other, [0, 1, 2], {"backbone": "other"}).finish()
@@ -113,13 +113,13 @@ def header_says(store: Path, change: str, to: object) -> None:
         ("left_out", "[1]"),
     ],
 )
-def test_a_lying_header_is_refused(store: Path, change: str, to: object) -> None:
+def test_a_wrong_header_is_refused(store: Path, change: str, to: object) -> None:
     header_says(store, change, to)
     with pytest.raises(UserError, match="not a whole feature store"):
         open_store(store)
 
 
-def test_a_header_too_long_to_be_true_is_refused_before_it_is_read(store: Path) -> None:
+def test_an_impossible_header_length_is_refused_before_reading(store: Path) -> None:
     data = store.read_bytes()
     store.write_bytes((2**62).to_bytes(8, "little") + data[8:])
     with pytest.raises(UserError, match="length is impossible"):
@@ -131,7 +131,7 @@ def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (30, 20)) -> 
     return path
 
 
-def test_pixels_are_the_pictures_and_are_made_once(tmp_path: Path) -> None:
+def test_pixels_are_decoded_once(tmp_path: Path) -> None:
     images = {"x": picture(tmp_path / "x.png"), "y": picture(tmp_path / "y.png", "L")}
     path = tmp_path / "new folder" / "p.safetensors"
     made = store_pixels(images, path, 8)
@@ -142,8 +142,8 @@ def test_pixels_are_the_pictures_and_are_made_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.rows, made.rows)
 
 
-def test_the_header_of_a_whole_store_says_no_more_than_it_did(store: Path) -> None:
-    # Stores and unfinished ones of the first version go on being read.
+def test_the_header_of_a_complete_store_is_unchanged(store: Path) -> None:
+    # Complete and partial stores of the first version remain readable.
     data = store.read_bytes()
     length = int.from_bytes(data[:8], "little")
     assert json.loads(data[8 : 8 + length]) == {
@@ -158,7 +158,7 @@ def test_the_header_of_a_whole_store_says_no_more_than_it_did(store: Path) -> No
 
 
 def damaged(folder: Path) -> dict[str, Path]:
-    """Five pictures: one missing, one cut off, one grey."""
+    """Five images: one missing, one truncated, one grey."""
     images = {name: picture(folder / f"{name}.png", size=(90, 80)) for name in "abcde"}
     images["b"].unlink()
     images["d"].write_bytes(images["d"].read_bytes()[:200])
@@ -166,7 +166,7 @@ def damaged(folder: Path) -> dict[str, Path]:
     return images
 
 
-def test_damaged_pictures_are_counted_named_and_mended_one_by_one(
+def test_damaged_images_are_counted_named_and_replaced_one_by_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, path = damaged(tmp_path), tmp_path / "p.safetensors"
@@ -191,7 +191,7 @@ def test_damaged_pictures_are_counted_named_and_mended_one_by_one(
     assert sorted(tmp_path.glob("p.*")) == [path]
 
 
-def test_damaged_pictures_are_left_out_if_told_so(tmp_path: Path) -> None:
+def test_damaged_images_are_skipped_on_request(tmp_path: Path) -> None:
     images, path = damaged(tmp_path), tmp_path / "p.safetensors"
     store = store_pixels(images, path, 8, skip_damaged=True)
     assert store.row_of == {"a": 0, "c": 1, "e": 2} and store.left_out.keys() == {"b", "d"}
@@ -212,14 +212,14 @@ def test_damaged_pictures_are_left_out_if_told_so(tmp_path: Path) -> None:
     assert grown.left_out == {"d": store.left_out["d"]}
 
 
-def test_where_no_picture_is_there_no_room_is_claimed(tmp_path: Path) -> None:
+def test_missing_images_allocate_no_disk_space(tmp_path: Path) -> None:
     images = {name: tmp_path / f"{name}.png" for name in map(str, range(9))}
     with pytest.raises(UserError, match=r"^all 9 images are missing, e\.g\. .*0\.png"):
         store_pixels(images, tmp_path / "p.safetensors", 8)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_that_are_damaged_all_make_no_store(tmp_path: Path) -> None:
+def test_damaged_images_alone_make_no_store(tmp_path: Path) -> None:
     images = {name: tmp_path / f"{name}.png" for name in map(str, range(9))}
     for path in images.values():
         path.write_bytes(b"no picture")
@@ -228,7 +228,7 @@ def test_pictures_that_are_damaged_all_make_no_store(tmp_path: Path) -> None:
     assert "5.png" not in str(error.value)
 
 
-def test_more_pictures_cost_only_themselves(tmp_path: Path) -> None:
+def test_only_additional_images_are_extracted(tmp_path: Path) -> None:
     first = {name: picture(tmp_path / f"{name}.png") for name in "ab"}
     path = tmp_path / "p.safetensors"
     rows = np.array(store_pixels(first, path, 8).rows)
@@ -269,7 +269,7 @@ def test_two_processes_make_one_store(tmp_path: Path) -> None:
         assert process.stdin
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = [process.communicate(timeout=120) for process in processes]
+    said = [process.communicate(timeout=LIMIT) for process in processes]
     assert [out for out, _ in said] == ["60\n"] * 3, said
     assert any("waiting for process" in err for _, err in said)
     store = open_store(tmp_path / "p.safetensors")

@@ -1,7 +1,7 @@
-"""bootstrap.sh as it is run: real processes, a copy in an awkward folder, no network.
+"""bootstrap.sh in real processes, in a copy in an oddly named folder, without a network.
 
-The locks of the copy name a few tiny packages that are made here, so that an environment is built
-in a second; the whole of it, with the real locks, is what .ci/run does.
+The locks of the copy name a few tiny packages, so that an environment is built in a second;
+.ci/run uses the real locks.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 import uv
-from conftest import copy_installer
+from conftest import LIMIT, copy_installer
 from wheel_index import lock_text, make_wheel, served
 
 from vqa_repro.install.errors import ExitCode
@@ -48,7 +48,7 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheelhouse")
     for name, version in (("alpha", "1.0"), ("alpha", "2.0"), ("beta", "1.0")):
         make_wheel(folder, name, version, {f"{name}.py": f"version = {version!r}\n".encode()})
-    for version in ("1.0", "2.0"):  # whose dependency cannot be had
+    for version in ("1.0", "2.0"):  # its dependency is unavailable
         make_wheel(folder, "words", version, {"words/data": version.encode()}, needs="absent")
     make_wheel(folder, "uv", UV_VERSION, {f"uv-{UV_VERSION}.data/scripts/uv": UV.read_bytes()})
     return folder
@@ -56,25 +56,25 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Copy:
-    """A copy of the project, and the way bootstrap.sh is called in it."""
+    """A copy of the project and the environment in which its bootstrap.sh is called."""
 
     root: Path
     home: Path
     wheelhouse: Path
     environ: dict[str, str]
-    before: list[str] = field(default_factory=list)  # of the command
+    before: list[str] = field(default_factory=list)  # goes before the command
 
     @property
     def venv(self) -> Path:
         return self.root / ".venv"
 
     def lock(self, *requirements: str, uv_marker: str = " ; python_full_version < '3'") -> None:
-        """Lock these, and uv as the installer, which the environment itself does not need."""
+        """Lock these packages, and uv, which the environment itself does not need."""
         requirements += (f"uv=={UV_VERSION}{uv_marker}",)
         (self.root / "requirements.lock").write_text(lock_text(self.wheelhouse, *requirements))
 
     def lock_words(self, version: str) -> None:
-        """Lock this version of the package that is installed without its dependencies."""
+        """Lock this version of the package that is installed without dependencies."""
         (self.root / "wordnet.lock").write_text(lock_text(self.wheelhouse, f"words=={version}"))
 
     def start(self, *arguments: str, **environ: str) -> subprocess.Popen[str]:
@@ -93,18 +93,18 @@ class Copy:
         self, *arguments: str, exits: int = 0, **environ: str
     ) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments, **environ)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=LIMIT)
         assert process.returncode == exits, f"{out}\n{err}"
         assert exits or not err, err
         return subprocess.CompletedProcess(arguments, exits, out, err)
 
     def python(self, code: str) -> str:
-        """What ``code`` prints, in the environment, from a folder that is not the project."""
+        """Return what ``code`` prints in the environment, run outside the project."""
         command = [str(self.venv / "bin/python"), "-c", code]
         return subprocess.check_output(command, cwd=self.home, text=True).strip()
 
     def slow_uv(self, first: str) -> None:
-        """A uv that does ``first`` (sh, in the home folder) before it installs."""
+        """Replace uv by one that runs ``first`` (sh, in the home folder) before it installs."""
         own = self.root / f".bootstrap/uv-{UV_VERSION}/uv"
         own.unlink()
         program(own, f'[ "$1 $2" != "pip sync" ] || {{ cd ~; {first}; }}\nexec {str(UV)!r} "$@"')
@@ -157,7 +157,7 @@ def program(path: Path, script: str) -> Path:
 
 
 def files_below(*folders: Path) -> Files:
-    """Every file and folder: size, time of change, inode."""
+    """Return size, modification time and inode of every file and folder."""
     found: Files = {}
     for folder in folders:
         for path in (folder, *folder.rglob("*")):
@@ -166,7 +166,7 @@ def files_below(*folders: Path) -> Files:
     return found
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = LIMIT) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it never came"
@@ -181,7 +181,7 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-# --- what it says of itself --------------------------------------------------------------------
+# --- help --------------------------------------------------------------------
 
 
 def test_help_names_every_option_and_exit_code(copy: Copy) -> None:
@@ -231,7 +231,7 @@ def test_dry_run_names_all_stages_and_touches_nothing(copy: Copy) -> None:
 
 
 def shims(copy: Copy, **scripts: str) -> None:
-    """Put these programs before the usual ones."""
+    """Put these programs first in PATH."""
     folder = copy.home / "shims"
     for name, script in scripts.items():
         program(folder / name, script)
@@ -239,7 +239,7 @@ def shims(copy: Copy, **scripts: str) -> None:
 
 
 def rare_version() -> str:
-    """A supported Python version of which this machine has none in the folders all users share."""
+    """Return a supported Python version that no system folder has."""
     for version in ("3.10", "3.12", "3.13", "3.11"):
         folders = [Path("/usr/local/bin"), Path("/usr/bin"), *Path("/opt").glob("*/bin")]
         if not any((folder / f"python{version}").exists() for folder in folders):
@@ -248,12 +248,12 @@ def rare_version() -> str:
 
 
 def pretending(version: str) -> str:
-    """sh: this Python, which runs -c programs as if it were of another version."""
+    """Return an sh command for this Python pretending to be of another version."""
     patch = f"import sys; sys.version_info = {version}; exec(sys.argv.pop(1))"
     return f'exec {sys.executable!r} -c "{patch}" "$3" "$4"'
 
 
-def test_pythons_that_will_not_do_are_listed_with_the_reason(copy: Copy) -> None:
+def test_unsuitable_pythons_are_listed_with_the_reason(copy: Copy) -> None:
     version = rare_version()
     shims(copy, **{f"python{version}": "echo 'pyenv: not found' >&2; exit 127"})
     old, hung = (copy.home / f".pyenv/versions/{name}/bin/python{version}" for name in "ab")
@@ -265,7 +265,7 @@ def test_pythons_that_will_not_do_are_listed_with_the_reason(copy: Copy) -> None
     assert f"{hung}: no answer within 5 s" in out
 
 
-def test_a_python_that_runs_is_found_behind_a_shim_that_does_not(copy: Copy) -> None:
+def test_a_working_python_is_found_behind_a_broken_shim(copy: Copy) -> None:
     version = rare_version()
     shims(copy, **{f"python{version}": "exit 127"})
     good = program(
@@ -305,7 +305,7 @@ def test_systems_without_wheels_are_refused(copy: Copy, system: str) -> None:
 
 
 def mounted(folder: Path, size: str) -> Iterator[Path]:
-    """A real file system of this size."""
+    """Mount a real file system of this size."""
     folder.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True).returncode:
@@ -328,7 +328,7 @@ def remount(disk: Path, option: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{option}", str(disk)], check=True)
 
 
-def test_no_room_is_found_before_anything_is_done(copy: Copy, small_disk: Path) -> None:
+def test_too_little_disk_space_is_detected_first(copy: Copy, small_disk: Path) -> None:
     out = copy.run("env", "--venv", str(small_disk / "venv"), exits=12).stdout
     assert f"0 GB free on {small_disk}" in out
     assert list(small_disk.iterdir()) == []
@@ -344,7 +344,7 @@ def test_a_disk_that_fills_up_is_named(copy: Copy, small_disk: Path) -> None:
 
 
 def cards(copy: Copy, driver: str, *capabilities: str) -> None:
-    """An nvidia-smi that answers what is asked for, field by field, of these cards."""
+    """Put an nvidia-smi in PATH that answers the requested fields for these GPUs."""
     said = "for field in $(echo ${1#--query-gpu=} | tr , ' '); do case $field in\n"
     fields = {"driver_version": driver, "name": "Some Card", "memory.total": "16160"}
     said += "".join(f'  {name}) row="$row, {value}";;\n' for name, value in fields.items())
@@ -388,7 +388,7 @@ def test_driver_and_cards_decide_on_the_build(
     ((state, said),) = re.findall(r"torch +(ok|problem) +(.*)", out)
     assert state == ("ok" if known else "problem")
     assert said.startswith(f"the build {build}, ") if known else build in said
-    if not known:  # nor is anything installed, until the user says what is wanted
+    if not known:  # nothing is installed before the user decides
         assert "CUDA_VISIBLE_DEVICES" in copy.run("env", exits=20).stdout
         assert not copy.venv.exists()
         out = copy.run("check", CUDA_VISIBLE_DEVICES="").stdout
@@ -411,7 +411,7 @@ def test_a_driver_in_trouble_is_a_note(copy: Copy, script: str, said: str) -> No
     assert said in line and "the build cu130" in out
 
 
-def test_a_lock_that_is_not_here_is_explained(copy: Copy) -> None:
+def test_a_missing_lock_is_explained(copy: Copy) -> None:
     cards(copy, "580.65.06", "6.1")
     before = files_below(copy.root, copy.home)
     out = copy.run("env", exits=20).stdout
@@ -420,7 +420,7 @@ def test_a_lock_that_is_not_here_is_explained(copy: Copy) -> None:
     assert files_below(copy.root, copy.home) == before
 
 
-def test_the_build_asked_for_is_taken_and_kept(copy: Copy, wheelhouse: Path) -> None:
+def test_the_requested_build_is_used_and_kept(copy: Copy, wheelhouse: Path) -> None:
     cards(copy, "580.65.06", "9.0")
     lock = lock_text(wheelhouse, "alpha==2.0", f"uv=={UV_VERSION} ; python_version < '3'")
     (copy.root / "requirements-cpu.lock").write_text(lock)
@@ -436,7 +436,7 @@ def test_the_build_asked_for_is_taken_and_kept(copy: Copy, wheelhouse: Path) -> 
     assert "does not run all cards; --torch cu128 does" in out
     cards(copy, "580.65.06", "8.0")
     (copy.root / "requirements-cu126.lock").write_text(lock)
-    assert "requested build" not in copy.run("check", "--torch=cu126").stdout  # which runs it, too
+    assert "requested build" not in copy.run("check", "--torch=cu126").stdout  # used to run it, too
 
 
 @pytest.mark.parametrize("installer", ["uv", pytest.param("pip", marks=pytest.mark.slow)])
@@ -506,7 +506,7 @@ def test_half_a_copy_is_refused(copy: Copy) -> None:
     assert "wordnet.lock: this is not a whole copy" in copy.run("env", exits=2).stderr
 
 
-def test_surroundings_that_would_change_the_result_are_set_aside(copy: Copy) -> None:
+def test_interfering_variables_are_set_aside(copy: Copy) -> None:
     poison = copy.home / "poison"
     program(poison / "zipfile.py", "raise SystemExit('poisoned')")
     program(poison / "sitecustomize.py", "raise SystemExit('poisoned')")
@@ -554,7 +554,7 @@ def test_a_project_that_cannot_be_written(
 ) -> None:
     copy = make_copy(other_disk / "copy", tmp_path / "home", wheelhouse)
     remount(other_disk, "ro")
-    out = copy.run("env", exits=12).stdout  # which has no room, either
+    out = copy.run("env", exits=12).stdout  # which is full, too
     assert re.search("write +problem +not allowed in .*; try --venv DIR, or another copy", out)
     assert "Read-only file system" in copy.run("env", "--skip", "check", exits=13).stderr
 
@@ -562,15 +562,15 @@ def test_a_project_that_cannot_be_written(
 def test_a_disk_that_runs_no_programs(
     copy: Copy, tmp_path: Path, wheelhouse: Path, other_disk: Path
 ) -> None:
-    """Mounted noexec, as scratch disks of clusters now and then are."""
+    """Mount it noexec, as some clusters do with scratch disks."""
     remount(other_disk, "noexec")
     said = "exec +problem +{} is on a disk mounted noexec.*--venv DIR"
     venv = other_disk / "venv"
-    out = copy.run("env", "--venv", str(venv), exits=12).stdout  # which has no room, either
+    out = copy.run("env", "--venv", str(venv), exits=12).stdout  # which is full, too
     assert re.search(said.format(re.escape(str(venv))), out)
     assert not list(other_disk.iterdir())
     project = make_copy(other_disk / "copy", tmp_path / "another home", wheelhouse)
-    project.before = ["bash"]  # as a shell says, bootstrap.sh itself may not be run there
+    project.before = ["bash"]  # a shell's code: bootstrap.sh itself may not be executed there
     out = project.run("env", exits=12).stdout
     assert len(re.findall(said.format(".*"), out)) == 2  # of the environment, of .bootstrap
 
@@ -622,7 +622,7 @@ def test_on_a_terminal(copy: Copy) -> None:
     assert b"\x1b[32mok" in seen
 
 
-def test_uv_is_told_what_pip_conf_says(copy: Copy) -> None:
+def test_uv_gets_the_settings_of_pip_conf(copy: Copy) -> None:
     conf = copy.home / ".config/pip/pip.conf"
     conf.parent.mkdir(parents=True)
     conf.write_text(
@@ -664,7 +664,7 @@ def test_pip_makes_the_same_environment(copy: Copy) -> None:
     copy.run("env", "--installer", "pip")
     names = "import importlib.metadata as m; print(*sorted({d.name for d in m.distributions()}))"
     assert copy.python(names) == "alpha pip words"
-    assert copy.run("env").stdout.startswith("env: up to date")  # auto keeps what is there
+    assert copy.run("env").stdout.startswith("env: up to date")  # auto keeps the present build
     lock = copy.root / "requirements.lock"
     lock.write_text(
         re.sub("alpha==2.0(.*\n.*sha256:)....", r"alpha==1.0\g<1>0000", lock.read_text())
@@ -680,12 +680,12 @@ def test_another_hash_than_the_locks_is_refused(copy: Copy) -> None:
     (log,) = re.findall(r"log: +(.*)", result.stderr)
     assert "alpha" in Path(log).read_text()
     assert not (copy.venv / ".finished").exists()
-    assert "bootstrap.sh env" not in result.stderr  # the same again would end the same way
+    assert "bootstrap.sh env" not in result.stderr  # a retry would fail in the same way
     lock.write_text(good)
     copy.run("env")
 
 
-def test_a_failure_says_why_and_what_to_do_and_keeps_passwords(copy: Copy) -> None:
+def test_a_failure_shows_reason_and_fix_without_passwords(copy: Copy) -> None:
     class Empty(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_error(404)
@@ -720,7 +720,7 @@ def test_a_vanished_python_is_replaced(copy: Copy) -> None:
 def test_using_an_environment_whose_python_is_not_here_deletes_nothing(
     copy: Copy, stage: str
 ) -> None:
-    """As on a node of a cluster where another module is loaded."""
+    """Remove the interpreter, as on a cluster node with another module loaded."""
     copy.run("env")
     python, stamp = copy.venv / "bin/python", copy.venv / ".finished"
     python.unlink()
@@ -734,7 +734,7 @@ def test_using_an_environment_whose_python_is_not_here_deletes_nothing(
     assert files_below(copy.venv) == before
 
 
-def test_an_environment_is_kept_until_the_new_one_is_whole(copy: Copy) -> None:
+def test_an_environment_is_kept_until_the_new_one_is_complete(copy: Copy) -> None:
     copy.run("env")
     python = copy.venv / "bin/python"
     python.unlink()
@@ -757,7 +757,7 @@ def test_a_dangling_link_is_named(copy: Copy) -> None:
 
 
 @pytest.mark.parametrize("removed", ["log", "all"])
-def test_a_log_that_vanishes_or_cannot_be_made_ends_nothing(copy: Copy, removed: str) -> None:
+def test_losing_the_log_does_not_stop_the_installation(copy: Copy, removed: str) -> None:
     state = copy.root / ".bootstrap"
     if removed == "log":
         (state / "log").write_text("a file in its place")
@@ -765,7 +765,7 @@ def test_a_log_that_vanishes_or_cannot_be_made_ends_nothing(copy: Copy, removed:
     else:
         copy.slow_uv(f"rm -rf {str(state)!r}; exit 1".replace('"', '\\"'))
         process = copy.start("env")
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 14 and err.count("failed") == 1 and ".bootstrap" in err
         copy.quick_uv()
         copy.run("env")
@@ -830,7 +830,7 @@ def test_it_is_found_through_a_link(copy: Copy) -> None:
 
 
 @pytest.mark.parametrize("redirection", ["| head -n 1", ">&-", ">/dev/full"])
-def test_a_reader_that_goes_away_ends_nothing(copy: Copy, redirection: str) -> None:
+def test_a_closed_pipe_does_not_stop_the_installation(copy: Copy, redirection: str) -> None:
     command = f"set -o pipefail; ./bootstrap.sh env {redirection}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=copy.root, env=copy.environ, capture_output=True, text=True
@@ -840,7 +840,7 @@ def test_a_reader_that_goes_away_ends_nothing(copy: Copy, redirection: str) -> N
     assert (copy.venv / ".finished").exists()
 
 
-def test_a_terminal_with_tostop_stops_nothing(copy: Copy) -> None:
+def test_a_terminal_with_tostop_does_not_stop_it(copy: Copy) -> None:
     copy.run("env")
     shell, terminal = pty.fork()
     if shell == 0:
@@ -875,7 +875,7 @@ def test_limits_are_named(copy: Copy) -> None:
     assert re.search("limits +note .*ulimit -n", copy.run("check").stdout)
 
 
-def test_a_folder_of_someone_elses_is_left_alone(copy: Copy) -> None:
+def test_a_folder_with_other_files_is_left_alone(copy: Copy) -> None:
     copy.venv.mkdir()
     (copy.venv / "thesis.tex").write_text("years of work")
     assert "left alone" in copy.run("env", exits=2).stderr
@@ -898,7 +898,7 @@ def test_a_moved_project_keeps_its_environment(copy: Copy) -> None:
 def test_killed_at_any_moment_it_recovers(
     copy: Copy, record_property: Callable[[str, int], None]
 ) -> None:
-    """VQA_KILLS=100 for as many moments. Half of the time nothing was there before."""
+    """Kill at random moments; every other time without a uv. VQA_KILLS=100 tries 100 moments."""
     copy.run("env")
     began = time.monotonic()
     shutil.rmtree(copy.venv)
@@ -920,7 +920,7 @@ def test_killed_at_any_moment_it_recovers(
     record_property("recovered", KILLS)
 
 
-def test_a_big_wheel_goes_on_where_it_was_killed(copy: Copy, tmp_path: Path) -> None:
+def test_a_big_wheel_resumes_after_a_kill(copy: Copy, tmp_path: Path) -> None:
     usual = tmp_path / "index/usual"
     usual.mkdir(parents=True)
     wheel = make_wheel(usual, "torch", "1.0", {"torch.py": b"", "big": os.urandom(3_000_000)})
@@ -946,7 +946,7 @@ def test_a_big_wheel_goes_on_where_it_was_killed(copy: Copy, tmp_path: Path) -> 
             process.kill()
             process.communicate()
             installer = int((copy.root / ".bootstrap/child").read_text().split()[0])
-            os.killpg(installer, signal.SIGKILL)  # as when the machine goes down
+            os.killpg(installer, signal.SIGKILL)  # as in a crash of the machine
             wait_for(lambda: not is_alive(installer))  # noqa: B023
         have = part.stat().st_size
         pause = 0.0
@@ -975,13 +975,13 @@ def test_the_installer_of_a_killed_run_is_ended(copy: Copy) -> None:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 )
-def test_a_signal_ends_it_with_all_it_has_started(copy: Copy, number: int, code: int) -> None:
+def test_a_signal_ends_it_and_its_children(copy: Copy, number: int, code: int) -> None:
     copy.slow_uv("echo $$ >installer; sleep 1000")
     process = copy.start("env")
     installer = copy.home / "installer"
     wait_for(lambda: installer.exists() and installer.read_text() != "")
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == code
     assert err == "interrupted; the same command continues\n"
     assert not is_alive(int(installer.read_text()))
@@ -994,7 +994,7 @@ def test_a_signal_ends_it_with_all_it_has_started(copy: Copy, number: int, code:
 def test_two_at_once_make_one_environment(copy: Copy) -> None:
     copy.slow_uv("sleep 2")
     processes = [copy.start("env"), copy.start("env")]
-    outs = [process.communicate(timeout=60)[0] for process in processes]
+    outs = [process.communicate(timeout=LIMIT)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outs
     assert sorted("done in" in out for out in outs) == [False, True]
     (other,) = (out for out in outs if "done in" not in out)
@@ -1023,10 +1023,10 @@ def test_a_lock_with_a_reused_process_number_is_stale(copy: Copy) -> None:
 # --- the other stages --------------------------------------------------------------------------
 
 
-def test_all_stages_go_on_without_the_checkpoint_and_hand_over_to_train(copy: Copy) -> None:
+def test_all_stages_continue_without_the_checkpoint_to_train(copy: Copy) -> None:
     process = copy.start("--", "--epochs", "3", "--out", "a b")
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 7, err  # train's own
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 7, err  # the exit code of train
     assert "going on without it" in out
     assert "healthy" in out
     last = out.splitlines()[-1]
@@ -1037,10 +1037,10 @@ def test_all_stages_go_on_without_the_checkpoint_and_hand_over_to_train(copy: Co
 
 def test_the_checkpoint_alone_fails_with_its_own_code(copy: Copy) -> None:
     assert "--from" in copy.run("checkpoint", exits=3).stderr
-    assert not copy.venv.exists()  # it needs none
+    assert not copy.venv.exists()  # it needs no environment
 
 
-def test_a_sick_environment_stops_before_training(copy: Copy) -> None:
+def test_a_broken_environment_stops_before_training(copy: Copy) -> None:
     (copy.root / "vqa_repro/doctor.py").write_text("raise SystemExit(1)\n")
     result = copy.run("--skip", "checkpoint", exits=17)
     assert "train in" not in result.stdout
@@ -1060,7 +1060,7 @@ def test_tests_run_in_the_environment(copy: Copy) -> None:
     assert out.splitlines()[-1].endswith("'-m', 'smoke', '--offline']")
 
 
-def test_stages_left_out_are_left_out(copy: Copy) -> None:
+def test_skipped_stages_are_skipped(copy: Copy) -> None:
     out = copy.run("--skip", "check", "--skip", "train", VQA_SKIP="checkpoint doctor").stdout
     assert [line.split(":")[0] for line in out.splitlines() if line[0] != " "] == ["env", "next"]
     assert "no environment" in copy.run("doctor", "--skip", "env", "--venv", "x", exits=2).stderr
@@ -1073,7 +1073,7 @@ CHECKPOINT = bytes(range(256)) * 20
 
 @pytest.fixture
 def connected(copy: Copy, tmp_path: Path) -> Iterator[Copy]:
-    """A copy that reaches an index, and has a checkpoint."""
+    """Provide a copy with access to an index and with a checkpoint."""
     (tmp_path / "index").mkdir()
     (tmp_path / "index/usual").symlink_to(copy.wheelhouse)
     copy.lock("alpha==1.0", "beta==1.0", uv_marker="")
@@ -1092,7 +1092,7 @@ def connected(copy: Copy, tmp_path: Path) -> Iterator[Copy]:
 
 
 def without_network(copy: Copy) -> None:
-    """From now on, each call is made in a network of its own, in which there is nothing."""
+    """Make all further calls in an empty network namespace."""
     alone = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net"]
     if shutil.which("unshare") is None or subprocess.run([*alone, "true"]).returncode:
         pytest.skip("no network namespaces here")
@@ -1100,7 +1100,7 @@ def without_network(copy: Copy) -> None:
 
 
 def server(copy: Copy, bundle: Path, tmp_path: Path, name: str = "a server's [dir]") -> Copy:
-    """Another machine, to which nothing but the bundle has come."""
+    """Return another machine that has nothing but the bundle."""
     folder, home = tmp_path / name, tmp_path / f"home of {name}"
     folder.mkdir()
     home.mkdir()
@@ -1112,7 +1112,7 @@ def server(copy: Copy, bundle: Path, tmp_path: Path, name: str = "a server's [di
 
 
 @pytest.mark.parametrize("options", [[], ["--split", "10M"]])
-def test_a_bundle_brings_all_to_a_machine_without_a_network(
+def test_a_bundle_installs_without_a_network(
     connected: Copy, tmp_path: Path, options: list[str]
 ) -> None:
     out = tmp_path / "a stick, with a 'bundle' [ü]"
@@ -1120,24 +1120,24 @@ def test_a_bundle_brings_all_to_a_machine_without_a_network(
     there = server(connected, out, tmp_path)
     without_network(there)
     process = there.start("--bundle", str(out), "--", "--epochs", "3")
-    said, err = process.communicate(timeout=120)
-    assert process.returncode == 7, said + err  # train's own
+    said, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 7, said + err  # the exit code of train
     assert "verifying" in said and "no network is needed" in said
     assert f"uv {UV_VERSION}, as requirements.lock names it, fetched just now" in said
     assert there.python("import alpha, beta; print(alpha.version)") == "1.0"
     (checkpoint,) = (there.home / "hub/checkpoints").glob("*.pth")
     assert checkpoint.read_bytes() == CHECKPOINT
-    assert "checkpoint:" not in said.splitlines()[-1]  # train was not without it
+    assert "checkpoint:" not in said.splitlines()[-1]  # train had it
     assert not (there.root / ".bootstrap/bundle").exists()
     again = there.run("--bundle", str(out), "--skip", "train").stdout
-    assert "verifying" not in again  # nothing is needed of it
+    assert "verifying" not in again  # nothing in it is needed
     shutil.rmtree(out)
     assert there.run("env").stdout.startswith("env: up to date")
     assert there.python("import alpha; print(alpha.version)") == "1.0"
 
 
-def test_the_maker_of_a_bundle_that_was_killed_is_ended(connected: Copy, tmp_path: Path) -> None:
-    """Or it would go on writing where the next one writes."""
+def test_the_child_of_a_killed_bundle_build_is_ended(connected: Copy, tmp_path: Path) -> None:
+    """Otherwise two processes would write to the same files."""
     out, part = tmp_path / "out", tmp_path / "out.part/arriving"
     pause = 0.02
     with served(tmp_path / "index", pause=lambda: pause) as url:
@@ -1152,7 +1152,7 @@ def test_the_maker_of_a_bundle_that_was_killed_is_ended(connected: Copy, tmp_pat
         second = connected.start("bundle", str(out))
         wait_for(lambda: not is_alive(maker))
         pause = 0.0
-        said, err = second.communicate(timeout=120)
+        said, err = second.communicate(timeout=LIMIT)
         process.communicate()
     assert second.returncode == 0 and "is being continued" in said and "continuing at" in err
     assert "nothing to do" in connected.run("bundle", str(out)).stdout
@@ -1182,7 +1182,7 @@ def test_a_damaged_bundle_is_refused_before_anything_is_made(
     assert f"wheels/{wheel.name} has other bytes than it should" in result.stderr
     assert "copy it again, or make it anew" in result.stderr
     assert not there.venv.exists()
-    connected.run("bundle", str(out))  # mends it
+    connected.run("bundle", str(out))  # repairs it
     there.run("env", "--bundle", str(out))
 
 
@@ -1208,7 +1208,7 @@ def test_a_bundle_for_something_else_is_refused_with_the_reason(
     assert not there.venv.exists()
     about = out / "bundle.json"
     about.write_text(about.read_text().replace(f'"{this}"', f'"{rare_version()}"'))
-    del there.environ["VQA_PYTHON"]  # so that the bundle's is looked for
+    del there.environ["VQA_PYTHON"]  # so that it searches for the bundle's Python
     result = there.run(*options, exits=19)
     assert f"for Python {rare_version()}, and none that is fit is here" in result.stdout
 
@@ -1222,7 +1222,7 @@ def test_killed_while_installing_from_a_bundle_it_recovers(connected: Copy, tmp_
         killed.append(there.start("env", "--bundle", str(out)))
         time.sleep(delay)
         killed[-1].kill()
-        killed[-1].wait()  # what it had started may go on
+        killed[-1].wait()  # its children may continue
     there.run("env", "--bundle", str(out))
     for process in killed:
         process.communicate()

@@ -1,7 +1,7 @@
-"""Bundles as they are made and read: real processes, real wheels, an index on loopback.
+"""Building and opening bundles with real processes, real wheels and an index on loopback.
 
-The locks of the project here name a few tiny packages. What bootstrap.sh does with a bundle, on a
-machine without a network, is in test_bootstrap.py.
+The locks here name a few tiny packages. test_bootstrap.py tests bootstrap.sh with a bundle on a
+machine without a network.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import copy_installer
+from conftest import LIMIT, copy_installer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from wheel_index import lock_text, make_wheel, served
@@ -31,7 +31,7 @@ from vqa_repro.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = "{}.{}".format(*sys.version_info)
-# The environment has no pip; the Python that it was made of has, as bootstrap.sh demands.
+# The environment has no pip, but its base Python has, as bootstrap.sh requires.
 BASE = getattr(sys, "_base_executable", sys.executable)
 MACHINE = bundle_open.platform_tag().partition("-")[2]
 CHECKPOINT = bytes(range(256)) * 20
@@ -41,14 +41,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the wheels here
 
 @dataclass
 class Project:
-    """A small project, an index with what its locks name, and a place for bundles."""
+    """A small project, an index with its packages, and a folder for bundles."""
 
     root: Path
     home: Path
     url: str
     environ: dict[str, str]
-    asked: list[str]  # of the index
-    pause: list[float]  # of the index after each 64 KiB, in seconds
+    asked: list[str]  # requests to the index
+    pause: list[float]  # seconds that the index waits after each 64 KiB
 
     @property
     def out(self) -> Path:
@@ -71,9 +71,9 @@ class Project:
         )
 
     def run(self, *arguments: object, exits: int = 0, quiet: bool = True) -> str:
-        """What it printed; where it fails, its one line on standard error."""
+        """Return what it printed; on failure, its one line on standard error."""
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=LIMIT)
         assert process.returncode == exits, f"{out}\n{err}"
         assert err == "" or not quiet if exits == 0 else re.fullmatch("error: .+\n", err), err
         return err if exits else out
@@ -99,7 +99,7 @@ class Project:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project and its home, with a bundle that is whole."""
+    """Build the project, its home and a complete bundle."""
     folder = tmp_path_factory.mktemp("template")
     root, home = folder / 'the "project" [ü]', folder / "home"
     index = home / "index/usual"
@@ -152,7 +152,7 @@ def in_place(folder: Path) -> Iterator[Project]:
 
 @pytest.fixture
 def made(tmp_path: Path, template: Path) -> Iterator[Project]:
-    """The project with its bundle."""
+    """Return a copy of the project with its bundle."""
     shutil.copytree(template, tmp_path / "copy")
     with in_place(tmp_path / "copy") as project:
         yield project
@@ -160,7 +160,7 @@ def made(tmp_path: Path, template: Path) -> Iterator[Project]:
 
 @pytest.fixture
 def project(made: Project) -> Project:
-    """The project, without a bundle yet."""
+    """Return the project without a bundle."""
     shutil.rmtree(made.out)
     return made
 
@@ -179,7 +179,7 @@ def state_of(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def rewrite(out: Path, change: Callable[[dict[str, object]], object]) -> None:
-    """Change bundle.json, and MANIFEST.sha256 so that it agrees: what a forger would do."""
+    """Change bundle.json and adapt MANIFEST.sha256, as a forger would."""
     path = out / "bundle.json"
     about = json.loads(path.read_text())
     change(about)
@@ -200,7 +200,7 @@ def replace_line(out: Path, old: str, new: str) -> None:
 # --- making --------------------------------------------------------------------------------------
 
 
-def test_it_holds_all_and_the_usual_tool_verifies_it(project: Project) -> None:
+def test_it_is_complete_and_sha256sum_verifies_it(project: Project) -> None:
     seed(project)
     said = project.make()
     assert "without vgg19-d01eb7cb.pth, which is not here" in said
@@ -242,7 +242,7 @@ def test_the_code_in_it_is_the_project_and_nothing_else(made: Project) -> None:
 
 
 @pytest.mark.slow
-def test_for_another_python_than_the_one_that_runs(project: Project) -> None:
+def test_a_bundle_for_another_python(project: Project) -> None:
     other = "3.12" if PYTHON == "3.10" else "3.10"
     project.make(python=other)
     (native,) = (project.out / "wheels").glob("native-*")
@@ -263,7 +263,7 @@ def test_a_second_call_has_nothing_to_do(made: Project) -> None:
     assert state_of(made.out) == before
 
 
-def test_it_is_brought_up_to_date(made: Project) -> None:
+def test_an_outdated_bundle_is_updated(made: Project) -> None:
     seed(made)
     make_wheel(made.index, "alpha", "2.0", {"alpha.py": b"version = 2\n"})
     made.lock("alpha==2.0", "native==1.0")
@@ -279,7 +279,7 @@ def test_it_is_brought_up_to_date(made: Project) -> None:
 
 
 @pytest.mark.slow
-def test_killed_while_it_is_made_it_goes_on(project: Project) -> None:
+def test_killed_while_building_it_resumes(project: Project) -> None:
     for number in range(12):
         make_wheel(project.index, f"more{number}", "1.0", {"x": bytes(10)})
     project.lock(*(f"more{number}==1.0" for number in range(12)))
@@ -301,7 +301,7 @@ def test_killed_while_it_is_made_it_goes_on(project: Project) -> None:
     assert not part.exists()
 
 
-def test_a_big_wheel_goes_on_where_it_was_killed(project: Project) -> None:
+def test_a_big_wheel_resumes_after_a_kill(project: Project) -> None:
     folder = project.out.with_name(project.out.name + ".part")
     part = folder / "arriving/big-1.0-py3-none-any.whl.part"
     project.pause[0] = 0.05
@@ -318,7 +318,7 @@ def test_a_big_wheel_goes_on_where_it_was_killed(project: Project) -> None:
     project.pause[0] = 0
     assert project.run("make", project.out, "--python", PYTHON, "--torch", "cu130", quiet=False)
     begun = [path.partition(" from ")[2] for path in project.asked if "/big-1.0" in path]
-    assert [int(first or 0) for first in begun] == have  # not a byte was fetched twice
+    assert [int(first or 0) for first in begun] == have  # no byte was fetched twice
     project.open()
 
 
@@ -330,14 +330,14 @@ def test_without_an_index_it_is_left_to_pip(project: Project) -> None:
     project.open()
 
 
-def test_a_folder_of_someone_elses_is_left_alone(project: Project) -> None:
+def test_a_folder_with_other_files_is_left_alone(project: Project) -> None:
     project.out.mkdir()
     (project.out / "thesis.tex").write_text("years of work")
     assert "is there and is no bundle" in project.make(exits=2)
     assert (project.out / "thesis.tex").read_text() == "years of work"
 
 
-def test_other_bytes_than_the_locks_are_not_taken(project: Project) -> None:
+def test_wheels_with_other_hashes_are_refused(project: Project) -> None:
     path = project.root / "requirements.lock"
     text = path.read_text()
     path.write_text(re.sub(r"(big==1.0 .*\n.*sha256:)....", r"\g<1>0000", text))
@@ -347,7 +347,7 @@ def test_other_bytes_than_the_locks_are_not_taken(project: Project) -> None:
     assert not project.out.exists()
 
 
-def test_what_the_index_does_not_have_is_named(project: Project) -> None:
+def test_a_wheel_missing_from_the_index_is_named(project: Project) -> None:
     (project.index / "alpha-1.0-py3-none-any.whl").unlink()
     url = project.url.replace("://", "://someone:hush-hush@")
     project.environ["PIP_INDEX_URL"] = f"{url}/usual"
@@ -356,7 +356,7 @@ def test_what_the_index_does_not_have_is_named(project: Project) -> None:
     assert "the same command continues" in said and "hush-hush" not in said
 
 
-def test_a_lock_that_is_not_there_is_explained(project: Project) -> None:
+def test_a_missing_lock_is_explained(project: Project) -> None:
     said = project.run("make", project.out, "--python", PYTHON, "--torch", "cu126", exits=20)
     assert "no requirements-cu126.lock" in said
     assert "python .ci/make_lock.py --torch cu126" in said
@@ -397,7 +397,7 @@ def pipe_instead(out: Path) -> None:
 
 
 def name_a_huge_file(out: Path) -> None:
-    """Which takes no room, and would take long to read."""
+    """Make a sparse file, which takes no space and long to read."""
     os.truncate(out / ALPHA, 1 << 40)
 
 
@@ -462,7 +462,7 @@ FAULTS: list[tuple[Callable[[Path], object], str]] = [
 ]
 
 
-def test_every_fault_is_found_before_anything_is_offered(made: Project) -> None:
+def test_every_fault_is_found_before_anything_is_installed(made: Project) -> None:
     whole = made.home / "whole"
     made.out.rename(whole)
     for damage, said in FAULTS:
@@ -476,14 +476,14 @@ def test_every_fault_is_found_before_anything_is_offered(made: Project) -> None:
 
 
 def link_the_new(out: Path) -> None:
-    """What is about to be written is a link out of the folder."""
+    """The file to be written is a link out of the folder."""
     (out.parent / "mine").touch()
     (out / "bundle.json.new").symlink_to(out.parent / "mine")
     truncate(out)
 
 
 @pytest.mark.parametrize("damage", [truncate, change_a_byte, link_instead, link_the_new])
-def test_making_it_once_more_mends_it(made: Project, damage: Callable[[Path], None]) -> None:
+def test_building_again_repairs_it(made: Project, damage: Callable[[Path], None]) -> None:
     damage(made.out)
     made.asked.clear()
     assert "is to be mended" in made.make()
@@ -500,7 +500,7 @@ def test_a_bundle_of_another_lock_is_refused(made: Project) -> None:
     assert "made for another wordnet.lock" in said and "code.tar.gz" in said
 
 
-def test_a_wheel_that_is_not_the_locks_is_refused_though_the_manifest_names_it(
+def test_a_wheel_outside_the_locks_is_refused_even_if_in_the_manifest(
     made: Project,
 ) -> None:
     old = hashlib.sha256((made.out / ALPHA).read_bytes()).hexdigest()
@@ -512,8 +512,8 @@ def test_a_wheel_that_is_not_the_locks_is_refused_though_the_manifest_names_it(
     assert "lacks alpha==1.0, which the locks name" in made.open(exits=19)
 
 
-def test_what_no_lock_names_is_not_offered_though_the_manifest_names_it(made: Project) -> None:
-    """Such as another uv, which would be run."""
+def test_files_outside_the_locks_are_ignored_even_if_in_the_manifest(made: Project) -> None:
+    """Such as another uv, which would be executed."""
     evil = make_wheel(made.out / "wheels", "uv", "1.0", {"uv.data/scripts/uv": b"evil"})
     digest = hashlib.sha256(evil.read_bytes()).hexdigest()
     name, size = f"wheels/{evil.name}", evil.stat().st_size
@@ -528,7 +528,7 @@ def test_what_no_lock_names_is_not_offered_though_the_manifest_names_it(made: Pr
     assert "do not make" in made.open(exits=19)
 
 
-def test_other_files_that_lie_about_are_left_alone(made: Project) -> None:
+def test_unrelated_files_are_left_alone(made: Project) -> None:
     (made.out / ".DS_Store").touch()
     make_wheel(made.out / "wheels", "evil", "9.0", {"evil.py": b""})
     made.open()
@@ -550,7 +550,7 @@ def test_parts_are_small_enough_and_are_joined(made: Project) -> None:
     assert max(path.stat().st_size for path in made.out.rglob("*")) <= 1_000_000
     assert big(made, 3).exists() and not big(made, 4).exists()
     original = (made.index / "big-1.0-py3-none-any.whl").read_bytes()
-    join = 'cat "$1".[0-9][0-9][0-9]'  # as README.txt says
+    join = 'cat "$1".[0-9][0-9][0-9]'  # as README.txt describes
     by_hand = ["sh", "-c", join, "sh", str(big(made, 1).with_suffix(""))]
     assert subprocess.check_output(by_hand) == original
     made.open()
@@ -561,7 +561,7 @@ def test_parts_are_small_enough_and_are_joined(made: Project) -> None:
     assert init_distributed.stat().st_ino == before
     made.asked.clear()
     assert "nothing to do" in made.make("--split", "1M")
-    made.make()  # whole again, without a download
+    made.make()  # complete again without a download
     assert not any(path.endswith(".whl") for path in made.asked)
     assert not list(made.out.rglob("*.001"))
     made.open()
@@ -583,13 +583,13 @@ def test_parts_missing_or_in_the_wrong_order_are_refused(made: Project) -> None:
     assert "big-1.0-py3-none-any.whl.002 is missing" in made.open(exits=19)
 
 
-def test_killed_while_cutting_it_goes_on(made: Project) -> None:
+def test_killed_while_splitting_it_resumes(made: Project) -> None:
     made.make("--split", "1M")
     part = made.out.with_name(made.out.name + ".part")
     original = (made.index / "big-1.0-py3-none-any.whl").read_bytes()
     made.out.rename(part)
     path = part / "wheels/big-1.0-py3-none-any.whl"
-    path.write_bytes(original)  # the whole goes last
+    path.write_bytes(original)  # splitting removes the whole file last
     (part / "wheels/big-1.0-py3-none-any.whl.003").unlink()
     made.asked.clear()
     made.make("--split", "1M")
@@ -598,7 +598,7 @@ def test_killed_while_cutting_it_goes_on(made: Project) -> None:
 
 
 @pytest.mark.parametrize("size", ["0M", "5G", "1000", "-1M", "1T"])
-def test_sizes_that_make_no_sense(project: Project, size: str) -> None:
+def test_impossible_sizes_are_refused(project: Project, size: str) -> None:
     process = project.start(
         "make", project.out, "--python", PYTHON, "--torch", "cu130", f"--split={size}"
     )
@@ -611,7 +611,7 @@ def test_sizes_that_make_no_sense(project: Project, size: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 2 MB."""
+    """Mount a real file system of 2 MB."""
     folder = tmp_path / "small disk"
     folder.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
@@ -623,7 +623,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def stick(tmp_path: Path) -> Iterator[Path]:
-    """A file system as sticks have: no links, no rights of files. The first that can be had."""
+    """Mount a file system without links and file modes, as on USB sticks; the first available."""
     image, folder = tmp_path / "image", tmp_path / "stick"
     folder.mkdir()
     for made_by, kind in (
@@ -658,7 +658,7 @@ def test_a_stick_holds_a_bundle_but_no_project(project: Project, stick: Path) ->
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_while_it_is_made(project: Project, small_disk: Path) -> None:
+def test_a_disk_that_fills_up_while_building(project: Project, small_disk: Path) -> None:
     out = small_disk / "out"
     arguments = ("make", out, "--python", PYTHON, "--torch", "cu130")
     said = project.run(*arguments, exits=12)
@@ -669,7 +669,7 @@ def test_a_disk_that_fills_up_while_it_is_made(project: Project, small_disk: Pat
     project.run("verify", out)
 
 
-def test_no_room_to_join_is_found_before(made: Project, small_disk: Path) -> None:
+def test_too_little_space_to_join_is_detected_first(made: Project, small_disk: Path) -> None:
     made.make("--split", "1M")
     options = ("--python", PYTHON, "--torch", "cu130")
     said = made.run("open", made.out, "--into", small_disk, *options, exits=12)
@@ -682,10 +682,8 @@ def test_no_room_to_join_is_found_before(made: Project, small_disk: Path) -> Non
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_whatever_the_index_files_hold_there_is_one_clear_error(
-    tmp_path: Path, data: st.DataObject
-) -> None:
-    """The description is well signed, so that what it says is looked at."""
+def test_damaged_index_files_are_one_clear_error(tmp_path: Path, data: st.DataObject) -> None:
+    """Damage a description whose checksum is right, so that its content is checked."""
     scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats()
     names = st.sampled_from(["a", "a.001", "wheels/a.whl", "../a", "", "/a"]) | st.text(max_size=5)
     anything = st.recursive(

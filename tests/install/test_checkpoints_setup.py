@@ -1,7 +1,7 @@
 """checkpoints_setup.py under faults: a misbehaving loopback server, real kills, real full disks.
 
-The command runs in a process of its own, with a small table of checkpoints instead of the real
-one. After every fault the right bytes lie under the right name, or nothing does.
+The command runs in its own process with a small table of checkpoints. After every fault, the target
+has the right bytes or is absent.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from conftest import LIMIT
 from fault_server import LAST_MODIFIED, FaultServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +76,7 @@ sys.exit(checkpoints_command.main())
 
 
 class Run:
-    """The command in a process of its own, with `folder` as torch.hub's."""
+    """The command in its own process, with `folder` as torch.hub's."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -119,21 +120,21 @@ class Run:
         return self.finish()
 
     def finish(self) -> int:
-        self.out, err = self.process.communicate(timeout=60)
+        self.out, err = self.process.communicate(timeout=LIMIT)
         self.err = err or ""
         self.code = self.process.returncode
         assert "Traceback" not in self.err, self.err
         return self.code
 
     def wait_for_part(self, size: int) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LIMIT
         while not (self.part.exists() and self.part.stat().st_size >= size):
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
     def others(self) -> set[str]:
-        """What lies in the folder beside the checkpoint and the lock files."""
+        """Return the other files in the folder of the checkpoint."""
         names = {path.name for path in self.folder.iterdir()}
         return names - {NAME, f".{NAME}.verified.json"}
 
@@ -143,7 +144,7 @@ class Run:
         assert self.others() == set()
 
     def assert_nothing(self, code: int, *said: str) -> None:
-        """Nothing under the right name; the last line tells what and how to mend it."""
+        """Assert that the target is absent and the last line names the error and the fix."""
         assert self.code == code, self.err
         assert not os.path.lexists(self.target)
         for words in said:
@@ -163,7 +164,7 @@ def server() -> Iterator[FaultServer]:
 
 
 def begins(server: FaultServer) -> list[int]:
-    """At which byte each request asked to begin."""
+    """Return the first byte that each request asked for."""
     return [int(a.range[6:-1]) if a.range else 0 for a in server.log]
 
 
@@ -173,7 +174,7 @@ SHORT_STALL = {"args": ["--timeout", "0.5"], "ATTEMPTS": 2}
 SHORT_DRIP = {"DRIP_WINDOW_S": 0.5, "DRIP_FLOOR": 20_000, "ATTEMPTS": 2}
 BOUNDED_WAIT = {"RETRY_AFTER_MAX_S": 0.51}
 
-RECOVERED = [  # fault, where the requests begin, words said, settings
+RECOVERED = [  # fault, first bytes of the requests, part of the message, settings
     ("honest", [0], "", {}),
     ("chunked", [0], "", {}),
     ("labelled_text", [0], "", {}),
@@ -229,7 +230,7 @@ def test_recovers(
     assert expected is None or begins(server) == expected
 
 
-GIVEN_UP = [  # fault, exit code, words said, settings
+GIVEN_UP = [  # fault, exit code, part of the message, settings
     ("drop_always_at_half", 3, "given up after 5 tries", {}),
     ("stall_always", 3, "nothing came for 0.5 s", SHORT_STALL),
     ("drip", 3, "bytes came in", SHORT_DRIP),
@@ -262,7 +263,7 @@ GIVEN_UP = [  # fault, exit code, words said, settings
 @pytest.mark.parametrize(
     ("fault", "code", "said", "settings"), GIVEN_UP, ids=[row[0] for row in GIVEN_UP]
 )
-def test_gives_up_in_a_clear_sentence(
+def test_gives_up_with_a_clear_error(
     run: Run, server: FaultServer, fault: str, code: int, said: str, settings: dict[str, object]
 ) -> None:
     settings = dict(settings)
@@ -273,7 +274,7 @@ def test_gives_up_in_a_clear_sentence(
     assert "secret" not in run.err and "\x1b" not in run.err
 
 
-def test_a_login_page_does_not_cost_what_was_downloaded(run: Run, server: FaultServer) -> None:
+def test_a_login_page_keeps_the_partial_download(run: Run, server: FaultServer) -> None:
     run("toy", "--from", server.url("login_page_on_resume"), ATTEMPTS=2)
     run.assert_nothing(3, "login page?")
     assert run.part.read_bytes() == DATA[:HALF]
@@ -306,13 +307,13 @@ def test_a_checkpoint_of_roughly_known_size(run: Run, server: FaultServer) -> No
         shutil.rmtree(run.folder)
     run.folder.mkdir()
     part = run.folder / f"{ROUGH['filename']}.part"
-    part.write_bytes(ROUGH_DATA)  # whole, but nothing says so: the server answers 416
+    part.write_bytes(ROUGH_DATA)  # complete but not known to be: the server answers 416
     run("rough", "--from", server.url())
     assert run.code == 0 and begins(server)[-1] == len(ROUGH_DATA)
 
 
 @pytest.mark.parametrize("junk", [b"", b"junk" * 1000, DATA[:-1] + b"x", DATA + b"x"])
-def test_a_junk_part_is_healed(run: Run, server: FaultServer, junk: bytes) -> None:
+def test_a_junk_part_is_replaced(run: Run, server: FaultServer, junk: bytes) -> None:
     run.folder.mkdir(parents=True)
     run.part.write_bytes(junk)
     run("toy", "--from", server.url())
@@ -343,14 +344,12 @@ def test_sources_are_tried_in_turn(run: Run, server: FaultServer) -> None:
     assert tried == ["missing", "forbidden", "flipped", "flipped", "honest"]
 
 
-def test_one_wrong_and_one_missing_source_is_could_not_be_had(
-    run: Run, server: FaultServer
-) -> None:
+def test_a_wrong_and_a_missing_source_end_as_unavailable(run: Run, server: FaultServer) -> None:
     run("toy", "--mirror", server.url("flipped"), OFFICIAL=server.url("missing"))
     run.assert_nothing(3, "(404)", "wrong")
 
 
-def test_what_is_published_elsewhere_comes_from_there(run: Run, server: FaultServer) -> None:
+def test_a_checkpoint_published_elsewhere_is_fetched_there(run: Run, server: FaultServer) -> None:
     known = [{**TOY, "base": server.url("honest")}]
     run("toy", "--mirror", server.url("missing"), KNOWN=known)
     run.assert_right()
@@ -370,10 +369,10 @@ def test_another_mirror_continues_the_part(run: Run, server: FaultServer) -> Non
     )
     run.assert_right()
     assert begins(server) == [0, HALF]
-    assert server.log[1].if_range is None  # the ETag is another server's
+    assert server.log[1].if_range is None  # the ETag belongs to another server
 
 
-def test_a_part_of_wrong_bytes_from_one_mirror_is_healed_by_another(
+def test_a_part_of_wrong_bytes_from_one_mirror_is_replaced_by_another(
     run: Run, server: FaultServer
 ) -> None:
     server.files[NAME] = b"PK\x03\x04" + bytes(SIZE - 4)
@@ -400,7 +399,7 @@ def test_connection_refused(run: Run) -> None:
     run.assert_nothing(3, "refused", "given up after 5 tries")
 
 
-def test_offline_asks_nobody(run: Run, server: FaultServer) -> None:
+def test_offline_sends_no_request(run: Run, server: FaultServer) -> None:
     run.env["VQA_CHECKPOINT_MIRRORS"] = server.url()
     run("toy", "--offline", OFFICIAL=server.url())
     run.assert_nothing(3, f"scp {NAME}", f"python checkpoints_setup.py toy --from {NAME}")
@@ -437,7 +436,7 @@ def test_proxy_that_wants_a_password(run: Run, server: FaultServer, scheme: str)
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Key and self-signed certificate of 127.0.0.1 in one file."""
+    """Make a key and a self-signed certificate for 127.0.0.1 in one file."""
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make a certificate with")
     file = tmp_path_factory.mktemp("tls") / "both.pem"
@@ -512,7 +511,7 @@ def test_a_password_is_not_carried_to_another_host(run: Run, server: FaultServer
 
 @posix_only
 def test_resumes_over_kills(run: Run, server: FaultServer) -> None:
-    """SIGKILL at five moments: each run asks for what the one before it has not had."""
+    """Kill at five moments: each run requests only the bytes that are missing."""
     for tenths in (1, 3, 4, 6, 8):
         process = run.start("toy", "--from", server.url("slow"))
         run.wait_for_part(SIZE * tenths // 10)
@@ -584,7 +583,7 @@ def test_waiting_ends(run: Run, server: FaultServer, links: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 400 KiB, mounted at the folder that `run` uses."""
+    """Mount a file system of 400 KiB at the folder of `run`."""
     disk = tmp_path / "hub" / "checkpoints"
     disk.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
@@ -594,7 +593,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_no_room_is_seen_before(run: Run, server: FaultServer, small_disk: Path) -> None:
+def test_too_little_disk_space_is_detected_first(
+    run: Run, server: FaultServer, small_disk: Path
+) -> None:
     (small_disk / "filler").write_bytes(bytes(200_000))
     run("toy", "--from", server.url())
     run.assert_nothing(6, "free", "needs 0.3 MiB")
@@ -619,7 +620,7 @@ def test_disk_fills_up_half_way(run: Run, server: FaultServer, small_disk: Path)
 @posix_only
 @pytest.mark.parametrize("remote", [True, False])
 def test_quota(run: Run, server: FaultServer, tmp_path: Path, remote: bool) -> None:
-    """A limit that the free room does not tell of."""
+    """Set a file size limit, which free disk space does not show."""
     (tmp_path / "usb").mkdir()
     (tmp_path / "usb" / "w.pth").write_bytes(DATA)
     source = server.url() if remote else tmp_path / "usb"
@@ -744,7 +745,7 @@ def test_a_dangling_or_circular_link_is_replaced(
     run.assert_right()
 
 
-def test_several_bad_ones_in_turn(run: Run, server: FaultServer) -> None:
+def test_several_bad_files_in_turn(run: Run, server: FaultServer) -> None:
     for _ in range(3):
         shutil.rmtree(run.target, ignore_errors=True)
         run.target.unlink(missing_ok=True) if run.target.is_file() else None
@@ -773,7 +774,7 @@ def test_an_unchanged_file_is_not_hashed_again_except_by_verify(run: Run) -> Non
 
 @pytest.mark.parametrize("replaced", [True, False])
 def test_a_changed_file_is_hashed_again(run: Run, replaced: bool) -> None:
-    """Changed in place its time tells, replaced by a file of the same time its inode does."""
+    """A change in place shows in the time, a replacement of the same time in the inode."""
     run.folder.mkdir(parents=True)
     run.target.write_bytes(DATA)
     assert run("toy", "--offline") == 0
@@ -829,7 +830,7 @@ def test_orphans_of_torch_hub_are_removed_when_old(run: Run, server: FaultServer
     ],
 )
 @pytest.mark.parametrize("scan", [True, False])
-def test_copies_whatever_the_name(run: Run, tmp_path: Path, name: str, scan: bool) -> None:
+def test_copies_a_file_of_any_name(run: Run, tmp_path: Path, name: str, scan: bool) -> None:
     usb = tmp_path / "usb"
     (usb / name).parent.mkdir(parents=True)
     (usb / name).write_bytes(DATA)
@@ -938,7 +939,7 @@ def test_list(run: Run, server: FaultServer) -> None:
 
 
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.7", "3.8", "3.9"])
-def test_an_old_python_says_what_is_needed(version: str) -> None:
+def test_an_old_python_is_refused_with_the_required_version(version: str) -> None:
     if version != "2.7":
         major, minor = version.split(".")
         source = Path(checkpoints_setup.__file__).read_text()
@@ -989,7 +990,7 @@ def known_by_torch() -> tuple[checkpoints.Checkpoint, ...]:
     return checkpoints.KNOWN
 
 
-def test_known_is_what_torchvision_publishes() -> None:
+def test_the_table_matches_torchvision() -> None:
     spec = find_spec("torchvision")
     assert spec is not None and spec.origin is not None
     models = Path(spec.origin).parent / "models"
@@ -1047,10 +1048,10 @@ def test_checkpoint_dir_is_where_torch_hub_looks(
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_torch_hub_loads_what_was_downloaded(
+def test_torch_hub_loads_the_download(
     run: Run, server: FaultServer, monkeypatch: pytest.MonkeyPatch, zipped: bool
 ) -> None:
-    """Both formats of real checkpoints pass, and torch.hub finds the file without a network."""
+    """Both formats of real checkpoints are accepted, and torch.hub finds them offline."""
     torch = pytest.importorskip("torch")
     buffer = io.BytesIO()
     state = {"weight": torch.arange(1000.0)}
@@ -1083,7 +1084,7 @@ def test_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zip", "zip in a folder", "gzip", "gzip in a folder"])
-def test_it_is_taken_out_of_an_archive(run: Run, tmp_path: Path, kind: str) -> None:
+def test_it_is_extracted_from_an_archive(run: Run, tmp_path: Path, kind: str) -> None:
     usb = tmp_path / "usb"
     usb.mkdir()
     path = usb / f"weights.{kind[:3]}"
@@ -1107,7 +1108,7 @@ def test_it_is_taken_out_of_an_archive(run: Run, tmp_path: Path, kind: str) -> N
         (gzip.compress(b"something else"), "gzip"),
     ],
 )
-def test_what_is_no_checkpoint_is_named(
+def test_files_that_are_not_checkpoints_are_named(
     run: Run, tmp_path: Path, content: bytes, fact: str
 ) -> None:
     (tmp_path / "w.pth").write_bytes(content)
@@ -1115,7 +1116,7 @@ def test_what_is_no_checkpoint_is_named(
     run.assert_nothing(4, fact)
 
 
-def test_an_archive_that_lies_about_its_size(run: Run, tmp_path: Path) -> None:
+def test_an_archive_with_a_false_size(run: Run, tmp_path: Path) -> None:
     packed = bytearray(gzip.compress(bytes(SIZE * 50), 1))
     packed[-4:] = SIZE.to_bytes(4, "little")
     (tmp_path / "w.gz").write_bytes(packed)

@@ -1,4 +1,4 @@
-"""What nvidia-smi reports, healthy or not, from a program of that name."""
+"""Facts from nvidia-smi, healthy or not, with a stand-in program."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def nvidia_smi(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> No
         ([], 0, 0),
     ],
 )
-def test_only_whole_rows_are_cards(
+def test_only_complete_rows_are_gpus(
     lines: list[str], cards: int, remarks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nvidia_smi(tmp_path, "\n".join(f"echo '{line}'" for line in lines), monkeypatch)
@@ -38,7 +38,7 @@ def test_only_whole_rows_are_cards(
         assert facts["version"] == "590.44" and facts["gpus"][0]["compute_capability"] == 9.0
 
 
-def test_a_driver_that_rejects_newer_fields_is_asked_for_fewer(
+def test_a_driver_that_rejects_newer_fields_is_queried_for_fewer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = (

@@ -1,4 +1,4 @@
-"""./bootstrap.sh jupyter: with a stand-in for JupyterLab, and in the last test the real one."""
+"""./bootstrap.sh jupyter with a stand-in for JupyterLab; the last test uses the real one."""
 
 import json
 import os
@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 import requests
 import test_bootstrap
+from conftest import LIMIT
 from jupyter_client.blocking.client import BlockingKernelClient
 from test_bootstrap import ROOT, Copy, files_below, is_alive, lock_text, make_wheel, wait_for
 
 copy, wheelhouse = test_bootstrap.copy, test_bootstrap.wheelhouse
 URL = re.compile(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)")
 
-# Says how it was started, where bootstrap.sh looks for the port and the token, and waits.
+# Writes its port and token where bootstrap.sh looks for them, and waits.
 STAND_IN = """
 import json, os, pathlib, sys, time
 runtime = pathlib.Path(os.environ["JUPYTER_RUNTIME_DIR"])
@@ -39,7 +40,7 @@ time.sleep(100)
 
 @pytest.fixture
 def project(copy: Copy) -> Iterator[Copy]:
-    """A copy whose JupyterLab is the stand-in."""
+    """Provide a copy whose JupyterLab is the stand-in."""
     make_wheel(copy.home, "jupyterlab", "1.0", {"jupyterlab/__main__.py": STAND_IN.encode()})
     (copy.root / "jupyter.lock").write_text(lock_text(copy.home, "jupyterlab==1.0"))
     copy.environ |= {"PIP_FIND_LINKS": f"{copy.home} {copy.wheelhouse}", "HOSTNAME": "here"}
@@ -49,19 +50,19 @@ def project(copy: Copy) -> Iterator[Copy]:
 
 
 def servers(project: Copy) -> list[int]:
-    """The process of each server that runs, by the name of its machine."""
+    """Return the process of each running server by machine."""
     states = sorted(project.root.glob(".bootstrap/jupyter/*/server"))
     return [pid for pid in (int(state.read_text().split()[0]) for state in states) if is_alive(pid)]
 
 
 def started_with(project: Copy) -> tuple[list[str], dict[str, str]]:
-    """The arguments and the environment of the newest server."""
+    """Return the arguments and the environment of the newest server."""
     log = (project.root / ".bootstrap/jupyter/here/log").read_text()
     arguments, environ = json.loads(log.partition("started with ")[2].splitlines()[0])
     return arguments, environ
 
 
-def test_it_is_installed_beside_started_once_and_stopped(project: Copy) -> None:
+def test_it_is_installed_separately_started_once_and_stopped(project: Copy) -> None:
     first = project.run("jupyter").stdout
     (server,) = servers(project)
     assert f"open http://127.0.0.1:4711/?token=secret{server}\n" in first
@@ -77,7 +78,7 @@ def test_it_is_installed_beside_started_once_and_stopped(project: Copy) -> None:
     assert not is_alive(server)
     assert "none runs on here" in project.run("jupyter", "stop").stdout
     left = {path.name for path in project.home.iterdir()}
-    assert left == {".cache", "jupyterlab-1.0-py3-none-any.whl"}  # the installer's, ours
+    assert left == {".cache", "jupyterlab-1.0-py3-none-any.whl"}  # of the installer, of the project
 
 
 def test_nothing_of_it_is_shown_to_other_users(project: Copy) -> None:
@@ -87,7 +88,7 @@ def test_nothing_of_it_is_shown_to_other_users(project: Copy) -> None:
     assert (project.root / ".bootstrap/jupyter").stat().st_mode & 0o077 == 0
 
 
-def test_what_is_set_for_another_jupyter_is_set_aside(project: Copy) -> None:
+def test_settings_of_another_jupyter_are_ignored(project: Copy) -> None:
     names = ("JUPYTER_TOKEN", "JUPYTER_CONFIG_DIR", "JUPYTER_PATH")
     project.run("jupyter", "--", "--one", "two words", **dict.fromkeys(names, "/elsewhere"))
     arguments, environ = started_with(project)
@@ -108,13 +109,13 @@ def test_a_dropped_connection_does_not_end_it(project: Copy) -> None:
 
 
 @pytest.mark.parametrize("left", ["killed", "of another process"])
-def test_what_a_lost_server_left_does_not_count(project: Copy, left: str) -> None:
+def test_remains_of_a_lost_server_are_ignored(project: Copy, left: str) -> None:
     project.run("jupyter")
     (first,) = servers(project)
     state = project.root / ".bootstrap/jupyter/here/server"
     os.kill(first, signal.SIGKILL)
     wait_for(lambda: not is_alive(first))
-    if left == "of another process":  # this one, which began at another time
+    if left == "of another process":  # this process, which started at another time
         state.write_text(f"{os.getpid()} 1 2026-01-01 12:00:00\n")
         assert "none runs" in project.run("jupyter", "stop").stdout
     assert "starting" in project.run("jupyter").stdout
@@ -130,7 +131,7 @@ def test_each_machine_of_a_shared_home_has_its_own(project: Copy) -> None:
     assert servers(project) == [here]
 
 
-def test_a_start_that_fails_says_why(project: Copy) -> None:
+def test_a_failing_start_is_explained(project: Copy) -> None:
     result = project.run("jupyter", "--", "--fail", exits=18)
     assert "no such option: --fail" in result.stderr
     assert servers(project) == []
@@ -142,7 +143,7 @@ def test_ctrl_c_while_it_starts_leaves_nothing(project: Copy) -> None:
     wait_for(lambda: servers(project) != [])
     (server,) = servers(project)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=LIMIT)
     assert process.returncode == 130
     assert not is_alive(server)
     assert not (project.root / ".bootstrap/lock").is_symlink()
@@ -151,7 +152,7 @@ def test_ctrl_c_while_it_starts_leaves_nothing(project: Copy) -> None:
 def test_two_at_once_start_one(project: Copy) -> None:
     project.run("env")
     processes = [project.start("jupyter"), project.start("jupyter")]
-    outs = [process.communicate(timeout=60)[0] for process in processes]
+    outs = [process.communicate(timeout=LIMIT)[0] for process in processes]
     assert sorted("runs since" in out for out in outs) == [False, True], outs
     (server,) = servers(project)
     assert all(f"token=secret{server}" in out for out in outs)
@@ -197,7 +198,7 @@ def test_stop_is_for_jupyter(project: Copy) -> None:
 
 @pytest.fixture
 def real(copy: Copy) -> Iterator[Copy]:
-    """A copy with the real jupyter.lock; its environment has no torch, but a kernel."""
+    """Provide a copy with the real jupyter.lock; its environment has a kernel but no torch."""
     lock = (ROOT / "jupyter.lock").read_text(encoding="utf-8")
     (copy.root / "jupyter.lock").write_text(lock, encoding="utf-8")
     text = (copy.root / "requirements.lock").read_text()
@@ -205,13 +206,13 @@ def real(copy: Copy) -> Iterator[Copy]:
     assert uv
     (copy.root / "requirements.lock").write_text(lock + uv[0], encoding="utf-8")
     shutil.copytree(ROOT / "notebooks", copy.root / "notebooks")
-    # The way to the packages is that of whoever runs the tests, and so is the cache.
+    # The package index and the cache are those of the user who runs the tests.
     for name in ("PIP_NO_INDEX", "PIP_CONFIG_FILE", "VQA_OFFLINE"):
         del copy.environ[name]
     links = f"{os.environ.get('PIP_FIND_LINKS', '')} {copy.wheelhouse}".strip()
     copy.environ = os.environ | copy.environ | {"PIP_FIND_LINKS": links, "HOME": os.environ["HOME"]}
     made = copy.start("env")
-    out, err = made.communicate(timeout=500)
+    out, err = made.communicate(timeout=LIMIT)
     if made.returncode == 14:
         pytest.skip("no package index answers, so JupyterLab cannot be installed")
     assert made.returncode == 0, out + err
@@ -221,7 +222,7 @@ def real(copy: Copy) -> Iterator[Copy]:
 
 
 def typed_in_a_terminal_that_is_lost(project: Copy, command: str, until: str) -> str:
-    """What ``command`` prints in a terminal up to ``until``; then the terminal goes away."""
+    """Return what ``command`` prints in a terminal up to ``until``; then close the terminal."""
     shell, terminal = pty.fork()
     if shell == 0:
         os.chdir(project.root)
@@ -242,7 +243,7 @@ def test_jupyterlab_itself(real: Copy) -> None:
             taken.bind(("127.0.0.1", 8888))
             taken.listen()
         except OSError:
-            pass  # someone else has it
+            pass  # used by another process
         out = typed_in_a_terminal_that_is_lost(real, "./bootstrap.sh jupyter", "to stop it")
     found = URL.search(out)
     assert found, out
@@ -250,34 +251,34 @@ def test_jupyterlab_itself(real: Copy) -> None:
     assert port != 8888
     (server,) = servers(real)
 
-    # It is reached from this machine alone, with the token, and opens the notebook.
-    assert requests.get(f"{address}/api/contents", timeout=30).status_code == 403
-    assert "/login" in requests.get(f"{address}/lab", timeout=30).url
-    page = requests.get(found[0], timeout=30)
+    # It listens on this machine only, needs the token and opens the notebook.
+    assert requests.get(f"{address}/api/contents", timeout=LIMIT).status_code == 403
+    assert "/login" in requests.get(f"{address}/lab", timeout=LIMIT).url
+    page = requests.get(found[0], timeout=LIMIT)
     assert page.status_code == 200
     assert page.url.startswith(f"{address}/lab/tree/notebooks/tour.ipynb")
     with socket.socket() as other, pytest.raises(OSError):
         other.settimeout(5)
         other.connect(("127.0.0.2", port))
 
-    # Its only kernel is this project's.
+    # Its only kernel belongs to this project.
     headers = {"Authorization": f"token {token}"}
-    specs = requests.get(f"{address}/api/kernelspecs", headers=headers, timeout=30).json()
+    specs = requests.get(f"{address}/api/kernelspecs", headers=headers, timeout=LIMIT).json()
     assert list(specs["kernelspecs"]) == [specs["default"]] == ["vqa_repro"]
     made = requests.post(
-        f"{address}/api/kernels", headers=headers, json={"path": "notebooks"}, timeout=60
+        f"{address}/api/kernels", headers=headers, json={"path": "notebooks"}, timeout=LIMIT
     )
     assert made.json()["name"] == "vqa_repro"
     (connection,) = real.root.glob(f".bootstrap/jupyter/*/runtime/kernel-{made.json()['id']}.json")
     client = BlockingKernelClient()
     client.load_connection_file(str(connection))
     client.start_channels(hb=False)  # a busy machine misses beats
-    client.wait_for_ready(timeout=100)
+    client.wait_for_ready(timeout=LIMIT)
     said: list[str] = []
     client.execute_interactive(
         "import os, sys, vqa_repro\n"
         "print(os.getpid(), sys.prefix, os.getcwd(), vqa_repro.__file__, sep='\\n')",
-        timeout=60,
+        timeout=LIMIT,
         output_hook=lambda message: said.append(message["content"].get("text", "")),
     )
     client.stop_channels()
@@ -285,10 +286,10 @@ def test_jupyterlab_itself(real: Copy) -> None:
     assert (prefix, folder) == (str(real.venv), str(real.root / "notebooks"))
     assert package == str(real.root / "vqa_repro/__init__.py")
 
-    # The second call knows it; the end is an end.
+    # The second call finds it; stopping is final.
     again = real.run("jupyter").stdout
     assert found[0] in again and f"process {server} on" in again
     real.run("jupyter", "stop")
     assert not is_alive(server) and not is_alive(int(kernel))
     with pytest.raises(requests.ConnectionError):
-        requests.get(address, timeout=30)
+        requests.get(address, timeout=LIMIT)

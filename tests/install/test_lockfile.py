@@ -1,4 +1,4 @@
-"""The lock files: all that pyproject.toml asks for, wheels only, and no addresses."""
+"""The lock files contain every requirement, wheels only, and no addresses."""
 
 import os
 import re
@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from conftest import LIMIT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from wheel_index import make_wheel, served
@@ -23,7 +24,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKE_LOCK = ROOT / ".ci/make_lock.py"
-# requirements-cpu.lock is present only where it was made from PyTorch's download site.
+# requirements-cpu.lock exists only if made from PyTorch's download site.
 OTHER_BUILDS = [path.name for path in sorted(ROOT.glob("requirements-*.lock"))]
 LOCKS = ("requirements.lock", "wordnet.lock", "jupyter.lock", *OTHER_BUILDS)
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
@@ -40,7 +41,7 @@ def read(lock: str) -> str:
 
 
 def entries(lock: str) -> list[tuple[Requirement, list[str]]]:
-    """(requirement, its hashes) of each entry."""
+    """Yield (requirement, hashes) of each entry."""
     found = []
     for entry in read(lock).replace("\\\n", "").splitlines():
         if not entry.startswith("#"):
@@ -88,7 +89,7 @@ def make_lock() -> ModuleType:
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_all_that_is_asked_for_is_locked_once(system: str, python: str) -> None:
+def test_every_requirement_is_locked_once(system: str, python: str) -> None:
     here = environment(system, python)
     of_training = [*entries("requirements.lock"), *entries("wordnet.lock")]
     one_environment(here, of_training, [*wanted("dev", "installer", "wordnet"), *needed()])
@@ -98,7 +99,7 @@ def test_all_that_is_asked_for_is_locked_once(system: str, python: str) -> None:
 def one_environment(
     here: dict[str, str], all_entries: list[tuple[Requirement, list[str]]], asked: list[Requirement]
 ) -> None:
-    """Each package once, and all that is asked for."""
+    """Every package is locked once, and no requirement is missing."""
     locked = defaultdict(list)
     for requirement, _ in all_entries:
         if requirement.marker is None or requirement.marker.evaluate(here):
@@ -119,8 +120,8 @@ def test_every_entry_has_hashes(lock: str) -> None:
         assert all(re.fullmatch("sha256:[0-9a-f]{64}", value) for value in hashes), requirement
 
 
-def test_the_package_without_its_dependencies_is_apart() -> None:
-    """So that an installer which follows dependencies takes requirements.lock as it is."""
+def test_the_package_without_dependencies_has_its_own_lock() -> None:
+    """Otherwise an installer that follows dependencies would refuse requirements.lock."""
     ((wordnet, _),) = entries("wordnet.lock")
     assert wordnet.name not in {requirement.name for requirement, _ in entries("requirements.lock")}
     dependencies = {"featuretools", "pandas", "nltk"}
@@ -128,7 +129,7 @@ def test_the_package_without_its_dependencies_is_apart() -> None:
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_it_says_nothing_of_where_packages_come_from(lock: str) -> None:
+def test_it_contains_no_index_address(lock: str) -> None:
     assert "://" not in read(lock)
     assert not re.search(r"(?m)^\s*-(?!-hash=)|@", read(lock))
 
@@ -183,7 +184,7 @@ def test_without_an_index_the_check_says_so(tmp_path: Path) -> None:
         env={"HOME": str(tmp_path), "UV_HTTP_RETRIES": "0", **nowhere},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=LIMIT,
     )
     assert result.returncode == 3, result.stderr
     assert "no package index was reached" in result.stderr
@@ -222,13 +223,13 @@ def make_in_small_project(
         env=environ,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=LIMIT,
     )
 
 
 @pytest.fixture
 def small_project(tmp_path: Path) -> Path:
-    """A project, an index with all CUDA builds of torch, and another with a build for the CPU."""
+    """Provide a project, an index with the CUDA builds of torch, and one with the CPU build."""
     (tmp_path / ".ci").mkdir()
     shutil.copy(MAKE_LOCK, tmp_path / ".ci")
     (tmp_path / "pyproject.toml").write_text(PYPROJECT)
@@ -280,7 +281,7 @@ def test_each_cuda_build_has_a_lock_from_the_ordinary_index(small_project: Path)
             ]
             assert pins(locks[name]) == expected
         assert make_in_small_project(small_project, url, "--check").returncode == 0
-        # Versions are shared: an older pin of requirements.lock holds for the other builds, too.
+        # The builds share versions: an older pin of requirements.lock applies to all.
         make_wheel(small_project / "index/usual", "alpha", "3.0", {})
         assert make_in_small_project(small_project, url, "--check").returncode == 0
         locks["-cu126"].write_text(locks["-cu126"].read_text().replace("alpha==2.0", "alpha==1.0"))
@@ -294,7 +295,7 @@ def test_the_build_for_the_cpu_comes_from_an_index_of_its_own(small_project: Pat
         made = make_in_small_project(small_project, url, *arguments)
         assert made.returncode == 0, made.stderr
         lock = small_project / "requirements-cpu.lock"
-        # torch from the one index, all else from the other, in its newest version.
+        # torch comes from its index, everything else from the other, in the newest version.
         expected = ["alpha==2.0", "gamma==2.0", "torch==2.14.1+cpu", "torchvision==0.29.1+cpu"]
         assert pins(lock) == expected
         assert "://" not in lock.read_text()

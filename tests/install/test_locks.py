@@ -40,7 +40,7 @@ for _ in range(20):
 
 @pytest.fixture(params=["links", "files"])
 def lock(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A lock on a file system with symbolic links, and on one without."""
+    """Provide a lock on a file system with and without symbolic links."""
     if request.param == "files":
 
         def refuse(*_: object) -> None:
@@ -100,9 +100,9 @@ def old_lock(path: Path, text: str) -> None:
     [
         (f"{NO_PROCESS} 1 another-host 2020-01-01 00:00:00", True),
         (f"{NO_PROCESS} 1 {HERE} 2020-01-01 00:00:00", False),
-        (f"{os.getpid()} 1 {HERE} 2020-01-01 00:00:00", False),  # its number was given again
+        (f"{os.getpid()} 1 {HERE} 2020-01-01 00:00:00", False),  # its number was reused
         (f"{os.getpid()} ? {HERE} 2020-01-01 00:00:00", True),
-        (f"{NO_PROCESS} 1 {HERE} 2020-01-01 00:00:00 pid:[1] abcd", True),  # another container's
+        (f"{NO_PROCESS} 1 {HERE} 2020-01-01 00:00:00 pid:[1] abcd", True),  # of another container
         ("x" * 5000, True),
         ("junk \x00 \u202e", True),
         ("99999999999999999999999999 1 2 3 4", True),
@@ -137,7 +137,7 @@ def test_an_empty_lock_file_is_stale_once_old(tmp_path: Path, age_s: float) -> N
 
 
 def test_many_at_once_after_a_kill(lock: Path, tmp_path: Path) -> None:
-    """Each of several processes gets the lock alone, and a stale one is broken once."""
+    """Several processes hold the lock one at a time, and a stale lock is broken once."""
     old_lock(lock, f"{NO_PROCESS} 1 {HERE} 2020-01-01 00:00:00")
     counter = tmp_path / "counter"
     counter.write_text("0")
@@ -149,7 +149,7 @@ def test_many_at_once_after_a_kill(lock: Path, tmp_path: Path) -> None:
     assert not os.path.lexists(lock)
 
 
-def test_a_takeover_that_was_killed_does_not_block(lock: Path) -> None:
+def test_a_killed_takeover_does_not_block(lock: Path) -> None:
     dead = f"{NO_PROCESS} 1 {HERE} 2020-01-01 00:00:00"
     old_lock(lock, dead)
     old_lock(lock.with_name("lock.takeover"), dead)
@@ -158,7 +158,7 @@ def test_a_takeover_that_was_killed_does_not_block(lock: Path) -> None:
     assert list(lock.parent.iterdir()) == []
 
 
-def test_a_folder_that_is_missing_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), locks.hold(tmp_path / "no" / "lock", 1, print):
         pass
 

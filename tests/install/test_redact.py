@@ -47,7 +47,7 @@ def test_a_password_does_not_survive(password: str) -> None:
     assert redact(url, {}) == "https://***@packages.example/simple/"
 
 
-def test_what_holds_no_credentials_stays() -> None:
+def test_text_without_credentials_is_unchanged() -> None:
     for text in (
         "https://a.example/simple/ answers",
         "http://127.0.0.1:8888/lab?token=abc",
@@ -68,7 +68,7 @@ def test_what_holds_no_credentials_stays() -> None:
         ("UV_INDEX", "internal=https://corp:{}@packages.example/simple/"),
     ],
 )
-def test_what_the_environment_holds_is_known(password: str, name: str, form: str) -> None:
+def test_passwords_in_the_environment_are_known(password: str, name: str, form: str) -> None:
     environ = {name: form.format(password)}
     decoded = urllib.parse.unquote(password)
     for text in (
@@ -89,7 +89,7 @@ def test_lists_of_urls_in_one_variable() -> None:
 
 
 def test_random_passwords() -> None:
-    """Any printable password: alone in the text without a space in it, known with one."""
+    """Any printable password: unknown ones without a space, known ones with spaces too."""
     chance = random.Random(0)
     letters = string.ascii_letters + string.digits + string.punctuation + "äß漢"
     for _ in range(3000):

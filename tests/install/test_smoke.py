@@ -1,6 +1,6 @@
-"""The environment itself: `pytest -m smoke` fails on a broken one.
+"""The environment: `pytest -m smoke` fails if it is broken.
 
-The rest of the tests ask whether the code is right; these ask whether what it stands on is there.
+The other tests check the code; these check what it depends on.
 """
 
 import importlib
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.smoke
 
 
 def picture() -> np.ndarray:
-    """(48, 64, 3) uint8: two ramps and a step."""
+    """Return a (48, 64, 3) uint8 image: two ramps and a step."""
     rows, columns = np.mgrid[:48, :64]
     return np.stack([rows * 5, columns * 4, (rows > columns) * 255], axis=-1).astype(np.uint8)
 
 
-def test_installed_is_what_is_locked() -> None:
+def test_installed_packages_match_the_lock() -> None:
     locked = read_lock(LOCK.read_text(encoding="utf-8"))
     assert set(PACKAGES) <= set(locked)
     assert differences(locked) == []
@@ -35,7 +35,7 @@ def test_package_imports(module: str) -> None:
     importlib.import_module(module)
 
 
-def test_cv2_writes_and_reads_pictures(tmp_path: Path) -> None:
+def test_cv2_writes_and_reads_images(tmp_path: Path) -> None:
     import cv2
 
     for name, largest_mean_error in (("p.png", 0.0), ("p.jpg", 6.0)):
@@ -44,7 +44,7 @@ def test_cv2_writes_and_reads_pictures(tmp_path: Path) -> None:
         assert np.abs(back.astype(int) - picture()).mean() <= largest_mean_error
 
 
-def test_pillow_writes_and_reads_pictures(tmp_path: Path) -> None:
+def test_pillow_writes_and_reads_images(tmp_path: Path) -> None:
     from PIL import Image
 
     for name, largest_mean_error in (("p.png", 0.0), ("p.jpg", 6.0)):
@@ -58,7 +58,7 @@ def test_torchvision_computes() -> None:
     import torch
     import torchvision
 
-    # The second box covers the first nearly whole and scores less; the third is apart.
+    # The second box almost covers the first and scores less; the third is separate.
     boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 11], [20, 20, 30, 30]], dtype=torch.float32)
     kept = torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), iou_threshold=0.5)
     assert kept.tolist() == [0, 2]
@@ -79,7 +79,7 @@ def test_safetensors_round_trip(tmp_path: Path) -> None:
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
 
 
-def test_easy_vqa_is_whole() -> None:
+def test_easy_vqa_is_complete() -> None:
     import easy_vqa
 
     assert len(easy_vqa.get_train_image_paths()) == 4_000
@@ -89,7 +89,7 @@ def test_easy_vqa_is_whole() -> None:
     assert len(easy_vqa.get_answers()) == 13
 
 
-def test_the_doctor_is_content() -> None:
+def test_the_doctor_finds_no_problem() -> None:
     command = [sys.executable, "-m", "vqa_repro.doctor"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Which build of torch a machine gets, by its cards, driver, processor and Python."""
+"""The choice of the torch build by GPUs, driver, processor and Python."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from vqa_repro.install.torch_builds import BUILDS, check_lines, choose, python_p
 V100, P100, T4, A100, H100, B200, RTX5090 = 7.0, 6.0, 7.5, 8.0, 9.0, 10.0, 12.0
 GTX750TI, GTX1080, TITAN_X, K80, RTX3090, RTX4090, GB300 = 5.0, 6.1, 5.2, 3.7, 8.6, 8.9, 10.3
 
-# card(s), driver, processor, Python -> build, or words of the reason why there is none
+# GPUs, driver, processor, Python -> build, or part of the reason for none
 MACHINES = [
     ([H100], "580.65.06", "x86_64", 13, "cu130"),
     ([H100], "590.44", "x86_64", 14, "cu130"),

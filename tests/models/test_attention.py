@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROJECT, environ
+from conftest import LIMIT, PROJECT, environ
 from torch import Tensor
 
 from vqa_repro.models.common import Dropout, QuestionGroups, group_by_image
@@ -74,7 +74,7 @@ def test_strided_input_as_it_comes_from_a_joint_projection() -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_dropout_leaves_out_its_share_and_the_gradient_is_that_of_what_is_left() -> None:
+def test_dropout_drops_its_share_and_the_gradient_matches() -> None:
     torch.manual_seed(0)
     drop, x = (
         Dropout(0.3),
@@ -116,14 +116,14 @@ def test_low_precision_comes_out_in_float32() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this platform")
-def test_triton_s_kernels_through_its_interpreter() -> None:
+def test_triton_kernels_in_the_interpreter() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/triton_kernels.py"],
         cwd=PROJECT,
         env={**environ(), "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout and "skipped" not in done.stdout
@@ -132,10 +132,10 @@ def test_triton_s_kernels_through_its_interpreter() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this platform")
 @pytest.mark.parametrize("capability", [80, 90])
-def test_triton_s_kernels_compile_for_gpus_and_keep_to_their_registers(
+def test_triton_kernels_compile_for_gpus_without_spilling_registers(
     capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As the papers' sizes have them launched; a number that is spilled takes a way to memory."""
+    """Compile for the papers' sizes; spilled registers would cost memory accesses."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import JITFunction
@@ -143,10 +143,10 @@ def test_triton_s_kernels_compile_for_gpus_and_keep_to_their_registers(
     from vqa_repro.models.ops import triton_kernels
 
     class Driver:
-        """What Triton asks the GPU that it compiles for."""
+        """Answer Triton's queries about the GPU that it compiles for."""
 
         def get_current_device(self) -> int:
-            return capability  # kernels of one device are not made anew for it
+            return capability  # or it would reuse kernels of another device
 
         def get_current_stream(self, device: int) -> int:
             return 0
@@ -185,12 +185,12 @@ def test_triton_s_kernels_compile_for_gpus_and_keep_to_their_registers(
         assert int(said.split("STACK:")[1].split()[0]) <= 16, (name, said)  # bytes
 
 
-def test_without_triton_the_plain_form_computes_and_that_is_said(
+def test_without_triton_the_plain_form_computes_with_a_note(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(
         sys.modules, "vqa_repro.models.ops.triton_kernels", None
-    )  # as if it were not there
+    )  # hides the module
     attention._triton_or_reference.cache_clear()
     try:
         assert attention._triton_or_reference(torch.device("cuda:0")) is reference

@@ -50,7 +50,7 @@ def linear(p: Parameters, name: str, x: Tensor) -> Tensor:
 
 
 def lstm(p: Parameters, words: list[int], layers: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Hidden and cell state of each layer after the last word."""
+    """Return the hidden and cell state of each layer after the last word."""
     xs = [torch.tanh(p["question.embedding.weight"][word]) for word in words]
     hs, cs = [], []
     for layer in range(layers):
@@ -121,7 +121,7 @@ def model(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Three pictures, six questions: grid, tokens, lengths, image_of."""
+    """Return grid, tokens, lengths and image_of for three images and six questions."""
     torch.manual_seed(2)
     grid = torch.randn(3, REGIONS, CHANNELS, dtype=torch.float64)
     lengths = torch.tensor(LENGTHS)
@@ -131,7 +131,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def objective(values: list[Tensor]) -> Tensor:
-    """A scalar in which every output has a weight of its own."""
+    """Return a scalar in which every output has its own weight."""
     flat = torch.cat([value.flatten() for value in values])
     return (flat * torch.linspace(0.5, 1.5, len(flat), dtype=flat.dtype).cos()).sum()
 
@@ -177,7 +177,7 @@ def test_padding_never_changes_an_answer(build: Callable[[], nn.Module]) -> None
     net = model(build).eval()
     embedding = net.embedding if build is bag else net.question.embedding
     with torch.no_grad():
-        # A padding vector that is not zero, as some initialisers leave it, must not matter either.
+        # The padding vector must not matter even if an initialiser leaves it non-zero.
         embedding.weight[0] = 3.0
     grid, tokens, lengths, image_of = batch()
     short = net(grid, tokens, lengths, image_of)
@@ -197,7 +197,7 @@ def test_every_parameter_learns(build: Callable[[], nn.Module]) -> None:
 
 
 @each_model
-def test_questions_about_one_picture_share_its_work_exactly(
+def test_questions_about_one_image_share_its_computation_exactly(
     build: Callable[[], nn.Module],
 ) -> None:
     net = model(build).eval()
@@ -220,9 +220,9 @@ def test_questions_about_one_picture_share_its_work_exactly(
 
 @pytest.mark.parametrize("build", [question_only, deeper, show_ask])
 def test_each_question_drops_on_its_own(build: Callable[[], nn.Module]) -> None:
-    """The same question about the same picture, twice in a batch: same answer, other dropout.
+    """The same question about the same image twice in a batch: same answer, different dropout.
 
-    Only the picture's own features drop once for all questions about it.
+    Only the features of the image drop once for all questions about it.
     """
     net = model(build).train()
     grid, tokens, lengths, _ = batch()
@@ -248,7 +248,7 @@ def test_each_question_drops_on_its_own(build: Callable[[], nn.Module]) -> None:
 def test_dropout_is_where_the_papers_have_it(
     monkeypatch: pytest.MonkeyPatch, build: Callable[[], nn.Module], dropping: list[str]
 ) -> None:
-    """Of the features that are not 0 anyway, as many of a ReLU's are, half drop."""
+    """Half of the non-zero features drop; many outputs of a ReLU are 0 anyway."""
     net = model(build)
     grid = batch()[0].repeat(100, 1, 1)
     tokens = torch.randint(1, VOCABULARY, (300, 4))
@@ -287,7 +287,7 @@ def test_smallest_inputs(build: Callable[[], nn.Module]) -> None:
 
 
 @each_model
-def test_a_black_picture_is_no_division_by_zero(build: Callable[[], nn.Module]) -> None:
+def test_a_black_image_does_not_divide_by_zero(build: Callable[[], nn.Module]) -> None:
     net = model(build)
     grid = torch.zeros(1, REGIONS, CHANNELS, dtype=torch.float64, requires_grad=True)
     net(grid, torch.tensor([[3, 4]]), torch.tensor([2])).logits.sum().backward()
@@ -324,11 +324,11 @@ def test_bfloat16_autocast_is_finite_and_close(build: Callable[[], nn.Module]) -
     assert all(value.grad.isfinite().all() for value in net.parameters())
 
 
-def test_word_by_word_as_on_a_gpu_states_and_gradients_are_the_same() -> None:
+def test_word_by_word_states_and_gradients_are_the_same() -> None:
     torch.manual_seed(0)
     question = QuestionLSTM(9, 3, 4, layers=2, dropout=0.0).double()
     x, lengths = torch.randn(4, 6, 3, dtype=torch.float64), torch.tensor([2, 6, 1, 6])
-    for which in (0, 1):  # hidden states, cell states: each without the other's gradient
+    for which in (0, 1):  # gradients of hidden states alone, of cell states alone
         found = []
         for ends in (question._in_time_order(x, lengths), question._word_by_word(x, lengths)):
             states = torch.stack([layer[which] for layer in ends])

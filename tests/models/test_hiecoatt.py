@@ -1,4 +1,4 @@
-"""HieCoAtt against its equations (reference_hiecoatt.py), and what every model must keep."""
+"""HieCoAtt against its equations (reference_hiecoatt.py), and the contract of all models."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def model(coattention: str, fidelity: str, dropout: float = 0.5, *, bias: bool =
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Three pictures, six questions: grid, tokens, lengths, image_of."""
+    """Return grid, tokens, lengths and image_of for three images and six questions."""
     torch.manual_seed(2)
     grid = torch.randn(3, REGIONS, CHANNELS, dtype=torch.float64)
     lengths = torch.tensor(LENGTHS)
@@ -44,7 +44,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def objective(logits: Tensor, maps: list[Tensor]) -> Tensor:
-    """A scalar in which every output has a weight of its own."""
+    """Return a scalar in which every output has its own weight."""
     values = torch.cat([logits.flatten(), *(a.flatten() for a in maps)])
     return (values * torch.linspace(0.5, 1.5, len(values), dtype=values.dtype).cos()).sum()
 
@@ -91,7 +91,7 @@ def test_values_and_gradients_follow_the_equations(
 def test_padding_never_changes_an_answer(coattention: str, fidelity: str) -> None:
     net = model(coattention, fidelity).eval()
     with torch.no_grad():
-        # A padding vector that is not zero, as some initialisers leave it, must not matter either.
+        # The padding vector must not matter even if an initialiser leaves it non-zero.
         net.W_e.weight[0] = 3.0
     grid, tokens, lengths, image_of = batch()
     short = net(grid, tokens, lengths, image_of)
@@ -116,10 +116,10 @@ def test_every_parameter_learns_and_none_is_shared(coattention: str, fidelity: s
     objective(net(grid, tokens, lengths, image_of).logits, []).backward()
     largest = {name: value.grad.abs().max().item() for name, value in net.named_parameters()}
     assert {name for name, gradient in largest.items() if gradient < 1e-9} == set()
-    # The forward pass makes no parameters, and trains none behind the optimiser's back.
+    # The forward pass adds no parameters that the optimiser would miss.
     assert net.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    # Each level, and each step of it, has weights of its own.
+    # Each step of each level has its own weights.
     values = [value for value in before.values() if value.dim() > 1]
     assert not any(
         a.shape == b.shape and torch.equal(a, b) for a, b in itertools.combinations(values, 2)
@@ -127,7 +127,7 @@ def test_every_parameter_learns_and_none_is_shared(coattention: str, fidelity: s
 
 
 @each_variant
-def test_questions_about_one_picture_share_its_work_exactly(
+def test_questions_about_one_image_share_its_computation_exactly(
     coattention: str, fidelity: str
 ) -> None:
     net = model(coattention, fidelity).eval()
@@ -152,7 +152,7 @@ def test_questions_about_one_picture_share_its_work_exactly(
 
 @each_variant
 def test_each_question_drops_on_its_own(coattention: str, fidelity: str) -> None:
-    """The same question about the same picture, twice in a batch: same answer, other dropout."""
+    """The same question about the same image twice in a batch: same answer, different dropout."""
     net = model(coattention, fidelity)
     grid, tokens, lengths, _ = batch()
     twice = (grid[:1], tokens[[0, 0]], lengths[[0, 0]], torch.tensor([0, 0]))
@@ -168,7 +168,7 @@ def test_each_question_drops_on_its_own(coattention: str, fidelity: str) -> None
 
 @each_variant
 def test_dropout_is_where_the_code_has_it(coattention: str, fidelity: str) -> None:
-    """Half of the features drop: counted at the input of each layer."""
+    """Half of the features drop, counted at the input of each layer."""
     net = model(coattention, fidelity).train()
     grid, tokens, lengths, image_of = batch()
     scores = ["w_hq"] if coattention == "parallel" else ["w_hx1", "w_hx3"]
@@ -212,7 +212,7 @@ def test_input_dropout_is_of_regions() -> None:
 def test_dropout_is_before_the_scores_of_regions(coattention: str, fidelity: str) -> None:
     net = model(coattention, fidelity).train()
     net.dropout.p = net.lstm.dropout = 0.0
-    if coattention == "alternating":  # what the words' own dropout changes must not matter
+    if coattention == "alternating":  # the dropout of words must not matter
         for level in (net.word, net.phrase, net.question):
             torch.nn.init.zeros_(level.W_g2.weight)
     inputs = batch()

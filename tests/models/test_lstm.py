@@ -9,7 +9,7 @@ from vqa_repro.models.ops.lstm import LSTM, last_states
 
 
 def packed(lstm: LSTM, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """PyTorch's states at all words, zeros elsewhere, and at the last words."""
+    """Return PyTorch's states at all words (zeros elsewhere) and at the last words."""
     words = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     states, (h, _) = nn.LSTM.forward(lstm, words)
     return pad_packed_sequence(states, batch_first=True, total_length=x.shape[1])[0], h[-1]
@@ -38,7 +38,7 @@ def test_values_and_gradients_are_those_of_packed_questions(
 
 
 def test_states_over_the_padding_too_end_at_the_same_words() -> None:
-    """What other devices compute, where lengths are not looked at."""
+    """Other devices ignore lengths."""
     torch.manual_seed(0)
     lstm, lengths = LSTM(4, 8).double(), torch.tensor([2, 5, 3])
     x = torch.randn(3, 5, 4, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Runs that were stored before an option existed, and options that are refused."""
+"""Runs stored before an option existed, and invalid options."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def stored_run(folder: Path, changes: dict[str, object]) -> Run:
 
 
 def forget_new_options(folder: Path) -> None:
-    """Make recipe.json what it was before data.feature_scale and model.bias existed."""
+    """Change recipe.json to its form before data.feature_scale and model.bias existed."""
     raw = json.loads((folder / "recipe.json").read_text())
     del raw["data"]["feature_scale"]
     raw["model"].pop("bias", None)

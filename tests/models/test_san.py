@@ -1,4 +1,4 @@
-"""SAN against the paper's equations, written once more in float64, one question at a time."""
+"""SAN against the paper's equations in float64, one question at a time."""
 
 from collections.abc import Callable
 
@@ -26,16 +26,16 @@ def make(question: str, layers: int, fidelity: str, **options: object) -> SAN:
         WORDS, ANSWERS, CHANNELS, question=question, layers=layers, fidelity=fidelity, **sizes
     )
     model = model.double().eval()
-    with torch.no_grad():  # the released initial values are too small for a telling comparison
+    with torch.no_grad():  # the released initial values are too small for a meaningful comparison
         for name, parameter in model.named_parameters():
             parameter.normal_(std=0.6)
             if name.endswith("W_e.weight"):
-                parameter[0] = 3.0  # padding must not matter, whatever an initialiser leaves there
+                parameter[0] = 3.0  # padding must not matter, whatever its initial value
     return model
 
 
 def some_input() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """3 pictures, 6 questions of 1 to 5 words about them."""
+    """Return 3 images and 6 questions of 1 to 5 words."""
     generator = torch.Generator().manual_seed(1)
     grid = torch.randn(3, REGIONS, CHANNELS, dtype=torch.float64, generator=generator)
     lengths = torch.tensor([5, 1, 3, 2, 4, 2])
@@ -46,9 +46,9 @@ def some_input() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def reference(model: SAN, grid: Tensor, words: list[int]) -> tuple[Tensor, list[Tensor]]:
-    """Equations 1 to 19 for one picture (R, C) and one question without padding.
+    """Compute equations 1 to 19 for one image (R, C) and one question: logits, attention maps.
 
-    Released differences as read in the authors' code: tanh on either side before the sum and on
+    Differences of the released code: tanh on either side before the sum and on
     the logit; reversed words, h = o * c; the maximum over time runs into the padding.
     """
     p = dict(model.named_parameters())
@@ -144,7 +144,7 @@ def test_every_parameter_learns(question: str, layers: int, fidelity: str) -> No
         assert parameter.grad is not None and parameter.grad.abs().max() > 1e-12, name
 
 
-def test_a_picture_computed_once_is_a_picture_computed_for_each_question() -> None:
+def test_an_image_computed_once_equals_one_per_question() -> None:
     model = make("lstm", 2, "paper")
     grid, tokens, lengths, image_of = some_input()
     grouped = model(grid, tokens, lengths, image_of).logits
@@ -157,7 +157,7 @@ def test_a_picture_computed_once_is_a_picture_computed_for_each_question() -> No
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
 
 
-def test_each_hop_has_weights_of_its_own() -> None:
+def test_each_hop_has_its_own_weights() -> None:
     model = make("lstm", 2, "paper")
     grid, tokens, lengths, image_of = some_input()
     before = model(grid, tokens, lengths, image_of)
@@ -265,7 +265,7 @@ def test_an_unknown_variant_is_refused(option: str) -> None:
         SAN(WORDS, ANSWERS, CHANNELS, **{option: "other"})
 
 
-# Dropout switches, against the equations with the very masks that the model drew.
+# Dropout switches, against the equations with the masks that the model drew.
 SWITCHES = ["word_dropout", "image_dropout", "question_dropout", "attention_dropout"]
 
 
@@ -286,7 +286,7 @@ def test_each_dropout_switch_is_inactive_outside_training(option: str, fidelity:
 
 
 def mask(x: Tensor) -> Tensor:
-    """A fixed dropout mask with p = 0.5 for an array of the shape of ``x``."""
+    """Return a fixed dropout mask with p = 0.5 of the shape of ``x``."""
     generator = torch.Generator().manual_seed(x.numel())
     return 2.0 * torch.randint(0, 2, x.shape, generator=generator).to(x.dtype)
 

@@ -1,4 +1,4 @@
-"""What is learnt: the label, a drawn human answer, or all of them."""
+"""The training targets: the label, a sampled human answer, or all of them."""
 
 import math
 
@@ -36,14 +36,14 @@ def test_the_label() -> None:
     assert math.isclose(loss.item(), -(log_p(0, 0) + log_p(1, 2)) / 2, rel_tol=1e-6)
 
 
-def test_soft_targets_are_the_shares_of_the_answers_that_can_be_given() -> None:
+def test_soft_targets_are_the_shares_of_in_vocabulary_answers() -> None:
     loss = loss_of(LOGITS, "soft").mean()
     first = (2 * log_p(0, 0) + log_p(0, 1)) / 3
     second = (3 * log_p(1, 2) + log_p(1, 1)) / 4
     assert math.isclose(loss.item(), -(first + second) / 2, rel_tol=1e-6)
 
 
-def test_sampling_is_the_soft_target_on_average_and_draws_every_answer() -> None:
+def test_sampling_averages_to_the_soft_target_and_draws_every_answer() -> None:
     torch.manual_seed(0)
     draws = [loss_of(LOGITS, "sampled").mean().item() for _ in range(4000)]
     assert len({round(loss, 4) for loss in draws}) == 4  # x or y, z or y
@@ -51,7 +51,7 @@ def test_sampling_is_the_soft_target_on_average_and_draws_every_answer() -> None
     assert math.isclose(sum(draws) / len(draws), soft, rel_tol=0.02)
 
 
-def test_low_precision_logits_lose_nothing_more() -> None:
+def test_low_precision_logits_lose_no_further_precision() -> None:
     low = LOGITS.detach().bfloat16()
     for target in ("label", "soft"):
         exact = loss_of(low.float(), target)

@@ -34,7 +34,7 @@ def with_gradients(net: nn.Sequential, factor: float) -> None:
         parameter.grad = factor * torch.ones_like(parameter) * (number + 1)
 
 
-def test_sgd_is_that_of_san_s_code() -> None:
+def test_sgd_matches_the_san_code() -> None:
     """v = 0.9 v + g, p -= lr v, where g is the gradient of loss + 5e-4 sum p^2, each tensor's
     clipped to 0.1 on its own; word embeddings learn 80 times faster and do not decay."""
     net = network()
@@ -64,7 +64,7 @@ def test_each_layer_of_attention_is_clipped_on_its_own() -> None:
         assert math.isclose(layer.weight.grad.norm(), 0.1, rel_tol=1e-4)
 
 
-def test_rmsprop_is_that_of_hieCoatt_s_code() -> None:
+def test_rmsprop_matches_the_hiecoatt_code() -> None:
     """s = 0.99 s + 0.01 g^2, p -= lr g / (sqrt(s) + 1e-8)."""
     training = Training(epochs=1, learning_rate=4e-4, optimizer="rmsprop", schedule="exponential")
     net = network()
@@ -92,7 +92,7 @@ def test_clipping_all_tensors_together() -> None:
     assert math.isclose(norm, 0.5, rel_tol=1e-5)
 
 
-def test_adamw_spares_biases_and_embeddings_from_decay() -> None:
+def test_adamw_does_not_decay_biases_and_embeddings() -> None:
     training = Training(epochs=1, learning_rate=0.1, weight_decay=0.5)
     net = network()
     before = [p.detach().clone() for p in net.parameters()]

@@ -1,4 +1,4 @@
-"""The scale of features: numbers around 1 for the paper's form, as they are for the code's."""
+"""The scale of features: around 1 for the paper's form, unchanged for the code's."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def test_root_mean_square() -> None:
     rows[::2] = 0
     assert root_mean_square(rows[::2]) == 0
     assert root_mean_square(rows[1::2]) == 2
-    wide = np.full((2, 100, 100), 300.0, np.float16)  # whose squares overflow float16
+    wide = np.full((2, 100, 100), 300.0, np.float16)  # their squares overflow float16
     assert root_mean_square(wide) == 300
 
 

@@ -1,4 +1,4 @@
-"""One training at a time uses a run folder; default names are claimed without a race."""
+"""A run folder serves one training at a time; default names are claimed without a race."""
 
 import os
 import socket
@@ -25,7 +25,7 @@ with lock_run(Path(sys.argv[1])):
 
 
 def new(finished: Path, folder: Path) -> Run:
-    """A run that is not on the disk yet."""
+    """Return a run that is not on disk yet."""
     return replace(open_run(finished), folder=folder)
 
 
@@ -40,23 +40,23 @@ def test_a_second_training_is_refused_and_names_the_first(tmp_path: Path) -> Non
         assert str(tmp_path) in message and "\n" not in message
         other.kill()
         other.wait()
-    with lock_run(tmp_path):  # its owner died
+    with lock_run(tmp_path):  # its owner has ended
         assert os.path.lexists(tmp_path / LOCK)
     assert not os.path.lexists(tmp_path / LOCK)
 
 
-def test_of_two_new_runs_of_one_default_name_the_second_takes_the_next(
+def test_the_second_of_two_runs_takes_the_next_default_name(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     name = open_run(finished).recipe.name
-    # Both chose the first name before either had made its folder.
+    # Both chose the first name before either made its folder.
     runs = [claim_run(new(finished, Path("runs") / name), {}, None) for _ in range(3)]
     assert [run.folder.name for run in runs] == [name, f"{name}-2", f"{name}-3"]
     assert all(open_run(run.folder).recipe == run.recipe for run in runs)
 
 
-def test_of_two_new_runs_of_one_chosen_name_the_second_is_refused(
+def test_the_second_of_two_runs_with_one_chosen_name_is_refused(
     finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""A training step: grouped questions, batches that are filled up, and what a recording replays."""
+"""A training step: grouped questions, padded batches, and replayed CUDA graphs."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -38,7 +38,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_questions_that_share_a_picture_have_the_gradients_of_single_ones(name: str) -> None:
+def test_questions_that_share_an_image_have_the_gradients_of_single_questions(name: str) -> None:
     torch.manual_seed(0)
     model = MODELS[name]().double()
     _, questions = steps.made_up(pictures=False)
@@ -60,7 +60,7 @@ def a_step(case: str, training: Training | None = None, world: World = SINGLE_PR
 
 
 def an_epoch(seed: int = 0, size: int = 8) -> list[Batch]:
-    """Batches of grouped questions about made-up features."""
+    """Return batches of grouped questions about made-up features."""
     store, questions = steps.made_up(pictures=False)
     loader = FeatureLoader(store, CPU)
     return list(loader.epoch(questions, plan_batches(questions, size, "grouped", seed)))
@@ -70,7 +70,7 @@ def an_epoch(seed: int = 0, size: int = 8) -> list[Batch]:
 def test_padding_a_batch_changes_no_gradient(case: str) -> None:
     step, plan = a_step(case), an_epoch()
     static = StaticInputs((32, 12, 6), plan[0])
-    for batch in plan:  # the padding of the second one is what is left of the first
+    for batch in plan:  # the padding of the second keeps values of the first
         static.copy_from(batch)
         totals, gradients = [], []
         for inputs in (batch, static.batch):
@@ -83,14 +83,14 @@ def test_padding_a_batch_changes_no_gradient(case: str) -> None:
 
 
 class OnMeta(TorchDispatchMode):
-    """Refuses tensors of the host, which would have to be copied to the device."""
+    """Refuse host tensors, which would have to be copied to the device."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         assert all(tensor.is_meta for tensor in tensors), func
-        # What torch.tensor and lists as indices make of numbers of the host.
+        # torch.tensor and lists as indices create host tensors.
         assert func is not torch.ops.aten.lift_fresh.default
         return func(*args, **(kwargs or {}))
 
@@ -108,9 +108,9 @@ ON_META: dict[str, Callable[[], nn.Module]] = {
 def test_a_step_neither_reads_from_the_device_nor_writes_to_it(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a recorded step must not. Tensors on "meta" have no numbers that could be read."""
+    """A captured step must not do either. Tensors on "meta" have no values to read."""
     meta = torch.device("meta")
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no such device
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unknown
     with meta:
         network = VQAModel(None, ON_META[name](), regions=0.5).train()
     (batch,) = an_epoch(size=1000)
@@ -132,7 +132,7 @@ def test_a_step_neither_reads_from_the_device_nor_writes_to_it(
 
 
 class Recomputed:
-    """In place of CUDA graphs: a replay computes on what the static inputs hold now."""
+    """Replace CUDA graphs: a replay computes on the present content of the static inputs."""
 
     def __init__(self, error: str = "") -> None:
         self.captured = 0
@@ -149,7 +149,7 @@ class Recomputed:
 
 
 class Alike(World):
-    """Two processes that always have the same: to add up is to double."""
+    """Two processes with equal values: summing doubles."""
 
     def all_reduce(self, values: Tensor) -> Tensor:
         return values.mul_(2)
@@ -157,7 +157,7 @@ class Alike(World):
 
 @pytest.mark.parametrize("world", [SINGLE_PROCESS, Alike(0, 2)], ids=["one process", "two"])
 def test_replays_train_as_eager_steps_do(world: World) -> None:
-    """Everything of a graphed step but CUDA: sizes, inputs in place, when it is captured."""
+    """Check a graphed step without CUDA: sizes, static inputs, when it is captured."""
     training = Training(epochs=1, learning_rate=0.05, optimizer="sgd", clip=0.5)
     eager, wrapped = (a_step("san", training, world) for _ in range(2))
     graphs = Recomputed()
@@ -193,7 +193,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly_with_one_note(
     assert printed.count("no CUDA graphs") == 1 and "not permitted" in printed
 
 
-def test_an_optimiser_goes_on_with_the_options_of_the_device_that_is_there() -> None:
+def test_a_resumed_optimiser_takes_the_options_of_the_present_device() -> None:
     training = steps.CASES["hiecoatt"]
     network = steps.network("hiecoatt")
     state = make_optimizer(training, network).state_dict()
@@ -205,7 +205,7 @@ def test_an_optimiser_goes_on_with_the_options_of_the_device_that_is_there() -> 
         assert group["lr"] == training.learning_rate and not group["capturable"]
 
 
-def test_training_sees_some_regions_of_each_picture_and_answering_all() -> None:
+def test_training_drops_regions_and_evaluation_keeps_all() -> None:
     seen: list[Tensor] = []
 
     class Looks(nn.Module):

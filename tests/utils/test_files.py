@@ -19,7 +19,7 @@ def test_sha256(tmp_path: Path) -> None:
     assert sha256_of(tmp_path / "f") == hashlib.sha256(data).hexdigest()
 
 
-def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"old")
 

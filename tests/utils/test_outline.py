@@ -1,4 +1,4 @@
-"""Outlines of networks have all shapes, no memory, and do not load what they do not need."""
+"""Outlines of networks have all shapes, take no memory, and import no more than needed."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def test_an_outline_has_the_shapes_and_takes_the_weights(name: str) -> None:
 
 
 def test_an_outline_is_made_without_sympy() -> None:
-    """On the meta device alone, drawing initial values imports it: seconds."""
+    """Initialisation on the meta device would import it, which takes seconds."""
     said = (
         "import sys; from vqa_repro.models.network import MODELS\n"
         "from vqa_repro.utils.outline import empty_weights\n"

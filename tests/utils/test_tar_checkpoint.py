@@ -1,4 +1,4 @@
-"""PyTorch's old tar format: written here as PyTorch 0.1 did, which today's still reads."""
+"""PyTorch's old tar format, written here as by PyTorch 0.1; today's PyTorch still reads it."""
 
 import io
 import pickle
@@ -16,7 +16,7 @@ from vqa_repro.utils.tar_checkpoint import load_tar
 
 
 class Pickler(pickle.Pickler):
-    """Tensors by their numbers."""
+    """Return tensors by name."""
 
     def __init__(self, file: io.BytesIO, tensors: list[Tensor]) -> None:
         super().__init__(file, protocol=2)
@@ -30,7 +30,7 @@ class Pickler(pickle.Pickler):
 
 
 def save_tar(state: Any, path: Path, *, kind: type = torch.FloatStorage) -> None:
-    """Save as PyTorch 0.1 did: the object, the shapes of its tensors, and their numbers."""
+    """Save as PyTorch 0.1 did: the object, the shapes of its tensors, and their values."""
     tensors: list[Tensor] = []
     pickled, shapes, numbers = io.BytesIO(), io.BytesIO(), io.BytesIO()
     Pickler(pickled, tensors).dump(state)
@@ -69,7 +69,7 @@ by_torch = pytest.mark.filterwarnings("ignore:Python 3.14 will, by default:Depre
 
 
 @by_torch
-def test_as_torch_reads_it(tmp_path: Path) -> None:
+def test_it_is_read_as_torch_does(tmp_path: Path) -> None:
     path = tmp_path / "old.pth"
     save_tar(example(), path)
     state, theirs = load_tar(path), torch.load(path, weights_only=False)
@@ -81,7 +81,7 @@ def test_as_torch_reads_it(tmp_path: Path) -> None:
 
 
 class Harm:
-    """Unpickled, it writes a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -91,14 +91,14 @@ class Harm:
 
 
 @by_torch
-def test_nothing_in_it_is_run(tmp_path: Path) -> None:
+def test_no_code_in_it_is_run(tmp_path: Path) -> None:
     path, harm = tmp_path / "old.pth", tmp_path / "harm"
     save_tar(OrderedDict(example(), harm=Harm(harm)), path)
     with pytest.raises(pickle.UnpicklingError, match="it asks for"):
         load_tar(path)
     assert not harm.exists()
     torch.load(path, weights_only=False)
-    assert harm.exists()  # it was a real one
+    assert harm.exists()  # the payload works
 
 
 def test_other_numbers_are_refused(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_other_numbers_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("member", ["pickle", "tensors", "storages"])
 @pytest.mark.parametrize("rest", [0, 20])
-def test_half_a_file_is_refused(tmp_path: Path, member: str, rest: int) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, member: str, rest: int) -> None:
     path = tmp_path / "old.pth"
     save_tar(example(), path)
     with tarfile.open(path) as tar:

@@ -1,4 +1,4 @@
-"""import vqa_repro: what a person does with a trained run in Python."""
+"""import vqa_repro: using a trained run in Python."""
 
 import subprocess
 import sys
@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import environ
+from conftest import LIMIT, environ
 from PIL import Image
 
 import vqa_repro
 from vqa_repro.utils.errors import UserError
 
 
-def test_a_picture_is_a_file_bytes_or_pixels(finished: Path, drawn_folder: Path) -> None:
+def test_an_image_is_a_file_bytes_or_pixels(finished: Path, drawn_folder: Path) -> None:
     model = vqa_repro.load(finished)
     path = drawn_folder / "images" / "1.png"
     with Image.open(path) as opened:
@@ -37,7 +37,7 @@ def test_attention_is_over_regions_and_over_the_words_as_read(
         assert weights.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_looking_once_serves_many_questions(finished: Path, drawn_folder: Path) -> None:
+def test_an_image_is_encoded_once_for_many_questions(finished: Path, drawn_folder: Path) -> None:
     model = vqa_repro.load(finished)
     picture = drawn_folder / "images" / "3.png"
     row = model.look(picture)
@@ -54,7 +54,7 @@ def test_the_model_itself_is_a_plain_module(finished: Path) -> None:
     assert answer.logits.shape[0] == 1 and set(answer.attention) == {"hop 1", "hop 2"}
 
 
-def test_what_is_not_a_run_is_said_in_one_line(tmp_path: Path, finished: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_one_clear_line(tmp_path: Path, finished: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
         vqa_repro.load(tmp_path)
     with pytest.raises(UserError, match="no such device"):
@@ -64,12 +64,14 @@ def test_what_is_not_a_run_is_said_in_one_line(tmp_path: Path, finished: Path) -
 
 
 def test_importing_the_package_is_quick() -> None:
-    """torch takes a second: a program that only asks for the version need not wait for it."""
+    """torch takes a second to import; a program that reads the version need not wait for it."""
     code = "import sys, vqa_repro; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], env=environ(), timeout=60).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=environ(), timeout=LIMIT).returncode == 0
+    )
 
 
-def test_all_names_what_the_package_offers() -> None:
+def test_all_lists_the_public_names() -> None:
     assert vqa_repro.__all__ == ["UserError", "__version__", "load"]
     assert all(hasattr(vqa_repro, name) for name in vqa_repro.__all__)
     assert vqa_repro.UserError is UserError

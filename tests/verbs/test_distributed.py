@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun, train what one process trains."""
+"""Several processes started by torchrun train the same model as one process."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 import steps
 import torch
 import torch.distributed as dist
-from conftest import PROJECT, environ
+from conftest import LIMIT, PROJECT, environ
 from torch import nn
 
 from vqa_repro import train
@@ -42,7 +42,7 @@ def start(*command: object, cwd: Path | None = None) -> "subprocess.Popen[str]":
 
 @pytest.mark.parametrize("order", ["grouped", "iid", "stored"])
 @pytest.mark.parametrize("size", [2, 3, 20])
-def test_the_shares_of_a_batch_are_the_batch(order: str, size: int) -> None:
+def test_the_shares_of_a_batch_make_up_the_batch(order: str, size: int) -> None:
     _, questions = steps.made_up(pictures=False)
     whole = plan_batches(questions, 6, order, 1)
     shares = [plan_batches(questions, 6, order, 1, World(rank, size)) for rank in range(size)]
@@ -67,7 +67,7 @@ VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 def test_one_process_needs_no_torchrun(
     values: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also with the empty or single-process variables of a batch script."""
+    """Empty or single-process variables of a batch script are fine, too."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in values.items():
@@ -99,9 +99,9 @@ def test_several_processes_without_torchrun_are_one_clear_line(
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
-    """Also where a process has nothing of a batch; decay, clipping and normalisation included."""
+    """Includes an empty share of a batch, weight decay, clipping and normalisation."""
     done = start(PROJECT / "tests" / "steps.py", tmp_path / "two.pt", cwd=tmp_path)
-    _, errors = done.communicate(timeout=200)
+    _, errors = done.communicate(timeout=LIMIT)
     assert done.returncode == 0, errors
     two = torch.load(tmp_path / "two.pt", weights_only=True)
     for case in steps.CASES:
@@ -114,7 +114,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path) -> list[str]:
-    """Training on made-up features of the drawn pictures."""
+    """Return the options of a training on made-up features of the drawn images."""
     folder = tmp_path_factory.mktemp("features")
     keys = sorted(path.stem for path in (drawn_folder / "images").iterdir())
     path = folder / "features.safetensors"
@@ -139,7 +139,7 @@ def log(run: Path) -> list[dict[str, float]]:
 
 
 def finished(process: "subprocess.Popen[str]") -> str:
-    said, errors = process.communicate(timeout=200)
+    said, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, said + errors
     return said
 
@@ -178,15 +178,15 @@ def test_the_curve_of_two_processes_is_that_of_one(options: list[str], tmp_path:
 
 
 @pytest.mark.slow
-def test_stopped_by_a_signal_both_go_on_where_they_were(
+def test_stopped_by_a_signal_both_processes_resume(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drops = [*options, "--epochs", "12", "--set", "model.dropout=0.5"]
     finished(train_two(drops, tmp_path / "whole"))
     process = train_two(drops, tmp_path / "stopped")
     wait_for_epochs(process, tmp_path / "stopped", 2)
-    process.send_signal(signal.SIGTERM)  # torchrun hands it on
-    said, _ = process.communicate(timeout=100)
+    process.send_signal(signal.SIGTERM)  # torchrun forwards it
+    said, _ = process.communicate(timeout=LIMIT)
     assert "saved in" in said and "--resume" in said
     assert not (tmp_path / "stopped" / "metrics.json").exists()
     shutil.copytree(tmp_path / "stopped", tmp_path / "alone")
@@ -197,29 +197,31 @@ def test_stopped_by_a_signal_both_go_on_where_they_were(
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")
     ]
     assert weights[0] == weights[1]
-    # And one process alone goes on, saying that its random numbers are others.
+    # One process alone resumes as well, with a note that its random numbers differ.
     assert train.main([*drops, "--out", str(tmp_path / "alone"), "--resume"]) == 0
     assert "started with 2 processes, resumes with 1" in capsys.readouterr().out
     assert len(log(tmp_path / "alone")) == len(log(tmp_path / "whole"))
 
 
 @pytest.mark.slow
-def test_the_end_of_one_ends_all_and_is_said(options: list[str], tmp_path: Path) -> None:
+def test_the_end_of_one_process_ends_all_and_is_reported(
+    options: list[str], tmp_path: Path
+) -> None:
     process = train_two([*options, "--epochs", "100000"], tmp_path / "run")
     wait_for_epochs(process, tmp_path / "run", 3)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(workers[1]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=LIMIT)
     assert process.returncode != 0
     assert "error: another process has ended" in errors
-    assert "Signal 9 (SIGKILL)" in errors  # torchrun says which
+    assert "Signal 9 (SIGKILL)" in errors  # from torchrun
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
 @pytest.mark.slow
-def test_bad_input_is_said_once(tmp_path: Path) -> None:
+def test_bad_input_is_reported_once(tmp_path: Path) -> None:
     process = start("-m", "vqa_repro.train", "--root", tmp_path / "none", "--data", "daquar")
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=LIMIT)
     assert process.returncode != 0
     assert sum(line.startswith("error: ") for line in errors.splitlines()) == 1
 

@@ -1,4 +1,4 @@
-"""The doctor, put before healthy and sick environments: each sickness is named, with its mend."""
+"""The doctor in healthy and broken environments: it names each problem and its fix."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from conftest import LIMIT
 
 from vqa_repro import doctor
 from vqa_repro.diagnostics import checks, gpu, kernel_check
@@ -22,14 +23,14 @@ ROOT = Path(__file__).resolve().parents[2]
 def run_doctor(
     *arguments: str, home: Path, **environ: str | Path
 ) -> subprocess.CompletedProcess[str]:
-    """The doctor as a user runs it, looking for checkpoints in ``home``."""
+    """Run the doctor as a user does, with checkpoints in ``home``."""
     return subprocess.run(
         [sys.executable, "-m", "vqa_repro.doctor", *arguments],
         cwd=ROOT,
         env={**os.environ, "TORCH_HOME": str(home), **{k: str(v) for k, v in environ.items()}},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=LIMIT,
     )
 
 
@@ -67,7 +68,7 @@ def test_this_machine_is_healthy_in_json_and_in_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_cards_that_torch_cannot_use_and_a_corrupt_checkpoint(tmp_path: Path) -> None:
+def test_unusable_gpus_and_a_corrupt_checkpoint(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("torch can use the GPU of this machine")
     row = "535.183.01, Tesla V100, 16384, 16000, 7.0, [N/A]"
@@ -94,7 +95,7 @@ def test_cards_that_torch_cannot_use_and_a_corrupt_checkpoint(tmp_path: Path) ->
         ("import os; os._exit(7)", "exit code 7"),
     ],
 )
-def test_explains_itself_without_torch(tmp_path: Path, code: str, said: str) -> None:
+def test_a_broken_torch_is_explained(tmp_path: Path, code: str, said: str) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text(code)
     done = run_doctor("--json", "--timeout", "6", home=tmp_path, PYTHONPATH=tmp_path)
@@ -131,7 +132,7 @@ def fake_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
-def test_two_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         "580.95.05, NVIDIA H200, 143771, 143000, 9.0, Enabled",
         "580.95.05, Tesla T4, 15360, [N/A], 7.5, [N/A]",
@@ -157,9 +158,7 @@ def test_two_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_an_old_driver_does_not_know_the_newer_fields(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_driver_lacks_newer_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refusal = "echo 'Field \"compute_cap\" is not a valid field to query.'; exit 2"
     answer = "echo '470.42.01, Tesla K80, 11441, 11400'"
     fake_smi(tmp_path, monkeypatch, f'case "$1" in *compute_cap*) {refusal};; esac\n{answer}')
@@ -188,13 +187,13 @@ def test_nvidia_smi_that_fails_is_reported(
     no_gpu = {"gpus": 0, "cuda": "13.0", "version": "2.14.0", "warning": None}
     problems, notes = gpu.diagnose(facts | {"kernel_driver": False}, no_gpu)
     assert problems == [] and said in notes[0].what
-    # With the driver loaded in the kernel there is a card, and training would miss it silently.
+    # With the driver loaded in the kernel there is a GPU, and training would silently not use it.
     loaded = facts | {"kernel_driver": True, "device_files": True, "cuda_visible_devices": None}
     problems, _ = gpu.diagnose(loaded, no_gpu)
     assert said in problems[0].what and "reboot" in problems[0].fix
 
 
-def test_a_program_that_starts_others_is_ended_with_them(tmp_path: Path) -> None:
+def test_a_timed_out_program_ends_with_its_children(tmp_path: Path) -> None:
     program = write_program(tmp_path, "parent", f"(sleep 2; touch {tmp_path}/alive) & sleep 600")
     outcome = run_limited([str(program)], 0.5, dict(os.environ))
     assert outcome == ProcessResult("", "no answer within 0.5 s")
@@ -236,7 +235,7 @@ DRIVER = {
         ({}, {"warning": "CUDA unknown error"}, "CUDA unknown error", "reboot"),
     ],
 )
-def test_why_torch_sees_no_card(
+def test_why_torch_sees_no_gpu(
     facts: dict[str, object], torch_facts: dict[str, object], what: str, fix: str
 ) -> None:
     problems, notes = gpu.diagnose(DRIVER | facts, TORCH | torch_facts)
@@ -244,7 +243,7 @@ def test_why_torch_sees_no_card(
     assert what in problems[0].what and fix in problems[0].fix
 
 
-def test_cards_hidden_on_purpose_are_no_illness() -> None:
+def test_gpus_hidden_on_purpose_are_no_problem() -> None:
     for value in ("", "-1"):
         problems, notes = gpu.diagnose(DRIVER | {"cuda_visible_devices": value}, TORCH)
         assert problems == [] and "hides every GPU" in notes[0].what
@@ -253,7 +252,7 @@ def test_cards_hidden_on_purpose_are_no_illness() -> None:
     assert problems == [] and "torch sees 1 of 2 GPUs" in notes[0].what
 
 
-def test_a_build_for_the_cpu_is_no_illness_where_it_was_asked_for(
+def test_a_requested_cpu_build_is_no_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
@@ -271,7 +270,7 @@ def test_a_build_for_the_cpu_is_no_illness_where_it_was_asked_for(
     ("damage", "said"),
     [(1.1, "off by 1.0e-01, 5e-03 is allowed"), (float("nan"), "the result is not finite")],
 )
-def test_a_wrong_matmul_is_noticed(
+def test_a_wrong_matmul_is_detected(
     monkeypatch: pytest.MonkeyPatch, damage: float, said: str
 ) -> None:
     right = torch.nn.functional.linear
@@ -289,7 +288,7 @@ def test_a_wrong_matmul_is_noticed(
     assert failure is not None and failure.startswith("matmul in float32: ") and said in failure
 
 
-def test_the_card_at_which_the_process_died_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_on_which_the_process_died_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {"gpus": 3, "devices": ["cuda:0", "cuda:1", "cuda:2"]}
     first = {"device": "cuda:0", "name": "card", "compute_capability": "9.0", "kernels": []}
     answers = [{}, facts, first]
@@ -336,7 +335,7 @@ def test_a_checkpoint_must_fit_and_compute(tmp_path: Path) -> None:
         kernel_check.check_checkpoint("resnet18", file)
 
 
-def test_of_a_conversion_from_caffe_the_features_must_fit_and_compute(tmp_path: Path) -> None:
+def test_the_features_of_a_caffe_conversion_must_fit_and_compute(tmp_path: Path) -> None:
     state = torchvision.models.vgg16().features.state_dict()
     file = tmp_path / "weights.pth"
     torch.save({f"features.{key}": value for key, value in state.items()}, file)
@@ -348,14 +347,14 @@ def test_of_a_conversion_from_caffe_the_features_must_fit_and_compute(tmp_path: 
 
 @pytest.fixture
 def resnet50(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the doctor looks for ResNet-50; nothing is there yet."""
+    """Return the path of ResNet-50's checkpoint, which does not exist yet."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder / "resnet50-0676ba61.pth"
 
 
-def test_what_may_lie_where_the_checkpoint_belongs(resnet50: Path) -> None:
+def test_wrong_files_in_place_of_the_checkpoint_are_reported(resnet50: Path) -> None:
     for make, remove in (
         (lambda: resnet50.mkdir(), resnet50.rmdir),
         (lambda: resnet50.symlink_to("nowhere"), resnet50.unlink),
@@ -372,7 +371,7 @@ def test_what_may_lie_where_the_checkpoint_belongs(resnet50: Path) -> None:
 
 @pytest.mark.slow
 def test_a_checkpoint_is_run(resnet50: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # No file but the published one has its hash; here every hash is right.
+    # Only the published file has its hash, so every hash counts as right here.
     monkeypatch.setattr(checks.checkpoints, "is_verified", lambda name: True)
     torch.save(torchvision.models.resnet50().state_dict(), resnet50)
     facts, problems, _ = checks.examine_checkpoint("resnet50", True, 200)

@@ -33,7 +33,7 @@ def run(root: Path, drawn_folder: Path) -> Path:
 
 @pytest.fixture
 def other(drawn_folder: Path, tmp_path: Path) -> Path:
-    """Another data set: the same pictures and the questions of val, in "test" without answers."""
+    """Provide another data set: the same images and questions, "test" without answers."""
     folder = tmp_path / "other"
     shutil.copytree(drawn_folder, folder)
     shutil.copy(folder / "val_questions.json", folder / "test_questions.json")
@@ -128,14 +128,14 @@ def test_per_question(
         (["--run", "/proc/no"], "/proc/no"),
     ],
 )
-def test_options_that_do_not_go_together(given: list[str], line: str) -> None:
+def test_options_that_exclude_each_other(given: list[str], line: str) -> None:
     with pytest.raises(UserError) as error:
         evaluate.main(given)
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
 def features(path: Path, left_out: set[str], made_by: dict[str, object]) -> Path:
-    """A store for the drawn pictures, of random rows."""
+    """Write a store with random rows for the drawn images."""
     keys = [str(number) for number in range(1, 53)]
     writer = StoreWriter(path, keys, (4, 8), np.float16, made_by)
     rng = np.random.default_rng(0)
@@ -146,7 +146,7 @@ def features(path: Path, left_out: set[str], made_by: dict[str, object]) -> Path
     return path
 
 
-def test_pictures_that_the_features_leave_out_are_not_scored(
+def test_images_missing_from_the_features_are_not_scored(
     drawn_folder: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, run = features(tmp_path / "f.safetensors", {"1", "42"}, MADE_BY), tmp_path / "run"

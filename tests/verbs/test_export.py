@@ -1,4 +1,4 @@
-"""A run packed for others: opened from a file or an address, whole or not at all."""
+"""A released run: opened from a file or an address, completely or not at all."""
 
 import hashlib
 import json

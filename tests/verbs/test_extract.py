@@ -1,4 +1,4 @@
-"""Features of frozen networks: what is stored, by whom it was made, and asking such a run."""
+"""Features of frozen networks: the store, its origin, and predictions of a run on them."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import environ
+from conftest import LIMIT, environ
 from safetensors.torch import load_file, save_file
 
 from vqa_repro import extract, predict, train
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """VGG-16 with random weights, its convolutions only, as half-precision numbers."""
+    """Save VGG-16 with random weights, convolutions only, in half precision."""
     torch.manual_seed(0)
     state = torchvision.models.vgg16().features.state_dict()
     path = tmp_path_factory.mktemp("weights") / "vgg16_random.pth"
@@ -39,7 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path) -> Path:
-    """Six of the drawn pictures, with their questions."""
+    """Copy six of the drawn images with their questions."""
     folder = tmp_path_factory.mktemp("few") / "data"
     (folder / "images").mkdir(parents=True)
     for split, numbers in (("train", {1, 2, 3, 4}), ("val", {41, 42})):
@@ -67,7 +67,7 @@ def store(few: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return store_path(root, str(few), "vgg16", "caffe")
 
 
-def test_folders_of_one_name_have_stores_of_their_own(tmp_path: Path) -> None:
+def test_folders_of_equal_name_have_separate_stores(tmp_path: Path) -> None:
     folders = [tmp_path / "a" / "data", tmp_path / "b" / "data"]
     for folder in folders:
         folder.mkdir(parents=True)
@@ -75,7 +75,7 @@ def test_folders_of_one_name_have_stores_of_their_own(tmp_path: Path) -> None:
     assert first != second and first.name.startswith("data-")
 
 
-def test_caffe_pictures_are_bgr_from_0_to_255_minus_the_mean() -> None:
+def test_caffe_images_are_bgr_from_0_to_255_minus_the_mean() -> None:
     picture = torch.tensor([[[[10, 20, 30]]]], dtype=torch.uint8)
     expected = torch.tensor([30 - 103.939, 20 - 116.779, 10 - 123.68])
     torch.testing.assert_close(preprocess(picture, "caffe").flatten(), expected)
@@ -104,7 +104,7 @@ def test_rows_are_the_last_pooling_layer_region_by_region(
         torch.testing.assert_close(ours, maps[:, row, column], rtol=2e-3, atol=2e-3)
 
 
-# `extract`, of pictures of 64 x 64, and slow enough to be stopped in the middle.
+# `extract` on images of 64 x 64, slow enough to be stopped in the middle.
 SMALL = """
 import time
 from vqa_repro import extract
@@ -123,7 +123,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 class Small:
-    """Runs of ``extract`` in processes of their own, for stores below ``root``."""
+    """Runs of ``extract`` in their own processes, with stores below ``root``."""
 
     def __init__(self, root: Path, data: Path, weights: Path, *launcher: str) -> None:
         (root / "small.py").write_text(SMALL)
@@ -134,11 +134,11 @@ class Small:
 
     def run(self) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self._command, env=environ(), capture_output=True, text=True, timeout=300
+            self._command, env=environ(), capture_output=True, text=True, timeout=LIMIT
         )
 
     def begin(self) -> subprocess.Popen[str]:
-        """Start, and wait until some rows are safe."""
+        """Start, and wait until some rows are saved."""
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         process = subprocess.Popen(self._command, env=environ(), text=True, **pipes)
         while process.poll() is None and not (self.done.exists() and any(self.done.read_bytes())):
@@ -148,7 +148,7 @@ class Small:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path, weights: Path) -> Small:
-    """The 52 drawn pictures, by one process that nothing interrupted."""
+    """Extract the 52 drawn images in one process without interruption."""
     small = Small(tmp_path_factory.mktemp("small"), drawn_folder, weights)
     ran = small.run()
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -157,13 +157,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path, weights:
     return small
 
 
-def test_killed_and_given_again_it_is_the_same_byte_for_byte(
+def test_a_killed_extraction_resumes_byte_for_byte(
     whole: Small, drawn_folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     small = Small(tmp_path, drawn_folder, weights)
     process = small.begin()
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=LIMIT)
     before = small.done.read_bytes()
     assert not small.path.exists() and any(before) and not all(before)
     assert small.run().returncode == 0
@@ -172,7 +172,7 @@ def test_killed_and_given_again_it_is_the_same_byte_for_byte(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-def test_two_processes_make_what_one_makes_also_after_one_was_killed(
+def test_two_processes_write_the_bytes_of_one_even_after_a_kill(
     whole: Small, drawn_folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     small = Small(tmp_path, drawn_folder, weights, *TORCHRUN)
@@ -180,7 +180,7 @@ def test_two_processes_make_what_one_makes_also_after_one_was_killed(
     ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(ranks) == 2
     os.kill(int(ranks[1]), signal.SIGKILL)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=LIMIT)
     assert process.returncode == 1 and "SIGKILL" in said, said
     assert not small.path.exists() and not Path(f"/proc/{ranks[0]}").exists(), "all end"
     ran = small.run()
@@ -190,12 +190,12 @@ def test_two_processes_make_what_one_makes_also_after_one_was_killed(
     assert list(small.path.parent.iterdir()) == [small.path]
 
 
-def test_bad_input_of_several_processes_is_said_once(
+def test_bad_input_of_several_processes_is_reported_once(
     drawn_folder: Path, weights: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(drawn_folder, data)
-    for number in (1, 42):  # of both processes' shares
+    for number in (1, 42):  # one in the share of each process
         (data / "images" / f"{number}.png").write_bytes(b"no picture")
     small = Small(tmp_path, data, weights, *TORCHRUN)
     ran = small.run()
@@ -204,7 +204,7 @@ def test_bad_input_of_several_processes_is_said_once(
     assert "extract --skip-damaged" in ran.stderr and not small.path.exists()
 
 
-def test_low_precision_is_near_and_says_what_it_is(
+def test_low_precision_is_close_and_recorded(
     store: Path, few: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert extract.main([*options(few, weights, tmp_path), "--precision", "bfloat16"]) == 0
@@ -222,7 +222,7 @@ def test_low_precision_is_near_and_says_what_it_is(
     assert np.abs(row - low.rows[low.row_of["1"]].astype(float)).max() < 0.1
 
 
-def test_damaged_pictures_are_an_error_unless_told_otherwise(
+def test_damaged_images_are_an_error_unless_skipped(
     few: Path, weights: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
@@ -252,10 +252,10 @@ def test_damaged_pictures_are_an_error_unless_told_otherwise(
     assert opened.left_out == {} and opened.row_of.keys() == expected.row_of.keys()
     for key, row in opened.row_of.items():
         difference = opened.rows[row].astype(float) - expected.rows[expected.row_of[key]]
-        assert np.abs(difference).max() < 0.1, key  # another batch, other roundings
+        assert np.abs(difference).max() < 0.1, key  # another batch rounds differently
 
 
-def test_a_run_on_stored_features_answers_about_a_new_picture(
+def test_a_run_on_stored_features_answers_about_a_new_image(
     store: Path, few: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -265,7 +265,7 @@ def test_a_run_on_stored_features_answers_about_a_new_picture(
     ]
     shutil.copy(few / "images" / "1.png", tmp_path / "new.png")
     ask = ["--run", str(run), "--image", str(tmp_path / "new.png"), "--question", "is it red?"]
-    assert train.main(trained) == 0  # without the backbone's weights: its features are enough
+    assert train.main(trained) == 0  # without the backbone's weights: the features are enough
     capsys.readouterr()
     assert predict.main([*ask, "--weights", str(weights), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["attention"]["hop 1"]) == 196
@@ -278,7 +278,7 @@ def test_a_run_on_stored_features_answers_about_a_new_picture(
     with pytest.raises(UserError, match="not the weights that made"):
         predict.main([*ask, "--weights", str(other)])
 
-    # Features.json with other sizes, its weights to match: a stranger's.
+    # An untrusted features.json with other sizes and matching weights.
     ask += ["--weights", str(weights)]
     features = json.loads((run / "features.json").read_text())
     made_by = features["made_by"] | {"size": 16}

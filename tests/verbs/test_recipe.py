@@ -1,4 +1,4 @@
-"""Recipes: each one of the package is whole; building upon another; what is refused."""
+"""Recipes: those of the package are complete, recipes that extend others, invalid ones."""
 
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def test_the_authors_training_procedure_on_daquar(
     assert (training.weight_decay, training.learning_rate) == (1e-3, 0.05)  # 1e-3 p: 5e-4 sum p^2
 
 
-def test_a_recipe_builds_upon_another(tmp_path: Path) -> None:
+def test_a_recipe_extends_another(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('base = "easy-vqa"\ntitle = "mine"\n[model]\nlayers = 1\n')
     mine, base = load_recipe(str(path), {}), load_recipe("easy-vqa", {})
@@ -74,7 +74,7 @@ def test_a_recipe_builds_upon_another(tmp_path: Path) -> None:
     assert load_recipe(str(path), {}).model == {"name": "bag-of-words"}
 
 
-def test_another_model_begins_anew_and_leaves_the_title_and_the_published_number() -> None:
+def test_another_model_drops_the_title_and_the_published_number() -> None:
     changes = {"model.hidden": 64, "model.name": "hiecoatt"}
     changed = load_recipe("easy-vqa", changes)
     assert changed.model == {"name": "hiecoatt", "hidden": 64}
@@ -84,7 +84,7 @@ def test_another_model_begins_anew_and_leaves_the_title_and_the_published_number
     assert same.model["layers"] == 2 and same.published is not None
 
 
-def test_bases_that_are_not_there_or_go_round_are_said(
+def test_missing_and_circular_bases_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vqa_repro.recipe.FOLDER", tmp_path)
@@ -108,6 +108,6 @@ def test_bases_that_are_not_there_or_go_round_are_said(
         ("data.validation", 1.5, r"data\.validation: Expected `float` <= 1"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_said(key: str, value: object, said: str) -> None:
+def test_a_value_of_the_wrong_type_is_reported(key: str, value: object, said: str) -> None:
     with pytest.raises(UserError, match=said):
         load_recipe("easy-vqa", {key: value})

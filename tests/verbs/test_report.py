@@ -1,4 +1,4 @@
-"""The report on runs: the table, the page, the pictures for slides."""
+"""The report on runs: the table, the page, the figures for slides."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import environ
+from conftest import LIMIT, environ
 from PIL import Image
 
 from vqa_repro import report
@@ -65,7 +65,7 @@ def test_nearly_all_right_does_not_read_as_all(tmp_path: Path) -> None:
     assert rows(tables.markdown(runs))[2][3] == "**99.97 ± 0.01** (+53.8)"
 
 
-def test_seeds_are_one_row_beside_the_paper_and_changes_another(
+def test_seeds_share_a_row_and_changed_recipes_have_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [finished(tmp_path, seed, 45.0 + seed) for seed in range(3)]
@@ -82,14 +82,14 @@ def test_seeds_are_one_row_beside_the_paper_and_changes_another(
     assert "a machine, torch 9.9" in said and "weights_sha256 abc123" in said
 
 
-def test_it_is_written_whole_to_a_file(tmp_path: Path) -> None:
+def test_the_report_is_written_whole_to_a_file(tmp_path: Path) -> None:
     out = tmp_path / "table.md"
     run = finished(tmp_path, 0, 45.0)
     assert report.main([str(run), "--markdown", "--out", str(out)]) == 0
     assert len(rows(out.read_text())) == 3
 
 
-def test_a_run_that_is_not_finished_is_named(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_named(tmp_path: Path) -> None:
     folder = finished(tmp_path, 0, 45.0)
     (folder / "metrics.json").unlink()
     with pytest.raises(UserError, match=r"45\.0: not finished"):
@@ -118,7 +118,7 @@ def log(folder: Path, epochs: int, *, of: int = 20) -> None:
 
 
 def add_gallery(folder: Path, wrong: int = 3, question: str = "what is it?") -> None:
-    """Wrong answers, with attention of SAN and HieCoAtt, and one right one."""
+    """Write a gallery: wrong answers with attention of SAN and HieCoAtt, and a right one."""
     maps = {"hop 1": [0.1, 0.2, 0.3, 0.4], "phrase/image": [0.25] * 4, "phrase/question": [0.3] * 4}
     asked = [
         msgspec.to_builtins(
@@ -147,7 +147,7 @@ def unfinished(folder: Path, epochs: int) -> Path:
     return run
 
 
-def test_the_page_is_one_file_that_asks_nothing_of_the_network(
+def test_the_page_is_one_file_without_network_requests(
     finished_hiecoatt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a page.html"
@@ -170,7 +170,7 @@ def test_the_difference_is_marked_in_words(tmp_path: Path) -> None:
     assert "--recipe san-2-lstm-daquar-reduced --set model.layers=1" in html
 
 
-def test_columns_to_compare_are_there_where_something_is_published(tmp_path: Path) -> None:
+def test_comparison_columns_need_a_published_figure(tmp_path: Path) -> None:
     compared, alone = finished(tmp_path, 0, 45.0), unfinished(tmp_path, 1)
     recipe = json.loads((alone / "recipe.json").read_text())
     write_json(alone / "recipe.json", {**recipe, "published": None})
@@ -179,7 +179,7 @@ def test_columns_to_compare_are_there_where_something_is_published(tmp_path: Pat
     assert heads.findall(made(alone)) == ["1"]
 
 
-def test_types_stand_beside_the_published_ones(tmp_path: Path) -> None:
+def test_per_type_accuracies_are_next_to_the_published_ones(tmp_path: Path) -> None:
     run = finished(tmp_path, 0, 45.0)
     metrics = json.loads((run / "metrics.json").read_text())
     write_json(run / "metrics.json", {**metrics, "per_answer_type": {"color": 51.25}})
@@ -189,7 +189,7 @@ def test_types_stand_beside_the_published_ones(tmp_path: Path) -> None:
     assert re.search(r"color</th>.*51\.2.*50\.0, ▲ \+1\.2", made(run), re.DOTALL)
 
 
-def test_an_unfinished_run_shows_what_there_is(tmp_path: Path) -> None:
+def test_an_unfinished_run_shows_its_progress(tmp_path: Path) -> None:
     fresh = unfinished(tmp_path, 0)
     (fresh / "log.jsonl").unlink()
     assert "not finished: epoch 0 of 20" in made(fresh) and "Nothing is logged yet" in made(fresh)
@@ -203,7 +203,7 @@ def test_an_unfinished_run_shows_what_there_is(tmp_path: Path) -> None:
     assert "<strong>45.0</strong>" in html and "99.0</strong>" not in html
 
 
-def test_watch_ends_with_the_last_run_and_only_then_the_page_stays(tmp_path: Path) -> None:
+def test_watch_ends_with_the_last_run(tmp_path: Path) -> None:
     run, out = unfinished(tmp_path, 2), tmp_path / "watched.html"
     watcher = subprocess.Popen(
         [sys.executable, "-m", "vqa_repro.report", run, "--watch", "1", "--out", out],
@@ -218,7 +218,7 @@ def test_watch_ends_with_the_last_run_and_only_then_the_page_stays(tmp_path: Pat
         assert "epoch 2 of 20" in out.read_text()
         metrics = {"data": "daquar-reduced", "split": "test", "questions": 290, "overall": 41.5}
         write_json(run / "metrics.json", {**metrics, "seconds": 1.0, "epochs": 20})
-        watcher.communicate(timeout=120)
+        watcher.communicate(timeout=LIMIT)
     finally:
         watcher.kill()
     assert watcher.returncode == 0
@@ -245,7 +245,7 @@ def test_both_languages_say_everything() -> None:
 BAD = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}\ud800"
 
 
-def test_texts_of_strangers_stay_texts(tmp_path: Path) -> None:
+def test_untrusted_text_is_escaped(tmp_path: Path) -> None:
     run = finished(tmp_path, 0, 45.0)
     for name, key in (("recipe", "title"), ("environment", "device"), ("environment", BAD)):
         content = json.loads((run / f"{name}.json").read_text())
@@ -300,7 +300,7 @@ def test_the_command_or_the_recipe_repeats_the_run(tmp_path: Path) -> None:
             assert again[key] == recipe.to_json()[key], (name, key)
 
 
-def test_pictures_for_slides(tmp_path: Path) -> None:
+def test_figures_for_slides(tmp_path: Path) -> None:
     run = finished(tmp_path, 0, 45.0)
     log(run, 3)
     add_gallery(run, question="$5 or $6?")
@@ -392,7 +392,7 @@ def test_a_run_is_the_papers_procedure_only_unchanged() -> None:
     assert procedure(load_recipe(names[0], {"training.seed": 3})) == "paper"
 
 
-def test_namesakes_are_told_apart_by_their_options(tmp_path: Path) -> None:
+def test_runs_of_equal_name_are_distinguished_by_their_options(tmp_path: Path) -> None:
     one = RunSummary.load(finished(tmp_path, 0, 45.0))
     recipe = load_recipe("san-2-lstm-daquar-reduced-regions", {})
     other = replace(one, run=replace(one.run, recipe=recipe))
@@ -402,7 +402,7 @@ def test_namesakes_are_told_apart_by_their_options(tmp_path: Path) -> None:
     assert "Differences in configuration" in html and ">training.regions</th>" in html
 
 
-def test_prior_and_coverage_stand_by_the_score(tmp_path: Path) -> None:
+def test_prior_and_coverage_are_next_to_the_score(tmp_path: Path) -> None:
     run = finished(tmp_path, 0, 45.0)
     metrics = json.loads((run / "metrics.json").read_text())
     write_json(run / "metrics.json", {**metrics, "prior": 12.25, "coverage": 87.5})
@@ -414,7 +414,7 @@ def test_prior_and_coverage_stand_by_the_score(tmp_path: Path) -> None:
     assert row[1 + head.index("95% interval")] == "39.4 to 50.8"
 
 
-def test_what_is_no_run_is_skipped_with_a_note(
+def test_folders_that_are_not_runs_are_skipped_with_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = finished(tmp_path, 0, 45.0), tmp_path / "r.html"
@@ -461,18 +461,18 @@ def chinese_slides(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-def test_slides_in_chinese_where_a_font_has_it(
+def test_slides_in_chinese_with_a_chinese_font(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not CHINESE:
         pytest.skip("no font with Chinese on this machine")
-    made = chinese_slides(tmp_path)  # a character without a font would be a warning: an error here
+    made = chinese_slides(tmp_path)  # a character missing from the font is a warning, here an error
     assert len(made) == 4
     said = capsys.readouterr()
     assert "English" not in said.out and said.err == ""
 
 
-def test_slides_are_in_english_where_no_font_has_chinese_and_it_is_said(
+def test_slides_are_in_english_without_a_chinese_font_with_a_note(
     tmp_path: Path, without_chinese: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert len(chinese_slides(tmp_path)) == 4
@@ -494,7 +494,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_leafing_and_the_error_sheet_in_a_browser(browser: Any, tmp_path: Path) -> None:
+def test_paging_and_the_error_sheet_in_a_browser(browser: Any, tmp_path: Path) -> None:
     run = finished(tmp_path, 0, 45.0)
     log(run, 3)
     add_gallery(run, question=BAD)

@@ -19,6 +19,7 @@ class DataSet(NamedTuple):
     splits: Sequence[str]  # those that together hold every picture, each once
     pictures: str  # whose they are: data sets that ask about the same ones share their features
     wups: bool = False  # is scored with WUPS too
+    sequences: bool = False  # images with consecutive numbers may show one scene
     address: str = ""  # where its authors publish it
     single_answers: Callable[[Split], Split] = daquar.single_answers  # no "table, chair"
 
@@ -39,9 +40,13 @@ DATASETS = {
     "easy-vqa": DataSet(easy_vqa.load, easy_vqa.SPLITS, "easy-vqa"),
     "vqa-v1": _vqa("v1"),
     "vqa-v2": _vqa("v2"),
-    "coco-qa": DataSet(coco_qa.load, coco_qa.SPLITS, "coco", True, _COCO_QA),
-    "daquar": DataSet(daquar.load, daquar.SPLITS, "daquar", True, _DAQUAR),
-    "daquar-reduced": DataSet(daquar.load_reduced, daquar.SPLITS, "daquar", True, _DAQUAR),
+    "coco-qa": DataSet(coco_qa.load, coco_qa.SPLITS, "coco", wups=True, address=_COCO_QA),
+    "daquar": DataSet(
+        daquar.load, daquar.SPLITS, "daquar", wups=True, sequences=True, address=_DAQUAR
+    ),
+    "daquar-reduced": DataSet(
+        daquar.load_reduced, daquar.SPLITS, "daquar", wups=True, sequences=True, address=_DAQUAR
+    ),
 }
 
 

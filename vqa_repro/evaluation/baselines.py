@@ -31,7 +31,7 @@ def question_only(run: Run) -> float | None:
     """
     if run.recipe.model["name"] == "question-only":
         return None
-    data = (run.recipe.data.name, run.recipe.data.test)
+    data = (run.recipe.data.name, run.recipe.data.tested_on)
     for path in sorted(run.folder.resolve().parent.glob("*/metrics.json")):
         try:
             other = open_run(path.parent)
@@ -40,7 +40,7 @@ def question_only(run: Run) -> float | None:
             accuracy = read_json(path).get("overall")
         except (UserError, AttributeError):  # a stranger's folder
             continue
-        if (other.recipe.data.name, other.recipe.data.test) == data and accuracy is not None:
+        if (other.recipe.data.name, other.recipe.data.tested_on) == data and accuracy is not None:
             return float(accuracy)
     return None
 

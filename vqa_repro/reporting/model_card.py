@@ -37,7 +37,7 @@ def _metadata(run: Run, accuracy: float | None) -> list[str]:
             "  results:",
             "  - task: {type: visual-question-answering}",
             f"    dataset: {{name: {name}, type: {name}, split: "
-            f"{json.dumps(run.recipe.data.test)}}}",
+            f"{json.dumps(run.recipe.data.tested_on)}}}",
             f"    metrics: [{{type: accuracy, value: {accuracy}}}]",
         ]
     return [*lines, "---"]
@@ -57,7 +57,7 @@ def model_card(run: Run, metrics: dict[str, Any]) -> str:
     if accuracy is not None:
         count = metrics.get("questions")
         on = f" on {count:,} questions" if isinstance(count, int) else ""
-        lines.append(f"Accuracy on {recipe.data.test}{on}: {accuracy}%.")
+        lines.append(f"Accuracy on {recipe.data.tested_on}{on}: {accuracy}%.")
     if metrics.get("prior") is not None:
         lines.append(
             f"Always giving the most frequent answer ({run.vocabulary.answers[0]}) scores "
