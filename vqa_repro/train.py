@@ -151,14 +151,13 @@ def record_start(
 def describe_start(run: Run, network: VQAModel, data: PreparedData, runtime: Runtime) -> None:
     import torch
 
+    from vqa_repro.training.defaults import coverage_line
     from vqa_repro.utils.device import describe
 
-    for line in missing_capabilities(runtime.device, run.recipe.training):
-        print(f"  missing: {line}")
-    for line in data.notes:
-        print(f"  note: {line}")
-    size = runtime.world.size
-    processes = f", {size} processes" if size > 1 else ""
+    missing = missing_capabilities(runtime.device, run.recipe.training)
+    for line in [*(f"missing: {m}" for m in missing), *(f"note: {note}" for note in data.notes)]:
+        print(f"  {line}")
+    processes = f", {size} processes" if (size := runtime.world.size) > 1 else ""
     parameters = sum(p.numel() for p in network.parameters())
     print(
         f"  on {describe(runtime.device)}{processes}, torch {torch.__version__}; "
@@ -169,23 +168,6 @@ def describe_start(run: Run, network: VQAModel, data: PreparedData, runtime: Run
         f"{coverage_line(run, data)}"
         f"  run folder: {run.folder}",
         flush=True,
-    )
-
-
-def coverage_line(run: Run, data: PreparedData) -> str:
-    """Return a line on images, the share of questions covered, and the prior; "" if hidden."""
-    from vqa_repro.evaluation.baselines import coverage, prior_and_coverage
-
-    answers = run.vocabulary.answers
-    train, test = data.train_split, data.test_split
-    line = f"  {len(train.images):,} training and {len(test.images):,} test images; "
-    line += f"the answers cover {coverage(train, answers):.1f}% of {train.name}"
-    figures = prior_and_coverage(test, answers)
-    if not figures:
-        return f"{line}\n"
-    return (
-        f"{line}, {figures['coverage']:.1f}% of {test.name}; always answering "
-        f'"{answers[0]}" scores {figures["prior"]:.1f}%\n'
     )
 
 
@@ -206,11 +188,9 @@ def missing_capabilities(device: torch.device, training: Training) -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--recipe",
-        help=f"{', '.join(recipe_names())}, or a TOML file (default: easy-vqa, or with --data "
-        "options for the size of that data)",
+        "--recipe", help=f"{', '.join(recipe_names())}, or a TOML file (default: easy-vqa)"
     )
-    parser.add_argument("--data", help="train on another data set, or a folder of your own")
+    parser.add_argument("--data", help="another data set, or a folder: with options of its size")
     parser.add_argument(
         "--features", help="cnn, none, a frozen backbone (vgg19, vgg19-caffe), or a feature store"
     )
@@ -275,6 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from vqa_repro.features.provider import Runtime
     from vqa_repro.reporting.summary import table
+    from vqa_repro.training.defaults import describe_choice
     from vqa_repro.training.loop import Stopped
     from vqa_repro.utils.device import choose_device, use_deterministic_algorithms
     from vqa_repro.utils.distributed import SharedError, init_distributed, leave
@@ -352,20 +333,9 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
     data = changes.get("data.name", "easy-vqa")
     if args.recipe or data == "easy-vqa":
         return load_recipe(args.recipe or "easy-vqa", changes)
-
     from vqa_repro.training.defaults import own_data_recipe
 
     return own_data_recipe(data, args.root, changes)
-
-
-def describe_choice(recipe: Recipe) -> str:
-    data = recipe.data
-    pixels = f" ({data.picture_size} pixels a side)" if data.features == "cnn" else ""
-    return (
-        f"options for {data.name}: data.test={data.test}, data.num_answers={data.num_answers}, "
-        f"data.features={data.features}{pixels}, training.epochs={recipe.training.epochs}; "
-        "--set changes any of them, --recipe takes all from a recipe"
-    )
 
 
 def parse_change(text: str) -> tuple[str, Any]:
