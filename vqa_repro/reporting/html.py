@@ -101,12 +101,13 @@ def _environment(language: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {
+    helpers: dict[str, Any] = {
         "t": text,
         "t_plain": lambda key: translate(key, language),
         "number": number,
         "level_name": level_name,
     }
+    environment.globals |= helpers
     environment.filters["percent"] = "{:.1%}".format
     return environment
 

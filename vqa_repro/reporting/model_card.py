@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from vqa_repro.evaluation.baselines import question_only
@@ -22,7 +23,7 @@ LICENCES = {
 
 def _metadata(run: Run, accuracy: float | None) -> list[str]:
     """Return the lines that model hubs read."""
-    name = json.dumps(run.recipe.data.name)
+    name = json.dumps(Path(run.recipe.data.name).name)  # of a folder, not the way to it
     lines = [
         "---",
         "license: mit",
@@ -46,7 +47,7 @@ def _metadata(run: Run, accuracy: float | None) -> list[str]:
 def model_card(run: Run, metrics: dict[str, Any]) -> str:
     """Return the text of README.md for ``run``; ``metrics`` is the content of metrics.json."""
     recipe = run.recipe
-    data = recipe.data.name
+    data = Path(recipe.data.name).name
     accuracy = metrics.get("overall")
     lines = [*_metadata(run, accuracy), "", f"# {model_title(recipe)}", ""]
     lines.append(
