@@ -183,6 +183,16 @@ for (const part of document.querySelectorAll(".analysis")) {
   show();
 }
 
+// A table that is wider than the window is scrolled with the keyboard, too.
+function reach() {
+  for (const wide of document.querySelectorAll(".wide")) {
+    if (wide.scrollWidth > wide.clientWidth) wide.tabIndex = 0;
+    else wide.removeAttribute("tabindex");
+  }
+}
+window.addEventListener("resize", reach);
+reach();
+
 // On paper nothing can be opened.
 const closed = [];
 window.addEventListener("beforeprint", () => {
