@@ -164,11 +164,16 @@ def main(arguments: list[str] | None = None) -> int:
     from vqa_repro.utils.memory import explain_out_of_memory
 
     with explain_out_of_memory():
+        classes: Sequence[str] = ()
         scored = _read_results(args) if args.results else _answer(args, folders)
         if scored is None:
             return 0
         results, split = scored
-        _report(args, results, split)
+        if folders:
+            from vqa_repro.run import open_run
+
+            classes = open_run(folders[0]).vocabulary.answers
+        _report(args, results, split, classes)
     return 0
 
 
@@ -233,9 +238,12 @@ def _answer(
     return None
 
 
-def _report(args: argparse.Namespace, results: dict[int, str], split: Split) -> None:
-    """Print the scores of ``results``."""
+def _report(
+    args: argparse.Namespace, results: dict[int, str], split: Split, classes: Sequence[str]
+) -> None:
+    """Print the scores of ``results``, and the prior and coverage of the answers ``classes``."""
     from vqa_repro.evaluation import vqa_accuracy, wups
+    from vqa_repro.evaluation.baselines import prior_and_coverage
     from vqa_repro.evaluation.scoring import score
     from vqa_repro.utils.files import write_atomic
 
@@ -245,10 +253,14 @@ def _report(args: argparse.Namespace, results: dict[int, str], split: Split) -> 
         values = vqa_accuracy.per_question(results, split.examples, pre_2021=args.pre_2021)
         text = json.dumps({number: round(100 * value, 2) for number, value in values.items()})
         write_atomic(args.per_question, lambda file: file.write(text.encode()))
+    known = prior_and_coverage(split, classes) if classes else {}
     if args.json:
-        print(json.dumps(scores))
+        print(json.dumps({**scores, **known}))
         return
     print(f"{scores['overall']:6.2f}%  of {len(results):,} questions")
+    if known:
+        print(f'{known["prior"]:6.2f}%  always answering "{classes[0]}"')
+        print(f"{known['coverage']:6.2f}%  of the questions have an answer it knows")
     for name, value in scores.items():
         if name.startswith("wups"):
             print(f"{value:6.2f}   {name}")

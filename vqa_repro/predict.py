@@ -130,6 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--question needs --image")
 
     import vqa_repro
+    from vqa_repro.evaluation.titles import model_title
 
     predictor = vqa_repro.load(folder, device=args.device, weights=args.weights)
     if args.questions:
@@ -141,10 +142,16 @@ def main(arguments: list[str] | None = None) -> int:
     if prediction.unknown_words:
         words = ", ".join(prediction.unknown_words)
         print(f"note: out-of-vocabulary words: {words}", file=sys.stderr)
+    if prediction.image_distance and prediction.image_distance > 1:
+        print(
+            f"note: the image is unlike the training images ({prediction.image_distance:.1f} times "
+            "as far from their mean as 99 % of them): the probabilities say little about it",
+            file=sys.stderr,
+        )
     if args.json:
         print(json.dumps(to_json(prediction)))
         return 0
-    print(f"{predictor.run.recipe.title} ({folder})\n{prediction.question}")
+    print(f"{model_title(predictor.run.recipe)} ({folder})\n{prediction.question}")
     for text, probability in prediction.answers:
         print(f"{probability:7.2%}  {text}")
     if args.attention:

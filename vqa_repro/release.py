@@ -21,7 +21,7 @@ from vqa_repro.utils.files import reason, sha256_of
 
 WEIGHTS, CARD, SUMS = "model.safetensors", "README.md", "SHA256SUMS"
 REQUIRED = ("recipe.json", "vocabulary.json", "features.json", WEIGHTS)
-OPTIONAL = ("environment.json", "metrics.json")
+OPTIONAL = ("environment.json", "metrics.json", "image_statistics.json")
 NAMES = {*REQUIRED, *OPTIONAL, CARD, SUMS}
 MAX_BYTES = 2**31  # of a release, unpacked; GitHub accepts no larger file
 ADDRESS = re.compile(r"https?://\S+#sha256=([0-9a-f]{64})")
@@ -37,7 +37,8 @@ def pack(run: Path, out: Path, card: str) -> str:
         raise UserError(f"{run}: {missing[0]} is missing: not a finished run (train --resume)")
     if out.exists():
         raise UserError(f"--out {out}: exists already; name another file or folder")
-    files = {name: (run / name).read_bytes() for name in (*REQUIRED, *OPTIONAL) if name != WEIGHTS}
+    names = [name for name in (*REQUIRED, *OPTIONAL) if (run / name).is_file()]
+    files = {name: (run / name).read_bytes() for name in names if name != WEIGHTS}
     files[WEIGHTS] = half_precision(run / WEIGHTS)
     files[CARD] = card.encode()
     sums = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))

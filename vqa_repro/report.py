@@ -2,7 +2,7 @@
 
 python -m vqa_repro.report runs/*                         # report.html, one file, needs no network
 python -m vqa_repro.report runs/* --watch 30              # rewrite it every 30 s until all finish
-python -m vqa_repro.report runs/* --png slides            # PNG figures for slides
+python -m vqa_repro.report runs/* --png slides            # PNG figures for slides; or --svg, --pdf
 python -m vqa_repro.report runs/* --markdown              # the table alone, for a README
 python -m vqa_repro.report --folds runs/a runs/b          # two settings of `train --folds 5`
 python -m vqa_repro.report --examples RUN                 # choose a run's examples again
@@ -32,20 +32,26 @@ if TYPE_CHECKING:
     from vqa_repro.reporting.comparison import RunSummary
 
 
+DESCRIPTION = ("recipe.json", "environment.json", "vocabulary.json", "features.json")
+
+
 def load_runs(folders: Sequence[Path]) -> tuple[list[RunSummary], list[str]]:
     """Return the runs, and one line for each path that is no run folder.
 
-    Such paths are skipped if there are others, as in ``runs/*``. Raise UserError for a damaged
-    run folder, and if there is no run.
+    Such paths, and copies of runs that lack a file, are skipped if there are others, as in
+    ``runs/*``. Raise UserError for a damaged run folder, and if there is no run.
     """
     from vqa_repro.reporting.comparison import RunSummary
 
     runs, skipped = [], []
     for folder in folders:
-        if (folder / "recipe.json").is_file():
+        missing = [name for name in DESCRIPTION if not (folder / name).is_file()]
+        if not missing:
             runs.append(RunSummary.load(folder))
-        else:
+        elif "recipe.json" in missing:
             skipped.append(f"{folder}: not a run folder (it has no recipe.json)")
+        else:
+            skipped.append(f"{folder}: an incomplete copy of a run ({missing[0]} is missing)")
     if not runs:
         raise UserError(skipped[0])
     return runs, skipped
@@ -110,8 +116,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run folders; they may still train",
     )
     add("--out", type=path_argument, help="output file (default: report.html)")
-    add("--language", choices=LANGUAGES, default="en", help="of --png, and the page's first")
-    add("--png", type=path_argument, metavar="DIR", help="write PNG figures for slides too")
+    add("--language", choices=LANGUAGES, default="en", help="of the figures, and the page's first")
+    for kind in ("png", "svg", "pdf"):
+        what = "a 16:9 summary slide, curves, accuracies and attention"
+        add(
+            f"--{kind}",
+            type=path_argument,
+            metavar="DIR",
+            help=f"write {what} as {kind.upper()} too",
+        )
     add("--watch", type=seconds, metavar="SECONDS", help="rewrite the page until all runs finish")
     add("--markdown", action="store_true", help="only the table, printed or written to --out")
     add(
@@ -157,7 +170,8 @@ def print_skipped(skipped: Sequence[str]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser, args = parse_arguments("report", __doc__, add_arguments, arguments)
     if args.examples:
-        if args.runs or args.markdown or args.watch or args.png or args.out:
+        figures = args.png or args.svg or args.pdf
+        if args.runs or args.markdown or args.watch or figures or args.out:
             raise UserError("--examples: takes one run and only --root and --device")
         make_examples(args.examples, args.root, args.device)
         return 0
@@ -169,8 +183,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not args.runs:
         parser.error("name one or more run folders")
     if args.markdown:
-        if args.watch or args.png:
-            raise UserError("--markdown: cannot be combined with --watch or --png")
+        if args.watch or args.png or args.svg or args.pdf:
+            raise UserError("--markdown: cannot be combined with --watch or figures")
         print_markdown(args.runs, args.out)
         return 0
     out = args.out or Path("report.html")
@@ -180,11 +194,12 @@ def main(arguments: list[str] | None = None) -> int:
     while args.watch and not finished:
         time.sleep(args.watch)
         finished = write(args.runs, out, args.language, args.watch)
-    if args.png:
-        from vqa_repro.reporting.slides import write_slides
+    for kind in ("png", "svg", "pdf"):
+        if folder := getattr(args, kind):
+            from vqa_repro.reporting.slides import write_slides
 
-        paths = write_slides(load_runs(args.runs)[0], args.png, args.language)
-        print(f"PNG figures: {len(paths)} in {shlex.quote(str(args.png))}")
+            paths = write_slides(load_runs(args.runs)[0], folder, args.language, kind)
+            print(f"{kind.upper()} figures: {len(paths)} in {shlex.quote(str(folder))}")
     return 0
 
 

@@ -10,7 +10,10 @@ checkpoint.pt       weights, optimiser, random state, position: what --resume ne
                     checkpoint.previous.pt is the one before
 results.json        answers to the test questions, in the submission format
 metrics.json        written last: if it exists, the run is finished
+image_statistics.json  mean and deviation of the training images' features
+score_details.json  numbers of test questions by type, and the answers confused most often
 gallery.json        example questions for the report; gallery/ contains their images
+README.md           the model card
 curves.png, attention/, tensorboard/
 """
 

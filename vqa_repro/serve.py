@@ -104,6 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from PIL import Image
 
+    from vqa_repro.evaluation.titles import model_title
     from vqa_repro.utils.device import describe
     from vqa_repro.web.tunnel import tunnel_lines
 
@@ -114,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
         predictors = server.application.runs.predictors
         print(f"on {describe(predictors[0].device)}:")
         for predictor in predictors:
-            print(f"  {predictor.run.folder}  {predictor.run.recipe.title}")
+            print(f"  {predictor.run.folder}  {model_title(predictor.run.recipe)}")
         path = f"/?token={token}"
         print(f"open http://127.0.0.1:{server.port}{path}")
         print(*tunnel_lines(server.port, path), "Ctrl-C stops it", sep="\n", flush=True)

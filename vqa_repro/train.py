@@ -133,16 +133,14 @@ def describe_start(run: Run, network: VQAModel, data: PreparedData, runtime: Run
     """Print the device, the size of the network and the data, and what is missing."""
     import torch
 
-    from vqa_repro.training.prepare import coverage_line
+    from vqa_repro.training.defaults import coverage_line
     from vqa_repro.training.run_folder import missing_capabilities
     from vqa_repro.utils.device import describe
 
-    for line in missing_capabilities(runtime.device, run.recipe.training):
-        print(f"  missing: {line}")
-    for line in data.notes:
-        print(f"  note: {line}")
-    size = runtime.world.size
-    processes = f", {size} processes" if size > 1 else ""
+    missing = missing_capabilities(runtime.device, run.recipe.training)
+    for line in [*(f"missing: {m}" for m in missing), *(f"note: {note}" for note in data.notes)]:
+        print(f"  {line}")
+    processes = f", {size} processes" if (size := runtime.world.size) > 1 else ""
     parameters = sum(p.numel() for p in network.parameters())
     print(
         f"  on {describe(runtime.device)}{processes}, torch {torch.__version__}; "
@@ -212,6 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from vqa_repro.features.provider import Runtime
     from vqa_repro.reporting.summary import table
+    from vqa_repro.training.defaults import describe_choice
     from vqa_repro.training.loop import Stopped
     from vqa_repro.utils.device import choose_device, use_deterministic_algorithms
     from vqa_repro.utils.distributed import SharedError, init_distributed, leave
@@ -283,7 +282,6 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
     data = changes.get("data.name", "easy-vqa")
     if args.recipe or data == "easy-vqa":
         return load_recipe(args.recipe or "easy-vqa", changes)
-
     from vqa_repro.training.defaults import own_data_recipe
 
     return own_data_recipe(data, args.root, changes)

@@ -10,7 +10,7 @@ from vqa_repro.data.vocabulary import Vocabulary
 from vqa_repro.features.extractor import cached_checkpoint
 from vqa_repro.run import Run
 from vqa_repro.training import defaults
-from vqa_repro.training.prepare import PreparedData, coverage_line
+from vqa_repro.training.prepare import PreparedData
 
 
 def split(
@@ -69,6 +69,6 @@ def test_a_line_before_training_states_coverage_and_prior() -> None:
     train = split({"yes": 3, "no": 1, "maybe": 1})
     test = split({"yes": 1, "no": 2, "never": 1}, name="test")
     data = PreparedData(*[None] * 5, train, test, [])  # type: ignore[arg-type]
-    line = coverage_line(run, data)
+    line = defaults.coverage_line(run, data)
 
     assert "80.0% of train" in line and "75.0% of test" in line and '"yes" scores 25.0%' in line

@@ -21,7 +21,7 @@ from vqa_repro.data.vocabulary import Vocabulary
 from vqa_repro.evaluation import examples
 from vqa_repro.evaluation.titles import model_title, procedure
 from vqa_repro.recipe import load_recipe, recipe_names
-from vqa_repro.reporting import charts, commands, comparison, figures, tables
+from vqa_repro.reporting import charts, commands, comparison, contrasts, figures, tables
 from vqa_repro.reporting import html as page
 from vqa_repro.reporting.comparison import RunSummary
 from vqa_repro.run import Run, create_run, open_run
@@ -238,7 +238,7 @@ def test_both_languages_say_everything() -> None:
         assert set(texts) == set(LANGUAGES), key
         fields = [set(re.findall(r"{\w+}", text)) for text in texts.values()]
         assert fields[0] == fields[1] and all(texts.values()), key
-    used = (page.FOLDER / "report.html").read_text()
+    used = "".join(path.read_text() for path in page.FOLDER.glob("*.html"))
     for key in re.findall(r'\bt\("(\w+)"[,)]', used):
         assert key in messages(), key
 
@@ -314,15 +314,67 @@ def test_figures_for_slides(tmp_path: Path) -> None:
             assert image.width > 500
 
 
+@pytest.mark.parametrize(("kind", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_figures_for_papers(tmp_path: Path, kind: str, start: bytes) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    log(run, 3)
+    add_gallery(run, wrong=1)
+    out = tmp_path / "figures"
+    assert report.main([str(run), f"--{kind}", str(out), "--out", str(tmp_path / "r.html")]) == 0
+    made = {path.name for path in out.iterdir()}
+    assert {f"summary.{kind}", f"curves.{kind}", f"accuracy.{kind}"} <= made
+    assert all(path.read_bytes().startswith(start) for path in out.iterdir())
+
+
+def test_an_incomplete_copy_of_a_run_is_skipped_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, partial = finished(tmp_path, 0, 45.0), finished(tmp_path, 1, 44.0)
+    (partial / "vocabulary.json").unlink()
+    assert report.main([str(whole), str(partial), "--out", str(tmp_path / "r.html")]) == 0
+    assert "vocabulary.json is missing" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"vocabulary\.json is missing"):
+        report.load_runs([partial])
+
+
+def test_what_two_runs_answer_differently_and_what_one_confuses(tmp_path: Path) -> None:
+    runs = [finished(tmp_path, 0, 45.0), finished(tmp_path, 0, 20.0, **{"model.layers": 1})]
+    for run, wrong in zip(runs, (3, 3), strict=True):
+        add_gallery(run, wrong=wrong)
+    content = (runs[1] / "gallery.json").read_text()
+    (runs[1] / "gallery.json").write_text(content.replace('"dog"', '"<cow>"', 1))
+    details = {"counts": {"per_answer_type": {"color": 1234}}, "confusions": [["cat", "<cow>", 7]]}
+    write_json(runs[0] / contrasts.DETAILS, details)
+    metrics = json.loads((runs[0] / "metrics.json").read_text())
+    write_json(runs[0] / "metrics.json", {**metrics, "per_answer_type": {"color": 51.0}})
+    html = made(*runs)
+    part = html[html.index('id="disagreements"') : html.index('id="confusions"')]
+    assert part.count('<th scope="row">') == 1 and "dog" in part and "&lt;cow&gt;" in part
+    assert "&lt;cow&gt;" in html[html.index('id="confusions"') :] and "1,234 questions" in html
+    alone = made(runs[1])
+    assert 'id="disagreements"' not in alone and 'id="confusions"' not in alone
+
+
+def test_the_headline_names_what_a_model_must_beat(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    metrics = json.loads((run / "metrics.json").read_text())
+    write_json(run / "metrics.json", {**metrics, "prior": 7.9, "coverage": 99.0})
+    blind = finished(tmp_path, 0, 36.0, **{"model.name": "question-only"})
+    html = made(run, blind)
+    headline = html[html.index('class="headline"') :].partition("</p>")[0]
+    assert "most frequent answer: 7.9%" in headline and "question only: 36.0%" in headline
+
+
 def test_curves_hold_steps_or_epochs_and_never_both(tmp_path: Path) -> None:
     run = finished(tmp_path, 0, 45.0)
     log(run, 2)
-    assert charts.curve(comparison.read_log(open_run(run)), "loss") == [
-        (n / 10, 3.0) for n in range(1, 8)
-    ]
+    early = comparison.read_log(open_run(run))
+    assert charts.measure([[early]], "loss") == "step"
+    assert charts.curve(early, "loss", "step") == [(n / 10, 3.0) for n in range(1, 8)]
     log(run, 3)
-    curve = charts.curve(comparison.read_log(open_run(run)), "loss")
-    assert curve == [(1, 3.0), (2, 1.5), (3, 1.0)]
+    later = comparison.read_log(open_run(run))
+    assert charts.curve(later, "loss", "epoch") == [(1, 3.0), (2, 1.5), (3, 1.0)]
+    assert charts.measure([[early], [later]], "loss") == "epoch", "the same for all runs of a chart"
 
 
 def test_titles_follow_the_model_and_not_the_changed_recipe() -> None:

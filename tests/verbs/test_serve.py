@@ -546,9 +546,9 @@ def test_choosing_an_image_typing_and_viewing_attention(
 
     # The next hop, by keyboard.
     before = cell_weights(first)
-    first.get_by_label("hop 1").focus()
+    first.get_by_label("Hop 1").focus()
     page.keyboard.press("ArrowRight")
-    assert first.get_by_label("hop 2").is_checked() and cell_weights(first) != before
+    assert first.get_by_label("Hop 2").is_checked() and cell_weights(first) != before
     page.get_by_label("as regions").focus()
     page.keyboard.press("Space")
     assert first.locator(".stage canvas").evaluate("c => [c.width, c.height]") == [4, 4]
@@ -559,7 +559,7 @@ def test_choosing_an_image_typing_and_viewing_attention(
     assert [word.split()[0] for word in words] == ["what", "color", "is", "the", "zebra", "?"]
     second.locator(".words li").nth(1).hover()
     assert "“color”" in second.locator(".readout").inner_text()
-    second.get_by_label("whole question").focus()
+    second.get_by_label("Question level").focus()
     page.keyboard.press("Space")
     assert second.locator(".words li").all_inner_texts() != words
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from vqa_repro.data import coco_qa, daquar, easy_vqa, vqa
 from vqa_repro.data.folder import load_folder
+from vqa_repro.data.sources import MissingFileError
 from vqa_repro.data.types import Split
 from vqa_repro.utils.errors import UserError
 
@@ -19,6 +20,7 @@ class DataSet(NamedTuple):
     images: str  # the image collection: data sets with the same one share their features
     wups: bool = False  # also scored with WUPS
     sequences: bool = False  # images with consecutive numbers may show one scene
+    address: str = ""  # where its authors publish it
     single_answers: Callable[[Split], Split] = daquar.single_answers  # removes "table, chair"
 
 
@@ -26,17 +28,24 @@ def _vqa(version: str) -> DataSet:
     def load(root: Path, split: str) -> Split:
         return vqa.load(root, version, split)
 
-    return DataSet(load, ("train", "val", "test2015"), "coco")
+    folder = {"v1": "https://s3.amazonaws.com/cvmlp", "v2": "https://cvmlp.s3.amazonaws.com"}
+    address = f"{folder[version]}/vqa/mscoco/vqa/"
+    return DataSet(load, ("train", "val", "test2015"), "coco", address=address)
 
+
+_COCO_QA = "http://www.cs.toronto.edu/~mren/imageqa/data/cocoqa/"
+_DAQUAR = "http://datasets.d2.mpi-inf.mpg.de/mateusz14visual-turing/"
 
 DATASETS = {
     "easy-vqa": DataSet(easy_vqa.load, easy_vqa.SPLITS, "easy-vqa"),
     "vqa-v1": _vqa("v1"),
     "vqa-v2": _vqa("v2"),
-    "coco-qa": DataSet(coco_qa.load, coco_qa.SPLITS, "coco", wups=True),
-    "daquar": DataSet(daquar.load, daquar.SPLITS, "daquar", wups=True, sequences=True),
+    "coco-qa": DataSet(coco_qa.load, coco_qa.SPLITS, "coco", wups=True, address=_COCO_QA),
+    "daquar": DataSet(
+        daquar.load, daquar.SPLITS, "daquar", wups=True, sequences=True, address=_DAQUAR
+    ),
     "daquar-reduced": DataSet(
-        daquar.load_reduced, daquar.SPLITS, "daquar", wups=True, sequences=True
+        daquar.load_reduced, daquar.SPLITS, "daquar", wups=True, sequences=True, address=_DAQUAR
     ),
 }
 
@@ -67,7 +76,12 @@ def load_split(data: str, root: Path, split: str, *, single_answers: bool = Fals
     single_answers: only the questions with one answer, the part that SAN used of DAQUAR.
     """
     data_set = find_data_set(data)
-    whole = data_set.load(root, split)
+    try:
+        whole = data_set.load(root, split)
+    except MissingFileError as error:
+        raise UserError(
+            f"{error}; published at {data_set.address} (docs/data.md lists the files)"
+        ) from None
     return data_set.single_answers(whole) if single_answers else whole
 
 
@@ -76,11 +90,10 @@ def load_all(data: str, root: Path) -> list[Split]:
 
     Raise UserError if there is none.
     """
-    data_set = find_data_set(data)
     splits, missing = [], []
-    for name in data_set.splits:
+    for name in find_data_set(data).splits:
         try:
-            splits.append(data_set.load(root, name))
+            splits.append(load_split(data, root, name))
         except UserError as error:
             missing.append(error)
     if not splits:

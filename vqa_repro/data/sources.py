@@ -20,6 +20,10 @@ MAX_BYTES = 2**30
 _IMAGE_FOLDERS = {"train2014", "val2014", "test2015", "images", "nyu_depth_images"}
 
 
+class MissingFileError(UserError):
+    """A published file is not below the folder of the data sets."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A file, or a ``member`` of a zip; ``str`` gives its name for messages."""
@@ -81,7 +85,9 @@ def find(root: Path, name: str, zip_name: str | None = None) -> Source:
     Raise UserError if there is none, or more than one: choosing would be a guess.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; name the folder of the data sets with --root")
+        raise MissingFileError(
+            f"{root}: no such folder; name the folder of the data sets with --root"
+        )
     folders = list(_folders(root))
     found = [folder / name for folder in folders if (folder / name).is_file()]
     if found:
@@ -91,7 +97,7 @@ def find(root: Path, name: str, zip_name: str | None = None) -> Source:
         path = _only(zips)
         return Source(path, find_member(path, name))
     missing = f"{name} nor {zip_name}" if zip_name else name
-    raise UserError(f"{root}: no {missing} in it or up to three folders below; add it")
+    raise MissingFileError(f"{root}: no {missing} in it or up to three folders below; add it")
 
 
 def find_folder(root: Path, name: str) -> Path | None:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from vqa_repro.data.types import Split
 from vqa_repro.evaluation import vqa_accuracy
+from vqa_repro.run import Run, open_run
+from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import read_json
 
 
 def prior_and_coverage(split: Split, classes: Sequence[str]) -> dict[str, float]:
@@ -19,6 +22,28 @@ def prior_and_coverage(split: Split, classes: Sequence[str]) -> dict[str, float]
         "prior": vqa_accuracy.score(constant, split.examples)["overall"],
         "coverage": coverage(split, classes),
     }
+
+
+def question_only(run: Run) -> float | None:
+    """Return the accuracy of a finished question-only run on the data of ``run``, if there is one.
+
+    It is looked for among the folders beside that of ``run``; those that cannot be read are
+    skipped.
+    """
+    if run.recipe.model["name"] == "question-only":
+        return None
+    data = (run.recipe.data.name, run.recipe.data.tested_on)
+    for path in sorted(run.folder.resolve().parent.glob("*/metrics.json")):
+        try:
+            other = open_run(path.parent)
+            if other.recipe.model["name"] != "question-only":
+                continue
+            accuracy = read_json(path).get("overall")
+        except (UserError, AttributeError):  # a stranger's folder
+            continue
+        if (other.recipe.data.name, other.recipe.data.tested_on) == data and accuracy is not None:
+            return float(accuracy)
+    return None
 
 
 def coverage(split: Split, classes: Sequence[str]) -> float:

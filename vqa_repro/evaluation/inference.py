@@ -15,9 +15,11 @@ from vqa_repro.data.batching import Batch, plan_batches
 from vqa_repro.data.images import ImageSource, read_image
 from vqa_repro.data.questions import Questions
 from vqa_repro.data.vocabulary import tokenize
+from vqa_repro.evaluation import familiarity
 from vqa_repro.features.backbones import FrozenBackbone
 from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.features.provider import NO_IMAGE
+from vqa_repro.models.cnn import SmallCNN
 from vqa_repro.models.common import ModelOutput
 from vqa_repro.models.network import VQAModel, load_model
 from vqa_repro.run import Run
@@ -104,6 +106,8 @@ class Prediction:
     attention: dict[str, npt.NDArray[np.float32]]  # (regions,) or (words,), summing to 1
     words: list[str]  # the question as the model read it
     unknown_words: list[str]  # out-of-vocabulary words
+    # How unlike the training images the image is; above 1, more than 99 % of them. None: unknown.
+    image_distance: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -112,6 +116,7 @@ class Prediction:
             "attention": {name: weights.tolist() for name, weights in self.attention.items()},
             "words": self.words,
             "unknown_words": self.unknown_words,
+            "image_distance": self.image_distance,
         }
 
 
@@ -131,6 +136,9 @@ class Predictor:
         if self._made_by != NO_IMAGE and (type(size) is not int or size not in SIZES):
             raise UserError(f"{run.folder / 'features.json'}: images of {size!r} pixels a side")
         self._weights = weights
+        cnn = self.network.cnn
+        channels = cnn.channels if isinstance(cnn, SmallCNN) else run.features["channels"]
+        self._statistics = familiarity.read_statistics(run.folder, channels)
 
     @cached_property
     def _frozen(self) -> FrozenBackbone | None:
@@ -183,4 +191,13 @@ class Predictor:
         ]
         maps = {name: weights[0].float().cpu().numpy() for name, weights in attention.items()}
         unknown = vocabulary.unknown_words(question)
-        return Prediction(question, answers, maps, words, unknown)
+        return Prediction(question, answers, maps, words, unknown, self.distance(row))
+
+    def distance(self, row: Tensor) -> float | None:
+        """Return how unlike the training images the image of ``row`` (1, ...) is.
+
+        Above 1, it is farther from their mean than 99 % of them. None if that is not known.
+        """
+        if self._statistics is None:
+            return None
+        return self._statistics.distance(familiarity.averaged(self.network, row)[0])

@@ -26,28 +26,37 @@ QUANTITIES = ("loss", "accuracy", "validation_accuracy")
 Logs = Sequence[Sequence[Mapping[str, Any]]]  # of the runs of a group
 
 
-def curve(log: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """Return (epoch, value) by epoch, or by some of the steps until three epochs are done.
+def curve(log: Sequence[Mapping[str, Any]], key: str, kind: str) -> list[tuple[float, float]]:
+    """Return (epoch, value) of the records of a ``kind``: "epoch", or some of "step"."""
+    points = [(r["epoch"], r[key]) for r in log if r["type"] == kind and key in r]
+    if kind == "epoch":
+        return points
+    return points[:: max(1, len(points) // STEPS_SHOWN)]
 
-    Never both: an epoch's mean is drawn at its end, where the steps are better by then.
+
+def measure(groups: Sequence[Logs], key: str) -> str:
+    """Return what a chart of all runs is drawn from: means of epochs, or of steps.
+
+    Never both in one chart: an epoch's mean is drawn at its end, where the steps are better by
+    then. Steps only until a run has three epochs.
     """
-    by_kind = {
-        kind: [(r["epoch"], r[key]) for r in log if r["type"] == kind and key in r]
-        for kind in ("epoch", "step")
-    }
-    if len(by_kind["epoch"]) > 2 or not by_kind["step"]:
-        return by_kind["epoch"]
-    return by_kind["step"][:: max(1, len(by_kind["step"]) // STEPS_SHOWN)]
+    lengths = [len(curve(log, key, "epoch")) for logs in groups for log in logs]
+    steps = any(curve(log, key, "step") for logs in groups for log in logs)
+    return "step" if steps and max(lengths, default=0) < 3 else "epoch"
 
 
-def _draw_curves(axes: Axes, groups: Sequence[Logs], key: str) -> bool:
+def has_curve(groups: Sequence[Logs], key: str) -> bool:
+    return any(curve(log, key, measure(groups, key)) for logs in groups for log in logs)
+
+
+def draw_curves(axes: Axes, groups: Sequence[Logs], key: str) -> bool:
     """Draw ``key`` of all runs, each group with its colour, dashes and number at the end."""
-    drawn = False
+    drawn, kind = False, measure(groups, key)
     for number, logs in enumerate(groups):
         colour = COLOURS[number % len(COLOURS)]
         dashes = DASHES[(number // len(COLOURS) + number) % len(DASHES)]
         for log in logs:
-            points = [(x, y) for x, y in curve(log, key) if y > 0 or key != "loss"]
+            points = [(x, y) for x, y in curve(log, key, kind) if y > 0 or key != "loss"]
             if not points:
                 continue
             xs, ys = zip(*points, strict=True)
@@ -74,7 +83,7 @@ def curves_svg(groups: Sequence[Logs], key: str, x_label: str, y_label: str) -> 
     """
     figure = Figure(figsize=(5, 3.3), layout="constrained")
     axes = figure.subplots()
-    if not _draw_curves(axes, groups, key):
+    if not draw_curves(axes, groups, key):
         return ""
     axes.set(xlabel=x_label, ylabel=y_label)
     figure.patch.set_visible(False)
@@ -92,7 +101,7 @@ def overlaid(rows: Sequence[tuple[str, Logs]], path: Path, language: str = "en")
     """Write the curves of all runs over epochs; a row is a group's title and its runs' logs."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     for panel, key in zip(figure.subplots(1, 3), QUANTITIES, strict=True):
-        _draw_curves(panel, [logs for _, logs in rows], key)
+        draw_curves(panel, [logs for _, logs in rows], key)
         panel.set_xlabel(translate("epoch", language))
         panel.set_ylabel(translate("loss" if key == "loss" else "accuracy_percent", language))
         panel.set_title(translate(f"chart_{key}", language), fontsize=10)

@@ -179,6 +179,12 @@ def by_dataset(groups: Sequence[RunGroup]) -> dict[tuple[str, str], list[RunGrou
     return table
 
 
+def question_only(groups: Sequence[RunGroup], data: tuple[str, str]) -> Figure | None:
+    """Return the accuracy of the question-only model on ``data``, if a group has it."""
+    blind = (g for g in groups if g.recipe.model["name"] == "question-only" and g.data == data)
+    return next((figure for group in blind if (figure := group.figure("overall"))), None)
+
+
 def metric_names(groups: Sequence[RunGroup], section: str = "") -> list[str]:
     """Return "overall" and WUPS, or the names in a ``section`` of metrics.json."""
     names: dict[str, None] = {} if section else {"overall": None}

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
@@ -24,6 +23,7 @@ from PIL import Image
 
 from vqa_repro.evaluation.examples import ExampleRecord
 from vqa_repro.reporting.comparison import Figure as Score
+from vqa_repro.utils import palette
 from vqa_repro.utils.files import write_atomic
 from vqa_repro.utils.messages import level_name, translate
 
@@ -31,11 +31,12 @@ P = ParamSpec("P")
 Floats = npt.NDArray[np.floating[Any]]
 # Attention is smoothed with a Gaussian of half a region, as wide as one needs to hide the grid.
 SMOOTHING = 0.5
-# (64, 4) uint8 RGBA, laid over the image: viridis is perceptually uniform and reads the same with
-# any colour vision.
+# (64, 4) uint8 RGBA, laid over the image: more opaque where there is more attention.
 _SHARES = np.linspace(0, 1, 64)
-HEAT = matplotlib.colormaps["viridis"](_SHARES, alpha=0.25 + 0.5 * _SHARES, bytes=True)
-WORDS = "viridis"
+HEAT = np.rint(
+    [(*palette.colour(share), 255 * (0.25 + 0.5 * share)) for share in _SHARES.tolist()]
+).astype(np.uint8)
+COLOURS = ListedColormap(HEAT[:, :3] / 255)
 CHINESE = (
     *("Noto Sans CJK SC", "Source Han Sans SC", "Noto Sans SC", "Noto Sans CJK JP"),
     *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
@@ -81,10 +82,17 @@ def _note_missing_font() -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write ``figure`` as PNG, without a display and without touching pyplot's global state."""
+    """Write ``figure`` as PNG, SVG or PDF (by the suffix), the same bytes each time.
+
+    It needs no display and does not touch pyplot's global state.
+    """
     figure.set_dpi(160)  # sharp on a slide
-    canvas = FigureCanvasAgg(figure)
-    write_atomic(path, lambda file: canvas.print_png(file))  # type: ignore[no-untyped-call]
+    kind = path.suffix[1:]
+    options: dict[str, Any] = {}
+    if kind != "png":
+        options = {"metadata": {{"svg": "Date", "pdf": "CreationDate"}[kind]: None}}
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+        write_atomic(path, lambda file: figure.savefig(file, format=kind, dpi=160, **options))
 
 
 def with_fonts(draw: Callable[P, None]) -> Callable[P, None]:
@@ -138,18 +146,26 @@ def logarithmic(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+Accuracy = tuple[str, Score, Score | None]  # title, ours, that of the most frequent answer
+
+
 @with_fonts
-def beside_published(
-    figures: Sequence[tuple[str, Score]],
-    path: Path,
-    language: str = "en",
-) -> None:
-    """Accuracies: a bar for each (title, ours beside the published one)."""
-    names = [textwrap.fill(drawable(title), 44) for title, *_ in figures]
-    rows = sum(max(2, name.count("\n") + 1) for name in names)
+def beside_published(figures: Sequence[Accuracy], path: Path, language: str = "en") -> None:
+    """Draw accuracies beside the published ones and those of the most frequent answer."""
+    rows = sum(max(2, len(textwrap.wrap(title, 44))) for title, *_ in figures)
     figure = Figure(figsize=(9, 1.4 + 0.25 * rows), layout="constrained")
     axes = figure.subplots()
-    for y, (_, ours) in enumerate(figures):
+    draw_accuracies(axes, figures, language)
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend(once.values(), once.keys(), loc="outside lower center", fontsize=8, ncols=3)
+    save(figure, path)
+
+
+def draw_accuracies(axes: Axes, figures: Sequence[Accuracy], language: str) -> None:
+    """Draw a bar for each of ``figures`` on ``axes``."""
+    names = [textwrap.fill(drawable(title), 44) for title, *_ in figures]
+    for y, (_, ours, prior) in enumerate(figures):
         bar = axes.barh(y, ours.mean, xerr=ours.deviation, height=0.5, capsize=3, color="C0")
         axes.text(1, y, ours.text, va="center", color="w")
         bar.set_label(translate("ours", language) if y == 0 else "")
@@ -157,16 +173,15 @@ def beside_published(
             (line,) = axes.plot([ours.published] * 2, [y - 0.4, y + 0.4], color="k", linewidth=2)
             axes.text(ours.published + 1, y, f"{ours.published:.1f}", va="center", fontsize=9)
             line.set_label(translate("published", language))
+        if prior is not None:
+            (line,) = axes.plot([prior.mean] * 2, [y - 0.4, y + 0.4], "k:", linewidth=2)
+            line.set_label(translate("prior", language))
     axes.set_xlim(0, 108)  # room for the published number
     axes.set_xticks(range(0, 101, 20))
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(translate("accuracy_png", language))
     axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    figure.legend(once.values(), once.keys(), loc="outside lower center", fontsize=8, ncols=2)
-    save(figure, path)
 
 
 def over_picture(weights: Floats, size: tuple[int, int]) -> Floats:
@@ -188,10 +203,19 @@ def over_picture(weights: Floats, size: tuple[int, int]) -> Floats:
 def heat_levels(multiples: Floats) -> tuple[npt.NDArray[np.uint8], float]:
     """Return indices into HEAT, from 0 to the scale's top, and that top in multiples of uniform.
 
-    The top is at least twice uniform, so that a nearly uniform map looks uniform.
+    The top is at least palette.MIN_TOP, so that a nearly uniform map looks uniform.
     """
-    top = max(2.0, float(np.max(multiples)))
+    top = max(palette.MIN_TOP, float(np.max(multiples)))
     return np.rint(multiples / top * (len(HEAT) - 1)).astype(np.uint8), top
+
+
+def verdict(record: ExampleRecord, language: str) -> str:
+    """Return the answer, and whether it is right where that is known."""
+    answer = record.answers[0][0]
+    if record.accuracy is None:
+        return answer
+    key = "answered_right" if record.accuracy > 0 else "answered_wrong"
+    return translate(key, language, answer=answer, label=record.label)
 
 
 @with_fonts
@@ -225,7 +249,7 @@ def attention(
     for column, level in enumerate(levels, start=1):
         panel = figure.add_subplot(grid[0, column])
         weights = maps.get(level, maps.get(f"{level}/image"))
-        _overlay(panel, picture, weights, level_name(level, language), language)
+        overlay(panel, picture, weights, level_name(level, language), language)
         if level in over_words:
             _strip(figure.add_subplot(grid[1, column]), over_words[level], words)
     _answer_bars(figure.add_subplot(grid[0, -1]), answers, language)
@@ -233,7 +257,7 @@ def attention(
     save(figure, path)
 
 
-def _overlay(
+def overlay(
     panel: Axes,
     picture: npt.NDArray[np.uint8],
     weights: Floats | None,
@@ -247,8 +271,7 @@ def _overlay(
     if weights is not None:
         indices, top = heat_levels(over_picture(weights, (width, height)))
         panel.imshow(HEAT[indices])
-        colours = ListedColormap(HEAT[:, :3] / 255)
-        mappable = ScalarMappable(Normalize(0, top), colours)
+        mappable = ScalarMappable(Normalize(0, top), COLOURS)
         bar = panel.figure.colorbar(mappable, ax=panel, location="bottom", shrink=0.8, pad=0.02)
         bar.set_ticks([0, 1, top], labels=["0", "1", f"{top:.1f}"])
         bar.ax.tick_params(labelsize=7)
@@ -267,7 +290,7 @@ def _answer_bars(axes: Axes, answers: Sequence[tuple[str, float]], language: str
 
 def _strip(axes: Axes, weights: Floats, words: Sequence[str]) -> None:
     """Draw attention over words, from 0 to 1."""
-    axes.imshow(np.asarray(weights)[None], cmap=WORDS, vmin=0, vmax=1, aspect="auto")
+    axes.imshow(np.asarray(weights)[None], cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(words)), [drawable(word) for word in words], rotation=90, fontsize=8)
     axes.set_yticks([])
 
@@ -280,10 +303,7 @@ def example(
     record: ExampleRecord, images: Mapping[str, bytes], path: Path, language: str = "en"
 ) -> None:
     """Write an example with its attention as PNG; images: file name -> JPEG."""
-    note = record.answers[0][0]
-    if record.accuracy is not None:
-        key = "answered_right" if record.accuracy > 0 else "answered_wrong"
-        note = translate(key, language, answer=note, label=record.label)
+    note = verdict(record, language)
     maps = {name: np.array(weights) for name, weights in record.attention.items()}
     pixels = np.array(Image.open(io.BytesIO(images[str(record.picture)])))
     attention(pixels, record.question, record.answers, maps, path, note, record.words, language)

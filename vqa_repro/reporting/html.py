@@ -2,9 +2,6 @@
 
 import base64
 import hashlib
-import io
-import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,11 +10,9 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
-from vqa_repro.evaluation.examples import ExampleRecord, Gallery
 from vqa_repro.evaluation.titles import model_title, procedure
-from vqa_repro.reporting import charts, figures
+from vqa_repro.reporting import charts, contrasts
 from vqa_repro.reporting.commands import option, repeat
 from vqa_repro.reporting.comparison import (
     RunGroup,
@@ -27,14 +22,20 @@ from vqa_repro.reporting.comparison import (
     group_runs,
     made_by,
     metric_names,
+    question_only,
 )
+from vqa_repro.reporting.example_views import disagreement_view, gallery_view
 from vqa_repro.utils import messages
 from vqa_repro.utils.messages import LANGUAGES, translate
+from vqa_repro.utils.palette import css_gradient
 
 FOLDER = Path(__file__).parent / "templates"
-HEAT_SIDE = 56  # pixels of a heat map's longer side; the page scales it up smoothly
-
 BASELINES = ("prior", "coverage")
+# Sections of the page, in its order.
+PARTS = (
+    *("table", "curves", "differences", "types", "questions", "disagreements", "confusions"),
+    *("analysis", "runs"),
+)
 
 # SAN section 4.6: percent of 100 wrong answers on COCO-QA.
 ERROR_CLASSES = {"region": 22, "answer": 42, "ambiguous": 31, "label": 5}
@@ -50,27 +51,23 @@ def page(
 
     refresh: seconds after which the page reloads; None: never. skipped: what is no run folder.
     """
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"t": text, "number": number, "level_name": level_name}
-    environment.filters["percent"] = "{:.1%}".format
     script = (FOLDER / "report.js").read_text(encoding="utf-8")
     groups = group_runs(runs)
-    galleries = [_gallery_view(n, group) for n, group in enumerate(groups, start=1)]
+    galleries = [gallery_view(n, group) for n, group in enumerate(groups, start=1)]
+    differing = _differences(groups)
+    disagreements, confusions = _disagreements(groups, galleries), _confusions(groups)
+    contents = {"disagreements": disagreements, "confusions": confusions, "differences": differing}
     # Runs of one data set share many images; each is in the page once.
     pictures = {p["id"]: p for shown in galleries for p in shown["pictures"].values()}
-    return environment.get_template("report.html").render(
+    template = _environment(language).get_template("report.html")
+    return template.render(
         language=language,
         refresh=refresh,
         skipped=skipped,
-        headlines=[headline for group in groups if (headline := _headline(group))],
+        headlines=[headline for group in groups if (headline := _headline(group, groups))],
         made=datetime.now().strftime("%Y-%m-%d %H:%M"),
         style=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
+        scale=css_gradient(),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         tables=[_table(data, members) for data, members in by_dataset(groups).items()],
@@ -85,7 +82,10 @@ def page(
             for section in ("per_answer_type", "per_question_type")
             if (table := _types(members, section))
         ],
-        differences=_differences(groups),
+        differences=differing,
+        disagreements=disagreements,
+        confusions=confusions,
+        parts=[part for part in PARTS if contents.get(part, True)],
         galleries=galleries,
         pictures=pictures.values(),
         error_classes=ERROR_CLASSES,
@@ -93,8 +93,27 @@ def page(
     )
 
 
-def _headline(group: RunGroup) -> Markup | None:
-    """Return one sentence on a group's accuracy; None without one."""
+def _environment(language: str) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    helpers: dict[str, Any] = {
+        "t": text,
+        "t_plain": lambda key: translate(key, language),
+        "number": number,
+        "level_name": level_name,
+    }
+    environment.globals |= helpers
+    environment.filters["percent"] = "{:.1%}".format
+    return environment
+
+
+def _headline(group: RunGroup, groups: Sequence[RunGroup]) -> Markup | None:
+    """Return one sentence on a group's accuracy and what it must beat; None without one."""
     figure = group.figure("overall")
     if figure is None:
         return None
@@ -107,9 +126,14 @@ def _headline(group: RunGroup) -> Markup | None:
         low=number(low),
         high=number(high),
     )
-    if figure.published is None:
-        return sentence
-    return sentence + text("headline_published", value=number(figure.published))
+    if figure.published is not None:
+        sentence += text("headline_published", value=number(figure.published))
+    if prior := group.figure("prior"):
+        sentence += text("headline_prior", value=prior.text)
+    blind = question_only(groups, group.data)
+    if blind and group.recipe.model["name"] != "question-only":
+        sentence += text("headline_question_only", value=blind.text)
+    return sentence
 
 
 def _differences(groups: Sequence[RunGroup]) -> dict[str, Any] | None:
@@ -118,6 +142,28 @@ def _differences(groups: Sequence[RunGroup]) -> dict[str, Any] | None:
     values = [recipe.to_json() for recipe in recipes]
     rows = {key: [option(v, key) for v in values] for key in differences(recipes)}
     return {"titles": [group.title for group in groups], "rows": rows} if rows else None
+
+
+def _disagreements(
+    groups: Sequence[RunGroup], galleries: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the disagreements of each data set's groups."""
+    found = []
+    for data, members in by_dataset(groups).items():
+        views = [view for group, view in zip(groups, galleries, strict=True) if group in members]
+        if view := disagreement_view(members, views):
+            found.append({"data": _data_name(data), **view})
+    return found
+
+
+def _confusions(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
+    """Return the answers that each group's first run confuses most often."""
+    found = ((group.title, _details(group)) for group in groups)
+    return [
+        {"title": title, "rows": details.confusions}
+        for title, details in found
+        if details and details.confusions
+    ]
 
 
 def text(key: str, **values: object) -> Markup:
@@ -162,6 +208,7 @@ def _table(data: tuple[str, str], groups: Sequence[RunGroup]) -> dict[str, Any]:
                 "procedure": procedure(group.recipe),
                 "cells": [_cell(group, name) for name in names],
                 "baselines": {name: group.figure(name) for name in BASELINES},
+                "weights": contrasts.weights_in(group.runs[0].run.folder),
                 "minutes": _mean(group, "seconds") / 60 if group.metrics else None,
                 "epochs": group.metrics[0]["epochs"] if group.metrics else None,
             }
@@ -214,75 +261,15 @@ def _types(groups: Sequence[RunGroup], section: str) -> dict[str, Any] | None:
     if not names:
         return None
     scores = {name: [group.figure(name) for group in shown] for name in names}
-    return {"titles": [group.title for group in shown], "figures": scores}
+    details = next((d for group in shown if (d := _details(group))), None)
+    counts = details.counts.get(section, {}) if details else {}
+    return {"titles": [group.title for group in shown], "figures": scores, "counts": counts}
 
 
-def _gallery_view(number: int, group: RunGroup) -> dict[str, Any]:
-    """Return the examples of a group's first run that has some."""
-    run = next((run for run in group.runs if run.examples is not None), group.runs[0])
-    view: dict[str, Any] = {
-        "id": f"g{number}",
-        "title": group.title,
-        "run": run.run.folder.name,
-        "kept": run.examples,
-        "pictures": {},
-        "finished": run.metrics is not None,
-        "make": f"python -m vqa_repro.report --examples {shlex.quote(str(run.run.folder))}",
-    }
-    if gallery := run.examples:
-        view["pictures"] = {name: _picture(data) for name, data in gallery.images.items()}
-        view["lists"] = {
-            name: [_leaf(gallery, gallery.records[p]) for p in positions]
-            for name, positions in gallery.lists.items()
-            if positions
-        }
-    return view
-
-
-def _picture(data: bytes) -> dict[str, Any]:
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-    digest = hashlib.sha256(data).hexdigest()[:16]
-    return {"id": f"p{digest}", "width": width, "height": height, "url": _url("jpeg", data)}
-
-
-def _leaf(kept: Gallery, asked: ExampleRecord) -> dict[str, Any]:
-    """A question as the page shows it, its maps by hop or level: image and words."""
-    size = (1, 1)
-    if asked.picture is not None:
-        with Image.open(io.BytesIO(kept.images[asked.picture])) as image:
-            size = image.size
-    levels: dict[str, dict[str, Any]] = {}
-    for name, weights in asked.attention.items():
-        empty = {"heat": None, "top": 0.0, "most": 0.0, "words": None}
-        level = levels.setdefault(name.split("/")[0], empty)
-        if name.endswith("/question"):
-            level["words"] = list(zip(asked.words, weights, strict=True))
-        elif asked.picture is not None:
-            level["heat"], level["top"] = _heat(weights, size)
-            level["most"] = max(weights)
-    return {
-        "asked": asked,
-        "levels": levels,
-        "human": Counter(asked.human).most_common(),
-        "known": asked.label_probability is not None,
-    }
-
-
-def _heat(weights: Sequence[float], size: tuple[int, int]) -> tuple[str, float]:
-    """Return the map as a small PNG with a palette of colours and alpha, and its scale's top."""
-    width, height = (max(1, round(HEAT_SIDE * side / max(size))) for side in size)
-    multiples = figures.over_picture(np.array(weights, np.float32), (width, height))
-    indices, top = figures.heat_levels(multiples)
-    image = Image.fromarray(indices, "P")
-    image.putpalette(figures.HEAT[:, :3].tobytes())
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", transparency=figures.HEAT[:, 3].tobytes(), optimize=True)
-    return _url("png", buffer.getvalue()), top
-
-
-def _url(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+def _details(group: RunGroup) -> contrasts.ScoreDetails | None:
+    """Return the score details of a group's first run that has some."""
+    found = (contrasts.read_score_details(run.run.folder) for run in group.runs)
+    return next((details for details in found if details), None)
 
 
 def _about(summary: RunSummary) -> dict[str, Any]:

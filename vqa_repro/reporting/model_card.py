@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+from vqa_repro.evaluation.baselines import question_only
 from vqa_repro.evaluation.titles import model_title
 from vqa_repro.run import Run
 
@@ -21,7 +23,7 @@ LICENCES = {
 
 def _metadata(run: Run, accuracy: float | None) -> list[str]:
     """Return the lines that model hubs read."""
-    name = json.dumps(run.recipe.data.name)
+    name = json.dumps(Path(run.recipe.data.name).name)  # of a folder, not the way to it
     lines = [
         "---",
         "license: mit",
@@ -45,7 +47,7 @@ def _metadata(run: Run, accuracy: float | None) -> list[str]:
 def model_card(run: Run, metrics: dict[str, Any]) -> str:
     """Return the text of README.md for ``run``; ``metrics`` is the content of metrics.json."""
     recipe = run.recipe
-    data = recipe.data.name
+    data = Path(recipe.data.name).name
     accuracy = metrics.get("overall")
     lines = [*_metadata(run, accuracy), "", f"# {model_title(recipe)}", ""]
     lines.append(
@@ -57,6 +59,14 @@ def model_card(run: Run, metrics: dict[str, Any]) -> str:
         count = metrics.get("questions")
         on = f" on {count:,} questions" if isinstance(count, int) else ""
         lines.append(f"Accuracy on {recipe.data.tested_on}{on}: {accuracy}%.")
+    if metrics.get("prior") is not None:
+        lines.append(
+            f"Always giving the most frequent answer ({run.vocabulary.answers[0]}) scores "
+            f"{metrics['prior']}%; {metrics['coverage']}% of the questions have an answer that the "
+            "model knows."
+        )
+    if (blind := question_only(run)) is not None:
+        lines.append(f"A model that sees the question only has {blind}%.")
     if recipe.published is not None:
         lines.append(f"Published figure: {recipe.published.accuracy}% ({recipe.published.source}).")
     made_by = run.features["made_by"]

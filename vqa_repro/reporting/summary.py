@@ -6,18 +6,20 @@ from typing import Any
 
 from vqa_repro.data.registry import DATASETS
 from vqa_repro.data.types import Split
-from vqa_repro.evaluation import examples, held_out, vqa_accuracy, wups
-from vqa_repro.evaluation.baselines import prior_and_coverage
+from vqa_repro.evaluation import examples, familiarity, held_out, vqa_accuracy, wups
+from vqa_repro.evaluation.baselines import prior_and_coverage, question_only
 from vqa_repro.evaluation.examples import Gallery
 from vqa_repro.evaluation.inference import Predictions, answers_by_id
 from vqa_repro.evaluation.scoring import score
 from vqa_repro.evaluation.titles import model_title
 from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.models.network import VQAModel
-from vqa_repro.reporting import figures
+from vqa_repro.reporting import contrasts, figures
+from vqa_repro.reporting.events import write_results
+from vqa_repro.reporting.model_card import model_card
 from vqa_repro.run import Run
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.files import read_json, write_json
+from vqa_repro.utils.files import read_json, write_atomic, write_json
 
 PICTURES = 8  # attention pictures drawn at the end
 
@@ -46,29 +48,36 @@ def finish(
         draw_some(run, made)
     except UserError as error:
         print(f"  no examples for the report and no attention images: {error}")
+    if recipe.data.features != "none":
+        images = list(data.train_split.images)
+        if statistics := familiarity.image_statistics(network, data.store, images):
+            familiarity.write_statistics(run.folder, statistics)
     epochs = [r for r in log if r["type"] == "epoch"]
     selected = epochs[-1]
     if recipe.training.keep == "best":
         selected = max(epochs, key=lambda record: float(record["validation_accuracy"]))
     tested = [r["test_accuracy"] for r in epochs if "test_accuracy" in r]
-    write_json(
-        run.folder / "metrics.json",
-        {
-            "data": recipe.data.name,
-            "split": recipe.data.tested_on,
-            "questions": len(results),
-            "seed": recipe.training.seed,
-            "seconds": round(seconds, 1),
-            "epochs": len(epochs),
-            "kept_epoch": selected["epoch"],
-            "validation_accuracy": selected.get("validation_accuracy"),
-            # The best of many looks at the test: what a paper may report, and no result.
-            "best_on_test": max(tested, default=None),
-            "published": recipe.published.accuracy if recipe.published else None,
-            **score_run(run, results, data.test_split),
-            **prior_and_coverage(data.test_split, run.vocabulary.answers),
-        },
-    )
+    metrics = {
+        "data": recipe.data.name,
+        "split": recipe.data.tested_on,
+        "questions": len(results),
+        "seed": recipe.training.seed,
+        "seconds": round(seconds, 1),
+        "epochs": len(epochs),
+        "kept_epoch": selected["epoch"],
+        "validation_accuracy": selected.get("validation_accuracy"),
+        # The best of many looks at the test: what a paper may report, and no result.
+        "best_on_test": max(tested, default=None),
+        "published": recipe.published.accuracy if recipe.published else None,
+        **score_run(run, results, data.test_split),
+        **prior_and_coverage(data.test_split, run.vocabulary.answers),
+    }
+    write_json(run.folder / contrasts.DETAILS, contrasts.score_details(results, data.test_split))
+    card = model_card(run, metrics).encode()
+    write_atomic(run.folder / "README.md", lambda file: file.write(card))
+    write_json(run.folder / "metrics.json", metrics)
+    if (run.folder / "tensorboard").is_dir():
+        write_results(run)
 
 
 def score_run(run: Run, results: dict[int, str], split: Split) -> dict[str, Any]:
@@ -110,6 +119,12 @@ def table(run: Run) -> str:
     lines = ["", f"  {ours}", f"    {score}  this run (seed {metrics['seed']})"]
     if recipe.published:
         lines += [f"    {recipe.published.accuracy:6.2f}%  published: {recipe.published.source}"]
+    if metrics.get("prior") is not None:
+        answer = run.vocabulary.answers[0]
+        lines += [f'    {metrics["prior"]:6.2f}%  always answering "{answer}"']
+        lines += [f"    {metrics['coverage']:6.2f}%  of the questions have an answer it knows"]
+    if (accuracy := question_only(run)) is not None:
+        lines += [f"    {accuracy:6.2f}%  question only, without the image"]
     if recipe.changed:
         lines += [f"    this run changed the recipe: {', '.join(recipe.changed)}"]
     others = recipe.published.others if recipe.published else {}

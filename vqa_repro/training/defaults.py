@@ -13,8 +13,11 @@ from PIL import Image
 
 from vqa_repro.data.registry import load_split
 from vqa_repro.data.types import Split
+from vqa_repro.evaluation.baselines import coverage, prior_and_coverage
 from vqa_repro.features.extractor import cached_checkpoint
 from vqa_repro.recipe import Recipe, load_recipe
+from vqa_repro.run import Run
+from vqa_repro.training.prepare import PreparedData
 from vqa_repro.utils.errors import UserError
 
 ALL_ANSWERS = 1000  # up to so many, every answer is a class
@@ -111,4 +114,19 @@ def describe_choice(recipe: Recipe) -> str:
         f"options for {data.name}: data.test={data.test}, data.num_answers={data.num_answers}, "
         f"data.features={data.features}{pixels}, training.epochs={recipe.training.epochs}; "
         "--set changes any of them, --recipe takes all from a recipe"
+    )
+
+
+def coverage_line(run: Run, data: PreparedData) -> str:
+    """Return a line on images, the share of questions covered, and the prior; "" if hidden."""
+    answers = run.vocabulary.answers
+    train, test = data.train_split, data.test_split
+    line = f"  {len(train.images):,} training and {len(test.images):,} test images; "
+    line += f"the answers cover {coverage(train, answers):.1f}% of {train.name}"
+    figures = prior_and_coverage(test, answers)
+    if not figures:
+        return f"{line}\n"
+    return (
+        f"{line}, {figures['coverage']:.1f}% of {test.name}; always answering "
+        f'"{answers[0]}" scores {figures["prior"]:.1f}%\n'
     )

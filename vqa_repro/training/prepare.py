@@ -12,7 +12,6 @@ from vqa_repro.data.folds import split_fold
 from vqa_repro.data.questions import Questions, encode, train_validation_split
 from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vocabulary import build_vocabulary
-from vqa_repro.evaluation.baselines import coverage, prior_and_coverage
 from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.features.provider import Runtime, root_mean_square
 from vqa_repro.features.store import Store
@@ -158,19 +157,4 @@ def _skipped(split: Split, store: Store) -> str:
     return (
         f"{len(skipped):,} of {len(split.examples):,} questions of {split.name}: "
         f"{images:,} images are damaged (see {store.path})"
-    )
-
-
-def coverage_line(run: Run, data: PreparedData) -> str:
-    """Return a line on images, the share of questions covered, and the prior; "" if hidden."""
-    answers = run.vocabulary.answers
-    train, test = data.train_split, data.test_split
-    line = f"  {len(train.images):,} training and {len(test.images):,} test images; "
-    line += f"the answers cover {coverage(train, answers):.1f}% of {train.name}"
-    figures = prior_and_coverage(test, answers)
-    if not figures:
-        return f"{line}\n"
-    return (
-        f"{line}, {figures['coverage']:.1f}% of {test.name}; always answering "
-        f'"{answers[0]}" scores {figures["prior"]:.1f}%\n'
     )

@@ -18,7 +18,10 @@ from vqa_repro.data.images import ImageSource
 from vqa_repro.data.vocabulary import tokenize
 from vqa_repro.evaluation.examples import read as read_examples
 from vqa_repro.evaluation.inference import Predictor
+from vqa_repro.evaluation.titles import data_title, model_title
+from vqa_repro.run import Run
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import read_json
 
 CACHED_IMAGES = 8  # images whose features are kept
 # What browsers show. Pillow reads more, some of it (EPS) with other programs.
@@ -71,16 +74,16 @@ class Runs:
         ]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return for each run its title, folder, training data and number of known answers."""
-        runs = [predictor.run for predictor in self.predictors]
+        """Return for each run its title, folder, training data, answers known and test scores."""
         return [
             {
-                "title": run.recipe.title,
+                "title": model_title(run.recipe),
                 "folder": str(run.folder),
-                "data": Path(run.recipe.data.name).name,
+                "data": data_title(run.recipe),
                 "answers": len(run.vocabulary.answers),
+                **_test_scores(run),
             }
-            for run in runs
+            for run in (predictor.run for predictor in self.predictors)
         ]
 
     def _extract(self, image: ImageSource) -> list[Tensor]:
@@ -90,6 +93,14 @@ class Runs:
             if provenance not in features:
                 features[provenance] = predictor.extract(image)
         return [features[provenance] for provenance in self._provenance]
+
+
+def _test_scores(run: Run) -> dict[str, float | None]:
+    """Return "accuracy" and "prior" (always the most frequent answer) in percent, or None."""
+    metrics = read_json(run.folder / "metrics.json") if run.finished else {}
+    found = metrics if isinstance(metrics, dict) else {}
+    scores = {"accuracy": found.get("overall"), "prior": found.get("prior")}
+    return {key: value if type(value) in (int, float) else None for key, value in scores.items()}
 
 
 def _check_format(image: bytes) -> None:

@@ -36,6 +36,7 @@ from werkzeug.wrappers import Request, Response
 
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.messages import LANGUAGES, translations
+from vqa_repro.utils.palette import MIN_TOP, VIRIDIS
 from vqa_repro.web.runs import Runs, Sample
 
 IMAGE_BYTES = 20 << 20
@@ -44,6 +45,7 @@ JSON_BYTES = 16 << 10
 IDLE_SECONDS = 20  # without a byte from a client that has more to send
 UPLOAD_SECONDS = 300  # for a whole request: 20 MB over a slow tunnel
 STATIC = Path(__file__).parent / "static"
+SCRIPTS = ["page.js", "answers.js", "attention.js"]  # one after the other, as one script
 
 _LOCAL_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?", re.IGNORECASE)
 _HEADERS = {
@@ -54,17 +56,25 @@ _HEADERS = {
 
 
 def texts() -> dict[str, dict[str, str]]:
-    """Return the page's texts: language -> key -> text."""
-    return {language: translations("page.", language) for language in LANGUAGES}
+    """Return the page's texts, and the names of attention maps: language -> key -> text."""
+    return {
+        language: {
+            **translations("page.", language),
+            **{f"level_{kind}": name for kind, name in translations("level_", language).items()},
+        }
+        for language in LANGUAGES
+    }
 
 
 def page() -> tuple[bytes, str]:
     """Return the page, and the Content-Security-Policy that allows its own script and style."""
     html, policy = (STATIC / "page.html").read_text("utf-8"), "default-src 'none'"
     table = json.dumps(texts(), ensure_ascii=False).replace("<", "\\u003c")
-    for kind, name in (("style", "page.css"), ("script", "page.js")):
-        text = (STATIC / name).read_text("utf-8").replace("/* texts */ {}", table)
-        html = html.replace(f"/* {name} */", text)
+    palette = json.dumps({"colours": VIRIDIS, "top": MIN_TOP})
+    for kind, files in (("style", ["page.css"]), ("script", SCRIPTS)):
+        text = "".join((STATIC / name).read_text("utf-8") for name in files)
+        text = text.replace("/* texts */ {}", table).replace("/* palette */ {}", palette)
+        html = html.replace(f"/* {files[0]} */", text)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         policy += f"; {kind}-src 'sha256-{digest}'"
     policy += "; img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'"

@@ -1,7 +1,7 @@
 "use strict";
 // Without this script the page shows everything one below the other; with it, one leaf at a time.
 
-for (const control of document.querySelectorAll(".language, .chooser, .turn, .mark, .tools")) {
+for (const control of document.querySelectorAll(".language, .chooser, .turn, .mark, .tools, .filter")) {
   control.hidden = false;
 }
 
@@ -55,26 +55,44 @@ for (const chooser of document.querySelectorAll(".chooser")) {
   choose();
 }
 
-// Leafing: buttons, arrow keys, and 0 to 4 to mark an error.
+// Leafing through those that the filter keeps: buttons, arrow keys, and 0 to 4 to mark an error.
 for (const album of document.querySelectorAll(".album")) {
-  const leaves = [...album.querySelectorAll(".leaf")];
-  const back = album.querySelector(".back");
-  const on = album.querySelector(".on");
+  const all = [...album.querySelectorAll(".leaf")];
+  const [back, on] = [album.querySelector(".back"), album.querySelector(".on")];
+  const [search, wrong] = album.querySelectorAll(".filter input");
+  let leaves = all;
   let place = 0;
   album.turnTo = (number) => {
     place = Math.max(0, Math.min(leaves.length - 1, number));
-    leaves.forEach((leaf, n) => leaf.classList.toggle("away", n !== place));
-    album.querySelector("output").textContent = `${place + 1} / ${leaves.length}`;
+    all.forEach((leaf) => leaf.classList.toggle("away", leaf !== leaves[place]));
+    album.querySelector(".turn output").textContent = `${leaves.length ? place + 1 : 0} / ${leaves.length}`;
     back.disabled = place === 0;
-    on.disabled = place === leaves.length - 1;
+    on.disabled = place >= leaves.length - 1;
     store("sessionStorage", album.id, place);
   };
+  album.show = (leaf) => {
+    if (!leaves.includes(leaf)) {
+      search.value = "";
+      wrong.checked = false;
+      filter();
+    }
+    album.turnTo(leaves.indexOf(leaf));
+  };
+  function filter() {
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    leaves = all.filter((leaf) => words.every((word) => leaf.dataset.text.includes(word))
+      && (!wrong.checked || "wrong" in leaf.dataset));
+    album.querySelector(".filter output").textContent =
+      leaves.length < all.length ? `${leaves.length} / ${all.length}` : "";
+    album.turnTo(0);
+  }
+  for (const input of [search, wrong]) input.addEventListener("input", filter);
   back.addEventListener("click", () => { album.turnTo(place - 1); album.focus({preventScroll: true}); });
   on.addEventListener("click", () => { album.turnTo(place + 1); album.focus({preventScroll: true}); });
   album.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.ctrlKey || event.altKey || event.metaKey || event.target === search) return;
     const step = {ArrowLeft: -1, ArrowRight: 1}[event.key];
-    const mark = /^[0-4]$/.test(event.key) && leaves[place].querySelectorAll(".mark input");
+    const mark = /^[0-4]$/.test(event.key) && leaves[place] && leaves[place].querySelectorAll(".mark input");
     if (step) {
       album.turnTo(place + step);
       album.focus({preventScroll: true});
@@ -159,11 +177,21 @@ for (const part of document.querySelectorAll(".analysis")) {
   sheet.querySelector(".next-unmarked").addEventListener("click", () => {
     const next = questions.findIndex((question) => !marks[question]);
     const album = part.querySelector(".album");
-    album.turnTo(next < 0 ? 0 : next);
+    album.show(leaves[Math.max(0, next)]);
     album.focus();
   });
   show();
 }
+
+// A table that is wider than the window is scrolled with the keyboard, too.
+function reach() {
+  for (const wide of document.querySelectorAll(".wide")) {
+    if (wide.scrollWidth > wide.clientWidth) wide.tabIndex = 0;
+    else wide.removeAttribute("tabindex");
+  }
+}
+window.addEventListener("resize", reach);
+reach();
 
 // On paper nothing can be opened.
 const closed = [];
