@@ -17,7 +17,7 @@ COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 PROJECT = Path(__file__).parent.parent
 Mount = Callable[[str], Path]
 # Seconds after which a process or a connection hangs; a busy machine is slow, so there are many.
-LIMIT = 600
+LIMIT = 1800
 
 
 def pytest_configure(config: pytest.Config) -> None:
