@@ -139,7 +139,8 @@ OPTIONS = (
 
 
 def options(folder: Path, out: Path, epochs: int) -> list[str]:
-    return ["--data", str(folder), *OPTIONS, "--epochs", str(epochs), "--out", str(out)]
+    recipe = ["--recipe", "easy-vqa", "--data", str(folder)]
+    return [*recipe, *OPTIONS, "--epochs", str(epochs), "--out", str(out)]
 
 
 @pytest.fixture(scope="session")

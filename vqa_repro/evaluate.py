@@ -2,6 +2,7 @@
 
 python -m vqa_repro.evaluate runs/easy-vqa
 python -m vqa_repro.evaluate RUN --split test2015 --out results.json   # for the server
+python -m vqa_repro.evaluate RUN RUN RUN                                # as an ensemble
 python -m vqa_repro.evaluate RUN --data FOLDER --split val             # on another data set
 python -m vqa_repro.evaluate --results R.json --questions Q.json --annotations A.json --json
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -26,21 +28,30 @@ if TYPE_CHECKING:
 
 SERVER = "the evaluation server, see visualqa.org/challenge"
 # Options for runs, and those for results files.
-_OF_RUNS = ("data", "split", "out", "weights")
+_OF_RUNS = ("data", "split", "out", "weights", "answers_of")
 _OF_RESULTS = ("questions", "annotations")
 
 
-def answer_split(run: Run, data: Data, split: Split, runtime: Runtime) -> dict[int, str]:
-    """Return the run's answer to each question of ``split``: question id -> answer.
+def answer_split(
+    runs: Sequence[Run],
+    data: Data,
+    split: Split,
+    runtime: Runtime,
+    answers_of: Split | None = None,
+) -> dict[int, str]:
+    """Return the runs' answer to each question of ``split``: question id -> answer.
 
-    Questions about images that the features skip as damaged have none.
+    Several runs answer by the mean of their probabilities. answers_of: give only answers that
+    this split has. Questions about images that the features skip as damaged have none.
     """
     from vqa_repro.data.questions import encode
+    from vqa_repro.evaluation.ensemble import allowed_answers, load_ensemble
     from vqa_repro.evaluation.inference import answers_by_id, predict_all
     from vqa_repro.features.loader import FeatureLoader
     from vqa_repro.features.provider import open_or_extract
     from vqa_repro.models.network import load_model
 
+    run = runs[0]
     with redirect_stdout(sys.stderr):  # an extraction reports there: stdout is for the scores
         store = open_or_extract(data, [split], runtime)
     if store.made_by != run.features["made_by"]:
@@ -53,7 +64,16 @@ def answer_split(run: Run, data: Data, split: Split, runtime: Runtime) -> dict[i
         raise UserError(f"{store.path}: skips every image of {split.name} as damaged")
     questions = encode(examples, run.vocabulary, store.row_of).to(runtime.device)
     loader = FeatureLoader(store, runtime.device, "disk")  # each image is read once
-    predictions = predict_all(load_model(run, runtime.device), loader, questions)
+    allowed = None
+    if answers_of is not None:
+        labels = (example.answer for example in answers_of.examples)
+        where = f"{answers_of.data}, {answers_of.name}"
+        allowed = allowed_answers(run.vocabulary, labels, where).to(runtime.device)
+    if len(runs) == 1 and allowed is None:
+        network = load_model(run, runtime.device)
+    else:
+        network = load_ensemble(runs, runtime.device, allowed)
+    predictions = predict_all(network, loader, questions)
     return answers_by_id(predictions, questions, run.vocabulary.answers)
 
 
@@ -70,10 +90,21 @@ def where_scored(data: str, split: Split, out: Path, count: int) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, nargs="?", help="a run folder, which answers the split")
+    parser.add_argument(
+        "run",
+        type=Path,
+        nargs="*",
+        help="a run folder, which answers the split; several answer as one, by the mean of their "
+        "probabilities",
+    )
     parser.add_argument("--run", type=Path, dest="run_option", help=argparse.SUPPRESS)
     parser.add_argument("--results", type=Path, help="answers in the submission format")
     parser.add_argument("--data", help="with RUN: another data set, or a folder of your own")
+    parser.add_argument(
+        "--answers-of",
+        metavar="DATA",
+        help="with RUN: give only answers of this data set's training split",
+    )
     parser.add_argument("--split", help="with RUN: which split (default: the recipe's test)")
     parser.add_argument(
         "--root", type=Path, default=Path("resources"), help="folder of the data sets"
@@ -111,17 +142,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_arguments(parser)
     args = parser.parse_args(arguments)
-    folder = args.run or args.run_option
-    if (folder is None) == (args.results is None) or (args.run and args.run_option):
+    folders = args.run or ([args.run_option] if args.run_option else [])
+    if bool(folders) == (args.results is not None) or (args.run and args.run_option):
         parser.error("name either a run folder or --results FILE")
     for option in _OF_RUNS if args.results else _OF_RESULTS:
         if getattr(args, option) is not None:
-            raise UserError(f"--{option} goes with {'a RUN' if args.results else '--results'}")
+            raise UserError(
+                f"--{option.replace('_', '-')} goes with {'a RUN' if args.results else '--results'}"
+            )
 
     from vqa_repro.utils.shortage import explain_out_of_memory_in
 
     with explain_out_of_memory_in():
-        scored = _read_results(args) if args.results else _answer(args, folder)
+        scored = _read_results(args) if args.results else _answer(args, folders)
         if scored is None:
             return 0
         results, split = scored
@@ -140,15 +173,18 @@ def _read_results(args: argparse.Namespace) -> tuple[dict[int, str], Split]:
     return vqa_accuracy.read_results(args.results), Split("", "results", examples, {})
 
 
-def _answer(args: argparse.Namespace, folder: Path) -> tuple[dict[int, str], Split] | None:
-    """Answer a split with a run; None if its answers are hidden and cannot be scored here."""
+def _answer(
+    args: argparse.Namespace, folders: Sequence[Path]
+) -> tuple[dict[int, str], Split] | None:
+    """Answer a split with runs; None if its answers are hidden and cannot be scored here."""
     from vqa_repro.data.registry import load_split
     from vqa_repro.evaluation import vqa_accuracy
     from vqa_repro.features.provider import Runtime
     from vqa_repro.run import open_run
     from vqa_repro.utils.device import choose_device
 
-    run = open_run(folder)
+    runs = [open_run(folder) for folder in folders]
+    run = runs[0]
     data = replace(run.recipe.data, name=args.data or run.recipe.data.name)
     split = load_split(
         data.name, args.root, args.split or data.test, single_answers=data.single_answers
@@ -159,7 +195,11 @@ def _answer(args: argparse.Namespace, folder: Path) -> tuple[dict[int, str], Spl
             "to submit"
         )
     runtime = Runtime(choose_device(args.device), root=args.root, weights=args.weights)
-    results = answer_split(run, data, split, runtime)
+    answers_of = None
+    if args.answers_of:
+        single = data.single_answers
+        answers_of = load_split(args.answers_of, args.root, data.train, single_answers=single)
+    results = answer_split(runs, data, split, runtime, answers_of)
     examples = [example for example in split.examples if example.question_id in results]
     if len(examples) < len(split.examples):
         print(

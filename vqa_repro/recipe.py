@@ -34,6 +34,8 @@ class Data:
     name: str  # a data set, or a folder of VQA-format JSON and images
     train: str = "train"
     test: str = "test"
+    # "2/5": train on four fifths of the training split, test on the second fifth (data/folds.py)
+    fold: Annotated[str, msgspec.Meta(pattern=r"^([1-9]\d{0,2}/[1-9]\d{0,2})?$")] = ""
     validation: Share = 0.05  # share of the training images in the validation split
     # "cnn": a CNN trained with the model; "none": no image; "vgg19", "vgg19-caffe", ...: a frozen
     # backbone; otherwise the path of a feature store.
@@ -43,6 +45,11 @@ class Data:
     picture_size: Annotated[int, msgspec.Meta(ge=8, le=1024)] = 64  # pixels a side, for "cnn"
     num_answers: Count = 1000
     single_answers: bool = False  # leave out questions with several answers ("table, chair")
+
+    @property
+    def tested_on(self) -> str:
+        """What the run's results are for: the test split, or a fold of the training split."""
+        return f"{self.train}, fold {self.fold}" if self.fold else self.test
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,15 @@ class Training:
     batch_size: Count = 100  # questions
     order: Literal["grouped", "iid"] = "iid"  # shuffle whole images, or single questions
     regions: Share = 1.0  # share of an image's regions that each batch sees, drawn at random
+    # decay of the moving average of the weights that is validated and kept; 0: the weights as such
+    ema: Share = 0.0
+    # weight of R-Drop's divergence between two passes with other dropout masks; 0: one pass
+    r_drop: NotNegative = 0.0
+    # share of the loss on answers similar to the label (WUP of 0.9 or more); 0: the label alone
+    similar_answers: Share = 0.0
+    teachers: list[str] = field(default_factory=list)  # finished runs to be distilled
+    distillation: Share = 0.5  # share of the loss on the teachers' answers
+    temperature: Annotated[float, msgspec.Meta(ge=0.1, le=100)] = 2.0  # of those answers
     keep: Literal["last", "best"] = "last"  # which epoch's weights, by validation accuracy
     patience: Annotated[int, msgspec.Meta(ge=0)] = 0  # early stopping, in epochs; 0: never
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products
@@ -142,6 +158,8 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
         raw["title"] = f"{raw.get('model', {}).get('name')} on {data}"
         if another_data_set:
             raw["name"] = data
+    if raw.get("data", {}).get("fold"):
+        raw.pop("published", None)
     return from_json(raw, str(path))
 
 

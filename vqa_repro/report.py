@@ -4,6 +4,7 @@ python -m vqa_repro.report runs/*                         # report.html, one fil
 python -m vqa_repro.report runs/* --watch 30              # rewrite it every 30 s until all finish
 python -m vqa_repro.report runs/* --png slides            # PNG figures for slides
 python -m vqa_repro.report runs/* --markdown              # the table alone, for a README
+python -m vqa_repro.report --folds runs/a runs/b          # two settings of `train --folds 5`
 python -m vqa_repro.report --examples RUN                 # choose a run's examples again
 """
 
@@ -101,6 +102,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--png", type=Path, metavar="DIR", help="write PNG figures for slides too")
     add("--watch", type=seconds, metavar="SECONDS", help="rewrite the page until all runs finish")
     add("--markdown", action="store_true", help="only the table, printed or written to --out")
+    add(
+        "--folds",
+        nargs="+",
+        type=Path,
+        metavar="OUT",
+        help="compare cross-validated settings with the first: what train --folds got as --out",
+    )
     add("--examples", type=Path, metavar="RUN", help="choose this run's examples again and exit")
     add("--root", type=Path, default=Path("resources"), help="with --examples: data sets' folder")
     add("--device", default="auto", help="with --examples: auto (default), cpu, cuda, ...")
@@ -111,7 +119,16 @@ def print_markdown(folders: Sequence[Path], out: Path | None) -> None:
 
     runs, skipped = load_runs(folders)
     print_skipped(skipped)
-    text = markdown(runs)
+    print_table(markdown(runs), out)
+
+
+def print_folds(settings: Sequence[Path], out: Path | None) -> None:
+    from vqa_repro.reporting.folds import compare
+
+    print_table("\n".join(compare(settings)), out)
+
+
+def print_table(text: str, out: Path | None) -> None:
     if out:
         write_atomic(out, lambda file: file.write(text.encode() + b"\n"))
         print(f"table: {shlex.quote(str(out))}")
@@ -136,6 +153,11 @@ def main(arguments: list[str] | None = None) -> int:
         if args.runs or args.markdown or args.watch or args.png or args.out:
             raise UserError("--examples: takes one run and only --root and --device")
         make_examples(args.examples, args.root, args.device)
+        return 0
+    if args.folds:
+        if args.runs or args.markdown or args.watch or args.png:
+            raise UserError("--folds: takes the settings alone, and --out")
+        print_folds(args.folds, args.out)
         return 0
     if not args.runs:
         parser.error("name one or more run folders")

@@ -4,6 +4,8 @@
     python -m vqa_repro.train --recipe easy-vqa --seed 1 --out runs/second
     python -m vqa_repro.train --resume               # resume the newest run of the recipe
     python -m vqa_repro.train --set model.layers=1   # any option of the recipe
+    python -m vqa_repro.train --seeds 0-4            # five runs side by side, and their table
+    python -m vqa_repro.train --folds 5 --out runs/a # cross-validation on the training split
     torchrun --nproc-per-node 4 -m vqa_repro.train   # one process for each of four GPUs
 
 Ctrl-C, SIGTERM and SIGUSR1 save and stop; --resume continues exactly there.
@@ -15,12 +17,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqa_repro.recipe import Recipe, Training, load_recipe, parse_value, recipe_names
+from vqa_repro.training.side_by_side import add_several_arguments, train_side_by_side
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
 
 if TYPE_CHECKING:
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from vqa_repro.models.network import VQAModel
     from vqa_repro.run import Run
     from vqa_repro.training.prepare import PreparedData
+    from vqa_repro.training.soft_targets import SoftTargets
 
 
 def train(
@@ -49,15 +55,14 @@ def train(
     """
     import torch
 
-    from vqa_repro.evaluation.inference import predict_all
     from vqa_repro.evaluation.titles import model_title
     from vqa_repro.features.provider import Runtime, open_or_extract
     from vqa_repro.models.network import build, check_memory
-    from vqa_repro.reporting import summary
     from vqa_repro.training import loop
     from vqa_repro.training.prepare import load_splits, new_run, prepare
     from vqa_repro.training.run_folder import choose_run, lock_run
     from vqa_repro.training.shortage import explain_shortage
+    from vqa_repro.training.soft_targets import make_soft_targets
     from vqa_repro.utils.device import choose_device
 
     runtime = runtime or Runtime(choose_device("auto"))
@@ -75,6 +80,7 @@ def train(
         store = world.run_together(lambda: open_or_extract(recipe.data, splits, runtime))
         run = resumed or world.run_together(lambda: new_run(recipe, folder, splits[0], store))
         data = world.run_together(lambda: prepare(run, splits, store, runtime))
+        soft_targets = world.run_together(lambda: make_soft_targets(run, data, runtime))
         world.run_together(lambda: check_memory(run, device))
         with explain_shortage(recipe.training, folder, device):
             network = build(run).to(device)
@@ -86,12 +92,32 @@ def train(
         if not resumed:
             world.run_on_main(lambda: _enter(stack, lock_run(run.folder)))
         describe_start(run, network, data, runtime)
-        with explain_shortage(recipe.training, run.folder, device):
-            trainer = loop.Trainer(run, network, data, runtime, tensorboard=tensorboard)
-            seconds = trainer.fit()
-            predictions = predict_all(network, data.loader, data.test, world)
-            world.run_on_main(lambda: summary.finish(run, network, data, predictions, seconds))
+        fit(run, network, data, runtime, soft_targets, tensorboard)
     return run
+
+
+def fit(
+    run: Run,
+    network: VQAModel,
+    data: PreparedData,
+    runtime: Runtime,
+    soft_targets: Sequence[SoftTargets],
+    tensorboard: bool,
+) -> None:
+    """Train ``network`` to the end, and write the results of the run."""
+    from vqa_repro.evaluation.inference import predict_all
+    from vqa_repro.reporting import summary
+    from vqa_repro.training.loop import Trainer
+    from vqa_repro.training.shortage import explain_shortage
+
+    world = runtime.world
+    with explain_shortage(run.recipe.training, run.folder, runtime.device):
+        trainer = Trainer(
+            run, network, data, runtime, soft_targets=soft_targets, tensorboard=tensorboard
+        )
+        seconds = trainer.fit()
+        predictions = predict_all(network, data.loader, data.test, world)
+        world.run_on_main(lambda: summary.finish(run, network, data, predictions, seconds))
 
 
 def _enter(stack: ExitStack, lock: Any) -> None:
@@ -140,8 +166,26 @@ def describe_start(run: Run, network: VQAModel, data: PreparedData, runtime: Run
         f"  {parameters:,} parameters; questions: {len(data.train):,} training, "
         f"{len(data.validation):,} validation, {len(data.test):,} test; "
         f"{len(run.vocabulary.words):,} words, {len(run.vocabulary.answers):,} answers\n"
+        f"{coverage_line(run, data)}"
         f"  run folder: {run.folder}",
         flush=True,
+    )
+
+
+def coverage_line(run: Run, data: PreparedData) -> str:
+    """Return a line on images, the share of questions covered, and the prior; "" if hidden."""
+    from vqa_repro.evaluation.baselines import coverage, prior_and_coverage
+
+    answers = run.vocabulary.answers
+    train, test = data.train_split, data.test_split
+    line = f"  {len(train.images):,} training and {len(test.images):,} test images; "
+    line += f"the answers cover {coverage(train, answers):.1f}% of {train.name}"
+    figures = prior_and_coverage(test, answers)
+    if not figures:
+        return f"{line}\n"
+    return (
+        f"{line}, {figures['coverage']:.1f}% of {test.name}; always answering "
+        f'"{answers[0]}" scores {figures["prior"]:.1f}%\n'
     )
 
 
@@ -162,7 +206,9 @@ def missing_capabilities(device: torch.device, training: Training) -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--recipe", help=f"{', '.join(recipe_names())}, or a TOML file (default: easy-vqa)"
+        "--recipe",
+        help=f"{', '.join(recipe_names())}, or a TOML file (default: easy-vqa, or with --data "
+        "options for the size of that data)",
     )
     parser.add_argument("--data", help="train on another data set, or a folder of your own")
     parser.add_argument(
@@ -172,7 +218,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", type=Path, help="the backbone's checkpoint (default: the downloaded one)"
     )
     parser.add_argument("--epochs", type=int, help="passes over the training questions")
-    parser.add_argument("--seed", type=int, help="of all random numbers (default: 0)")
+    add_several_arguments(parser)
     parser.add_argument(
         "--set",
         action="append",
@@ -221,7 +267,10 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    args = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    args = parser.parse_args(words)
+    if type(args.folds) is int or len(args.seeds or []) > 1:
+        return train_several(args, words)
     recipe = read_recipe(args)
 
     from vqa_repro.features.provider import Runtime
@@ -234,6 +283,8 @@ def main(arguments: list[str] | None = None) -> int:
         use_deterministic_algorithms()
     code = 0
     with init_distributed(args.device) as (world, device):
+        if world.is_main and args.data and not args.recipe:
+            print(describe_choice(recipe))
         try:
             run = train(
                 recipe,
@@ -263,18 +314,58 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
+def train_several(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """Train once for each seed, or fold, of the command line ``words``; print their table."""
+    recipe = read_recipe(args)
+    if type(args.folds) is int:
+        if len(args.seeds or []) > 1:
+            raise UserError("--folds: takes one seed, not several")
+        total = args.folds
+        options = {f"fold-{k}": ["--folds", f"{k}/{total}"] for k in range(1, total + 1)}
+    else:
+        options = {f"seed-{seed}": ["--seeds", str(seed)] for seed in args.seeds}
+
+    from vqa_repro.reporting.comparison import RunSummary
+    from vqa_repro.reporting.folds import compare
+    from vqa_repro.reporting.tables import markdown
+
+    trained = train_side_by_side(words, options, args.out, recipe, args.device, args.jobs)
+    if type(args.folds) is int and len(trained.finished) == args.folds:
+        print("\n" + "\n".join(compare([trained.base])))
+    elif type(args.folds) is not int and trained.finished:
+        print("\n" + markdown([RunSummary.load(folder) for folder in trained.finished]))
+    return trained.exit_code()
+
+
 def read_recipe(args: argparse.Namespace) -> Recipe:
-    """Return the recipe with the changes of the command line."""
+    """Return the recipe with the changes of the command line; data alone has one made for it."""
     changes = dict(parse_change(text) for text in args.changes)
     for key, value in [
         ("data.name", args.data),
         ("data.features", args.features),
         ("training.epochs", args.epochs),
-        ("training.seed", args.seed),
+        ("data.fold", args.folds if type(args.folds) is str else None),
+        ("training.seed", args.seeds[0] if args.seeds else args.seed),
     ]:
         if value is not None:
             changes[key] = value
-    return load_recipe(args.recipe or "easy-vqa", changes)
+    data = changes.get("data.name", "easy-vqa")
+    if args.recipe or data == "easy-vqa":
+        return load_recipe(args.recipe or "easy-vqa", changes)
+
+    from vqa_repro.training.defaults import own_data_recipe
+
+    return own_data_recipe(data, args.root, changes)
+
+
+def describe_choice(recipe: Recipe) -> str:
+    data = recipe.data
+    pixels = f" ({data.picture_size} pixels a side)" if data.features == "cnn" else ""
+    return (
+        f"options for {data.name}: data.test={data.test}, data.num_answers={data.num_answers}, "
+        f"data.features={data.features}{pixels}, training.epochs={recipe.training.epochs}; "
+        "--set changes any of them, --recipe takes all from a recipe"
+    )
 
 
 def parse_change(text: str) -> tuple[str, Any]:

@@ -1,5 +1,6 @@
 """VQA v1, v2 and own folders: files that are read, and files refused with one clear line."""
 
+import hashlib
 import json
 import struct
 import zipfile
@@ -111,6 +112,10 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
     assert len(vqa.load(root, "v2", "test2015").examples) == 1
 
 
+# Of the images 4 to 7, those whose question is in val1-questions: by the hash of its id.
+VAL1 = [n for n in (4, 5, 6, 7) if hashlib.sha256(str(10 * n).encode()).digest()[0] % 2 == 0]
+
+
 def test_splits(tmp_path: Path) -> None:
     write(tmp_path, "v2", "train2014", 1, 2)
     write(tmp_path, "v2", "val2014", 4, 5, 6, 7)
@@ -127,6 +132,9 @@ def test_splits(tmp_path: Path) -> None:
         "val1": [4, 6],
         "val2": [5, 7],
         "train+val1": [1, 2, 4, 6],
+        "val1-questions": VAL1,
+        "val2-questions": [n for n in (4, 5, 6, 7) if n not in VAL1],
+        "train+val1-questions": [1, 2, *VAL1],
     }
     for split in read.values():
         assert split.images.keys() == {example.image for example in split.examples}
@@ -408,6 +416,11 @@ def test_real_questions() -> None:
     halves = [vqa.load(SHARED, "v2", name).examples for name in ("val1", "val2")]
     assert [len(half) for half in halves] == [4498, 4479]
     assert {e.image for e in halves[0]}.isdisjoint(e.image for e in halves[1])
+    drawn = [vqa.load(SHARED, "v2", f"val{n}-questions").examples for n in (1, 2)]
+    ids = [{e.question_id for e in half} for half in drawn]
+    assert ids[0].isdisjoint(ids[1]) and len(ids[0] | ids[1]) == 8977
+    assert abs(len(ids[0]) - len(ids[1])) < 500
+    assert {e.image for e in drawn[0]} & {e.image for e in drawn[1]}
 
 
 @pytest.mark.slow

@@ -85,7 +85,8 @@ def test_training(
     log, root = tmp_path / "said", tmp_path / "root"
 
     def begin(out: Path, save_every: float = 0.0) -> BaseProcess:
-        arguments = ["--data", str(drawn_folder), *OPTIONS, "--epochs", str(EPOCHS)]
+        arguments = ["--recipe", "easy-vqa", "--data", str(drawn_folder), *OPTIONS]
+        arguments += ["--epochs", str(EPOCHS)]
         arguments += ["--root", str(root), "--out", str(out), "--resume"]
         process = forks.Process(target=run_training, args=(arguments, log, save_every))
         process.start()

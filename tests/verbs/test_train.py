@@ -326,7 +326,7 @@ def test_hiecoatt_and_the_baselines_train_too(
     drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    raw = (PROJECT / "vqa_repro" / "recipes" / "easy-vqa.toml").read_text()
+    raw = (PROJECT / "vqa_repro" / "recipes" / "_easy-vqa.toml").read_text()
     training = raw.partition("[training]")[2].partition("[published]")[0]
     for model in ("hiecoatt", "question-only", "bag-of-words", "deeper-lstm", "show-ask-attend"):
         recipe = tmp_path / f"{model}.toml"

@@ -18,6 +18,7 @@ class DataSet(NamedTuple):
     splits: Sequence[str]  # those that together hold every picture, each once
     pictures: str  # whose they are: data sets that ask about the same ones share their features
     wups: bool = False  # is scored with WUPS too
+    sequences: bool = False  # images with consecutive numbers may show one scene
     single_answers: Callable[[Split], Split] = daquar.single_answers  # no "table, chair"
 
 
@@ -33,8 +34,10 @@ DATASETS = {
     "vqa-v1": _vqa("v1"),
     "vqa-v2": _vqa("v2"),
     "coco-qa": DataSet(coco_qa.load, coco_qa.SPLITS, "coco", wups=True),
-    "daquar": DataSet(daquar.load, daquar.SPLITS, "daquar", wups=True),
-    "daquar-reduced": DataSet(daquar.load_reduced, daquar.SPLITS, "daquar", wups=True),
+    "daquar": DataSet(daquar.load, daquar.SPLITS, "daquar", wups=True, sequences=True),
+    "daquar-reduced": DataSet(
+        daquar.load_reduced, daquar.SPLITS, "daquar", wups=True, sequences=True
+    ),
 }
 
 

@@ -4,10 +4,11 @@ Sources: Antol et al., "VQA" (arXiv 1505.00468); Goyal et al., "Making the V in 
 (arXiv 1612.00837).
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vqa_repro.data.sources import Source, find, find_folder
 from vqa_repro.data.types import Example, Split
@@ -16,19 +17,24 @@ from vqa_repro.utils.errors import UserError
 VERSIONS = ("v1", "v2")
 ANSWERS = 10  # people asked per question of VQA v1 and v2
 
-# Split -> its published subsets, and which pictures of each by the parity of the COCO id
-# (None: all). SAN trains on train + one half of val and tests on the other (arXiv 1511.02274,
-# section 4.1). Its files of the halves are not to be had, so the halves here are our own: val1
-# has the pictures with an even COCO id, val2 those with an odd one.
-_SUBSETS: dict[str, tuple[tuple[str, int | None], ...]] = {
+# Split -> its published subsets, and the half of each (None: all). SAN trains on train + one half
+# of val and tests on the other (arXiv 1511.02274, section 4.1). The authors' halves are not public,
+# so these are our own: val1 has the images with an even COCO id, val2 those with an odd one. The
+# authors' script draws questions instead, so that both halves ask about the same images: so do
+# val1-questions and val2-questions, by a hash of the question id.
+Half = tuple[Literal["image", "question"], int]
+_SUBSETS: dict[str, tuple[tuple[str, Half | None], ...]] = {
     "train": (("train2014", None),),
     "val": (("val2014", None),),
     "test2015": (("test2015", None),),
     "test-dev2015": (("test-dev2015", None),),
     "trainval": (("train2014", None), ("val2014", None)),
-    "val1": (("val2014", 0),),
-    "val2": (("val2014", 1),),
-    "train+val1": (("train2014", None), ("val2014", 0)),
+    "val1": (("val2014", ("image", 0)),),
+    "val2": (("val2014", ("image", 1)),),
+    "train+val1": (("train2014", None), ("val2014", ("image", 0))),
+    "val1-questions": (("val2014", ("question", 0)),),
+    "val2-questions": (("val2014", ("question", 1)),),
+    "train+val1-questions": (("train2014", None), ("val2014", ("question", 0))),
 }
 SPLITS = tuple(_SUBSETS)
 _ZIPS = {"train2014": "Train", "val2014": "Val", "test2015": "Test", "test-dev2015": "Test"}
@@ -43,7 +49,7 @@ def load(root: Path, version: str, split: str) -> Split:
     """
     examples: list[Example] = []
     images: dict[str, Path] = {}
-    for subset, parity in _subsets(split):
+    for subset, half in _subsets(split):
         # test-dev asks about a part of the pictures of test2015.
         folder_name = subset.replace("-dev", "")
         pictures = find_folder(root, folder_name) or root / folder_name
@@ -52,8 +58,8 @@ def load(root: Path, version: str, split: str) -> Split:
             return f"{prefix}{question['image_id']:012d}"
 
         found = read_pair(*_official_files(root, version, subset), key, official=True)
-        if parity is not None:
-            found = [example for example in found if int(example.image[-12:]) % 2 == parity]
+        if half is not None:
+            found = [example for example in found if _half_of(example, half[0]) == half[1]]
         examples += found
         images |= {example.image: pictures / f"{example.image}.jpg" for example in found}
     return Split(f"vqa-{version}", split, examples, images)
@@ -69,7 +75,14 @@ def read_files(questions: Path, annotations: Path) -> list[Example]:
     )
 
 
-def _subsets(split: str) -> tuple[tuple[str, int | None], ...]:
+def _half_of(example: Example, by: Literal["image", "question"]) -> int:
+    """Return 0 or 1, always the same for an image, or a question."""
+    if by == "image":
+        return int(example.image[-12:]) % 2
+    return hashlib.sha256(str(example.question_id).encode()).digest()[0] % 2
+
+
+def _subsets(split: str) -> tuple[tuple[str, Half | None], ...]:
     if split not in _SUBSETS:
         raise UserError(f"VQA has no split {split!r}; there are {', '.join(SPLITS)}")
     return _SUBSETS[split]

@@ -15,9 +15,14 @@ def prior_and_coverage(split: Split, classes: Sequence[str]) -> dict[str, float]
     if split.hidden or not split.examples:
         return {}
     constant = {example.question_id: classes[0] for example in split.examples}
-    known = set(classes)
-    covered = sum(example.answer in known for example in split.examples)
     return {
         "prior": vqa_accuracy.score(constant, split.examples)["overall"],
-        "coverage": round(100 * covered / len(split.examples), 2),
+        "coverage": coverage(split, classes),
     }
+
+
+def coverage(split: Split, classes: Sequence[str]) -> float:
+    """Return the percentage of the questions of ``split`` whose label is one of ``classes``."""
+    known = set(classes)
+    covered = sum(example.answer in known for example in split.examples)
+    return round(100 * covered / max(1, len(split.examples)), 2)

@@ -87,7 +87,7 @@ class RunGroup:
     @property
     def data(self) -> tuple[str, str]:
         """Data set and test split."""
-        return self.recipe.data.name, self.recipe.data.test
+        return self.recipe.data.name, self.recipe.data.tested_on
 
     @property
     def published(self) -> Published | None:

@@ -305,7 +305,7 @@ def _about(summary: RunSummary) -> dict[str, Any]:
             "packages": _in_words(environment["packages"]),
             "commit": _in_words(environment.get("commit") or ""),
             "without": _in_words(environment.get("without", [])),
-            "data": f"{data.name}: {data.train}, tested on {data.test}; {answers}",
+            "data": f"{data.name}: {data.train}, tested on {data.tested_on}; {answers}",
             "features": _in_words(made_by(run)),
         },
     }

@@ -36,7 +36,7 @@ def _metadata(run: Run, accuracy: float | None) -> list[str]:
             "  results:",
             "  - task: {type: visual-question-answering}",
             f"    dataset: {{name: {name}, type: {name}, split: "
-            f"{json.dumps(run.recipe.data.test)}}}",
+            f"{json.dumps(run.recipe.data.tested_on)}}}",
             f"    metrics: [{{type: accuracy, value: {accuracy}}}]",
         ]
     return [*lines, "---"]
@@ -56,7 +56,7 @@ def model_card(run: Run, metrics: dict[str, Any]) -> str:
     if accuracy is not None:
         count = metrics.get("questions")
         on = f" on {count:,} questions" if isinstance(count, int) else ""
-        lines.append(f"Accuracy on {recipe.data.test}{on}: {accuracy}%.")
+        lines.append(f"Accuracy on {recipe.data.tested_on}{on}: {accuracy}%.")
     if recipe.published is not None:
         lines.append(f"Published figure: {recipe.published.accuracy}% ({recipe.published.source}).")
     made_by = run.features["made_by"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from vqa_repro.data.registry import DATASETS
 from vqa_repro.data.types import Split
-from vqa_repro.evaluation import examples, vqa_accuracy, wups
+from vqa_repro.evaluation import examples, held_out, vqa_accuracy, wups
 from vqa_repro.evaluation.baselines import prior_and_coverage
 from vqa_repro.evaluation.examples import Gallery
 from vqa_repro.evaluation.inference import Predictions, answers_by_id
@@ -28,6 +28,11 @@ def finish(
     recipe = run.recipe
     results = answers_by_id(predictions, data.test, run.vocabulary.answers)
     vqa_accuracy.write_results(run.folder / "results.json", results)
+    if recipe.data.fold:
+        record = held_out.held_out_record(
+            recipe.data, data.test_split, results, predictions, data.test
+        )
+        write_json(run.folder / held_out.NAME, record)
     log = run.log()
     figures.curves(log, run.folder / "curves.png", model_title(recipe))
     if len(data.loader) < len(data.store.rows):  # examples may be another process's
@@ -48,7 +53,7 @@ def finish(
         run.folder / "metrics.json",
         {
             "data": recipe.data.name,
-            "split": recipe.data.test,
+            "split": recipe.data.tested_on,
             "questions": len(results),
             "seed": recipe.training.seed,
             "seconds": round(seconds, 1),

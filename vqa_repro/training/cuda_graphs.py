@@ -85,7 +85,7 @@ class StaticInputs:
             static.features[: len(batch.features)].copy_(batch.features)
             static.tokens[:count, :longest].copy_(batch.tokens)
             static.tokens[:count, longest:].zero_()
-            for name in ("image_index", "lengths", "label", "answers", "weight"):
+            for name in ("image_index", "lengths", "label", "answers", "weight", "positions"):
                 getattr(static, name)[:count].copy_(getattr(batch, name))
         static.weight[count:].zero_()
 

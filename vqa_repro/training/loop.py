@@ -2,8 +2,8 @@
 
 import shlex
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,10 +17,12 @@ from vqa_repro.features.provider import Runtime
 from vqa_repro.models.network import VQAModel, load_weights, save_weights
 from vqa_repro.run import Run
 from vqa_repro.training.cuda_graphs import GraphedStep, reason_for_eager
+from vqa_repro.training.ema import WeightAverage
 from vqa_repro.training.logger import Logger, NonFiniteLossTracker, means
 from vqa_repro.training.optim import learning_rate
 from vqa_repro.training.optim import resume as resume_optimizer
 from vqa_repro.training.prepare import PreparedData
+from vqa_repro.training.soft_targets import SoftTargets
 from vqa_repro.training.step import Step
 from vqa_repro.utils.progress import Progress
 from vqa_repro.utils.signals import SignalHandler
@@ -74,7 +76,7 @@ class TrainState:
 class Trainer:
     """Trains ``network`` to the last epoch of the run's recipe, or to a signal.
 
-    tensorboard: write event files into the run folder too.
+    soft_targets: targets beside the label. tensorboard: write event files into the run folder too.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Trainer:
         data: PreparedData,
         runtime: Runtime,
         *,
+        soft_targets: Sequence[SoftTargets] = (),
         tensorboard: bool = False,
     ) -> None:
         self.run, self.network, self.data = run, network, data
@@ -94,8 +97,9 @@ class Trainer:
         )
         self._tensorboard = tensorboard
         self._weights = run.folder / "model.safetensors"
-        self._eager = Step(self._training, network, self._world)
+        self._eager = Step(self._training, network, self._world, soft_targets)
         self._step = choose_step(self._eager, self._device)
+        self._average = WeightAverage(network, self._training.ema) if self._training.ema else None
         zeros = torch.zeros(3, device=self._device)
         self.state = TrainState(zeros, zeros.clone())
         # Batches of whole images vary a little in number from epoch to epoch; this is the plan.
@@ -129,6 +133,8 @@ class Trainer:
                     )
                     break
                 self._run_epoch()
+        if self._average:
+            self._average.apply()
         if training.keep == "best":
             world.run_on_main(lambda: load_weights(self.network, self._weights))
             world.broadcast_weights(self.network)
@@ -165,6 +171,8 @@ class Trainer:
         state = self.state
         rate = learning_rate(self._training, state.step, self._steps)
         totals = self._step(batch, rate)
+        if self._average:
+            self._average.update()
         state.sums += totals
         state.step, state.batch = state.step + 1, state.batch + 1
         loss = totals[0] / batch.total
@@ -178,13 +186,19 @@ class Trainer:
 
     def _validate(self) -> float:
         """Return the validation accuracy in percent; remember and save the best epoch."""
-        predictions = predict_all(self.network, self.data.loader, self.data.validation, self._world)
-        accuracy = label_accuracy(predictions, self.data.validation)
-        if accuracy > self.state.best:
-            self.state.best, self.state.best_epoch = accuracy, self.state.epoch
-            if self._training.keep == "best":
-                self._world.run_on_main(lambda: save_weights(self.network, self._weights))
+        validation, world = self.data.validation, self._world
+        with self._averaged():
+            predictions = predict_all(self.network, self.data.loader, validation, world)
+            accuracy = label_accuracy(predictions, validation)
+            if accuracy > self.state.best:
+                self.state.best, self.state.best_epoch = accuracy, self.state.epoch
+                if self._training.keep == "best":
+                    world.run_on_main(lambda: save_weights(self.network, self._weights))
         return accuracy
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Give the network the weights that are validated and kept meanwhile."""
+        return self._average.applied() if self._average else nullcontext()
 
     def _save_if_due(self) -> None:
         """Save within an epoch, now and then and upon a signal; the latter ends the training."""
@@ -206,11 +220,14 @@ class Trainer:
             "seconds": self._seconds(),
             "random": self._world.all_gather(random_state(self._device)),
         }
+        if self._average:
+            checkpoint["average"] = self._average.state_dict()
 
         def write() -> None:
             self.run.save_checkpoint(checkpoint)
             if self._training.keep == "last" or not self._weights.exists():
-                save_weights(self.network, self._weights)
+                with self._averaged():
+                    save_weights(self.network, self._weights)
 
         self._world.run_on_main(write)
         self._saved = time.monotonic()
@@ -225,6 +242,8 @@ class Trainer:
             self.network.load_state_dict(checkpoint["network"])
             resume_optimizer(self._eager.optimizer, checkpoint["optimizer"])
             state.load_state_dict(checkpoint)
+            if self._average:
+                self._average.load_state_dict(checkpoint["average"])
             random = checkpoint["random"]
             if len(random) == world.size:
                 set_random_state(random[world.rank], self._device)

@@ -27,3 +27,12 @@ def cross_entropy(logits: Tensor, label: Tensor, answers: Tensor, target: Target
         return F.cross_entropy(logits, answers.gather(1, drawn).squeeze(1), reduction="none")
     log_p = F.log_softmax(logits, dim=1).gather(1, answers.clamp(min=0))  # (B, A)
     return -(log_p * known).sum(dim=1) / known.sum(dim=1)
+
+
+def symmetric_divergence(logits: Tensor, others: Tensor) -> Tensor:
+    """Return (B,) (KL(p, q) + KL(q, p)) / 2 of the answers' probabilities by two passes.
+
+    logits, others: (B, num_answers). R-Drop (Liang et al. 2021), whose loss is twice ours.
+    """
+    log_p, log_q = logits.float().log_softmax(1), others.float().log_softmax(1)
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(1) / 2

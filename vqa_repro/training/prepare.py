@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vqa_repro.data import registry
 from vqa_repro.data.check import data_notes
+from vqa_repro.data.folds import split_fold
 from vqa_repro.data.questions import Questions, encode, train_validation_split
 from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vocabulary import build_vocabulary
@@ -24,6 +25,7 @@ class PreparedData:
     test: Questions
     loader: FeatureLoader  # of this process's images: every world.size-th row from world.rank
     store: Store
+    train_split: Split
     test_split: Split
     notes: list[str]  # what the data lacks, one line each: damaged images, questions cut short
 
@@ -31,6 +33,7 @@ class PreparedData:
 def load_splits(recipe: Recipe, root: Path) -> tuple[Split, Split]:
     """Read the training and the test split of ``recipe`` below ``root``.
 
+    With ``data.fold`` the latter is that fold of the training split, which the former lacks.
     Raise UserError for data that is missing or damaged, or a recipe that cannot be trained.
     """
     data = recipe.data
@@ -38,11 +41,13 @@ def load_splits(recipe: Recipe, root: Path) -> tuple[Split, Split]:
         raise UserError('training.keep = "best" needs a validation split: set data.validation')
     if data.features == "none" and recipe.model["name"] != "question-only":
         raise UserError('data.features = "none" is for the model question-only: it sees no image')
-    train, test = (
-        registry.load_split(data.name, root, name, single_answers=data.single_answers)
-        for name in (data.train, data.test)
-    )
-    return train, test
+
+    def load(name: str) -> Split:
+        return registry.load_split(data.name, root, name, single_answers=data.single_answers)
+
+    if data.fold:
+        return split_fold(load(data.train), data.fold, registry.find_data_set(data.name).sequences)
+    return load(data.train), load(data.test)
 
 
 def new_run(recipe: Recipe, folder: Path, train: Split, store: Store) -> Run:
@@ -83,6 +88,7 @@ def prepare(run: Run, splits: tuple[Split, Split], store: Store, runtime: Runtim
         test=arrays(test.examples),
         loader=FeatureLoader(share, runtime.device, runtime.placement),
         store=store,
+        train_split=train,
         test_split=test,
         notes=[
             *(line for split in splits if (line := _skipped(split, store))),

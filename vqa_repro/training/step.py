@@ -1,13 +1,17 @@
 """A training step: the loss of a batch, the gradients of all processes, the update."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from vqa_repro.data.batching import Batch
+from vqa_repro.models.common import ModelOutput
 from vqa_repro.models.network import VQAModel
 from vqa_repro.recipe import Training
-from vqa_repro.training.loss import cross_entropy
+from vqa_repro.training.loss import cross_entropy, symmetric_divergence
 from vqa_repro.training.optim import before_step, make_optimizer, set_rate
+from vqa_repro.training.soft_targets import SoftTargets
 from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 
 
@@ -18,9 +22,13 @@ class Step:
     """
 
     def __init__(
-        self, training: Training, network: VQAModel, world: World = SINGLE_PROCESS
+        self,
+        training: Training,
+        network: VQAModel,
+        world: World = SINGLE_PROCESS,
+        soft_targets: Sequence[SoftTargets] = (),
     ) -> None:
-        self.network, self.world = network, world
+        self.network, self.world, self._soft_targets = network, world, soft_targets
         self.parameters = list(network.parameters())
         self.optimizer = make_optimizer(training, network)
         self._training = training
@@ -55,12 +63,32 @@ class Step:
             if network.cnn is not None:  # batch normalisation involves all processes
                 network.cnn(batch.features).sum().backward()
             return batch.weight.new_zeros(3)
-        logits = network(batch.features, batch.tokens, batch.lengths, batch.image_index).logits
-        losses = cross_entropy(logits, batch.label, batch.answers, self._training.answers)
+        logits = self._logits(batch)
+        losses = self._losses(logits, batch)
+        if self._training.r_drop:
+            again = self._logits(batch)
+            losses = (losses + self._losses(again, batch)) / 2
+            losses = losses + self._training.r_drop / 2 * symmetric_divergence(logits, again)
         (losses * batch.weight).sum().backward()  # type: ignore[no-untyped-call]
         counted = (batch.weight > 0).float()
         correct = (logits.argmax(1) == batch.label).float()
         return torch.stack([losses.detach(), correct, torch.ones_like(correct)]) @ counted
+
+    def _logits(self, batch: Batch) -> Tensor:
+        output: ModelOutput = self.network(
+            batch.features, batch.tokens, batch.lengths, batch.image_index
+        )
+        return output.logits
+
+    def _losses(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return (B,) loss of each question: of its label or answers, and of the soft targets."""
+        losses = cross_entropy(logits, batch.label, batch.answers, self._training.answers)
+        if not self._soft_targets:
+            return losses
+        losses = losses * (1 - sum(soft.share for soft in self._soft_targets))
+        for soft in self._soft_targets:
+            losses = losses + soft.share * soft.cross_entropy(logits, batch)
+        return losses
 
     def apply_gradients(self) -> None:
         before_step(self._training, self.network)

@@ -1,0 +1,123 @@
+"""Several commands side by side: how many at a time, failures, signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT
+
+from vqa_repro.utils.side_by_side import make_slots, run_side_by_side
+
+# Counts the commands that run at the same time, by files in a folder.
+COUNT = """
+import os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+own = folder / f"running-{sys.argv[2]}"
+own.touch()
+time.sleep(0.3)
+print("together", len(list(folder.glob("running-*"))), os.environ["OMP_NUM_THREADS"])
+own.unlink()
+sys.exit(int(sys.argv[3]))
+"""
+
+
+def command(folder: Path, name: str, code: int = 0) -> list[str]:
+    return [sys.executable, "-S", "-c", COUNT, str(folder), name, str(code)]
+
+
+def test_every_command_runs_in_a_slot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = {name: command(tmp_path, name) for name in "abcde"}
+    outcomes, code = run_side_by_side(commands, make_slots(2, []))
+    assert code == 0 and list(outcomes) == list("abcde")
+    assert all(outcome.code == 0 for outcome in outcomes.values())
+    counts = [int(outcome.last_line.split()[1]) for outcome in outcomes.values()]
+    assert max(counts) <= 2
+    printed = capsys.readouterr().out.splitlines()
+    assert sorted(line[:4] for line in printed) == [f"{name} | "[:4] for name in "abcde"]
+
+
+def test_a_failure_is_reported_and_stops_nobody(tmp_path: Path) -> None:
+    commands = {name: command(tmp_path, name, 3 * (name == "b")) for name in "abc"}
+    outcomes, code = run_side_by_side(commands, make_slots(1, []))
+    assert code == 0
+    assert [outcome.code for outcome in outcomes.values()] == [0, 3, 0]
+    assert "together" in outcomes["b"].last_line
+
+
+def test_slots_share_the_cores_and_take_turns_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqa_repro.utils.side_by_side.cores", lambda: 8)
+    slots = make_slots(3, ["0", "GPU-1"])
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0", "GPU-1", "0"]
+    assert {slot["OMP_NUM_THREADS"] for slot in slots} == {"2"}
+    assert {slot["OMP_NUM_THREADS"] for slot in make_slots(20, [])} == {"1"}
+
+
+PARENT = """
+import sys
+from vqa_repro.utils.side_by_side import make_slots, run_side_by_side
+child = '''
+import pathlib, signal, sys, time
+def stop(number, frame):
+    pathlib.Path(sys.argv[1]).write_text(str(number))
+    sys.exit(5)
+signal.signal(int(sys.argv[2]), stop)
+print("ready", flush=True)
+time.sleep(600)
+'''
+commands = {
+    name: [sys.executable, "-S", "-c", child, name, sys.argv[1]] for name in ("a", "b", "never")
+}
+outcomes, code = run_side_by_side(commands, make_slots(2, []))
+print([outcome.code for outcome in outcomes.values()], flush=True)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_reach_those_that_run(number: signal.Signals, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(int(number))],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        for _ in range(2):
+            assert "ready" in process.stdout.readline()
+        process.send_signal(number)
+        assert process.stdout.read().splitlines()[-1] == "[5, 5, None]"
+    assert process.returncode == 128 + number
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        name: str(int(number)) for name in "ab"
+    }
+
+
+def test_an_interrupt_during_the_wait_kills_them(tmp_path: Path) -> None:
+    child = [
+        *(sys.executable, "-S", "-c"),
+        "import signal, time, os; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+        "print(os.getpid(), flush=True); time.sleep(600)",
+    ]
+    parent = (
+        "from vqa_repro.utils.side_by_side import make_slots, run_side_by_side\n"
+        f"run_side_by_side({{'a': {child!r}}}, make_slots(1, []))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", parent],
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout
+        pid = int(process.stdout.readline().split()[-1])
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

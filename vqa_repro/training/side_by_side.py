@@ -1,0 +1,144 @@
+"""Several trainings side by side: one for each seed, each in a run folder of its own."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vqa_repro.recipe import Recipe
+from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.side_by_side import Outcome, cores, make_slots, run_side_by_side
+
+MAX_RUNS = 999
+
+
+class Trained(NamedTuple):
+    """How several trainings ended. Their folders are ``base`` with "-" and their names."""
+
+    base: Path
+    folders: dict[str, Path]
+    outcomes: dict[str, Outcome]
+    signal_code: int  # 128 plus the signal that stopped them, or 0
+
+    @property
+    def finished(self) -> list[Path]:
+        return [path for path in self.folders.values() if (path / "metrics.json").exists()]
+
+    def exit_code(self) -> int:
+        """Return 0, or the code of the signal. Raise UserError, naming those that failed."""
+        if self.signal_code:
+            print(
+                f"stopped; {len(self.finished)} of {len(self.folders)} are finished, the same "
+                "command continues"
+            )
+            return self.signal_code
+        failed = [
+            f"{name} ({outcome.last_line or f'exit code {outcome.code}'})"
+            for name, outcome in self.outcomes.items()
+            if outcome.code
+        ]
+        if failed:
+            raise UserError(
+                f"{len(failed)} of {len(self.outcomes)} trainings failed: {'; '.join(failed)}"
+            )
+        return 0
+
+
+def train_side_by_side(
+    words: Sequence[str],
+    options: Mapping[str, Sequence[str]],
+    out: Path | None,
+    recipe: Recipe,
+    device: str,
+    jobs: int | None,
+) -> Trained:
+    """Run ``train`` with the command line ``words`` and each of ``options``, by their names.
+
+    The run folders are OUT-NAME; those that exist are resumed. out: by default runs/RECIPE.
+    jobs: how many at a time; by default one for each GPU, or CPU core. Raise UserError under
+    torchrun, which divides a single training.
+    """
+    from vqa_repro.training.run_folder import RUNS
+
+    if os.environ.get("WORLD_SIZE", "").strip() not in ("", "1"):
+        raise UserError("torchrun divides a single training; start several with python -m")
+    base = out or RUNS / recipe.name
+    folders = {name: base.with_name(f"{base.name}-{name}") for name in options}
+    commands = {
+        name: [
+            *(sys.executable, "-m", "vqa_repro.train", *words, *options[name]),
+            *("--out", str(folder), "--resume"),
+        ]
+        for name, folder in folders.items()
+    }
+    gpus = visible_gpus(device)
+    slots = make_slots(min(jobs or len(gpus) or cores(), len(commands)), gpus)
+    return Trained(base, folders, *run_side_by_side(commands, slots))
+
+
+def visible_gpus(device: str) -> list[str]:
+    """Return the GPUs that --device ``device`` leaves to choose from, by their names for CUDA."""
+    import torch
+
+    if device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return []
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    found = torch.cuda.device_count()
+    return names if len(names) == found and names[0] else [str(n) for n in range(found)]
+
+
+def add_several_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that decide how many trainings there are."""
+    seed = parser.add_mutually_exclusive_group()
+    seed.add_argument("--seed", type=int, help="of all random numbers (default: 0)")
+    seed.add_argument(
+        "--seeds",
+        type=seeds,
+        metavar="0-4|0,2,5",
+        help="one run for each of these seeds, side by side, in OUT-seed-0, OUT-seed-1, ...; "
+        "re-running skips finished runs and resumes the others",
+    )
+    parser.add_argument(
+        "--folds",
+        type=folds,
+        metavar="N|K/N",
+        help="cross-validation: hold out each of N folds of the training images, side by side, in "
+        "OUT-fold-1, ...; compare settings with report --folds OUT OUT",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=count,
+        metavar="N",
+        help="runs side by side (default: one for each GPU, or CPU core)",
+    )
+
+
+def seeds(text: str) -> list[int]:
+    """ "0-2,7" -> [0, 1, 2, 7]."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise argparse.ArgumentTypeError(f"{text!r}: write seeds as 0-4 or 0,2,5")
+        numbers += range(int(first), min(int(last or first), int(first) + MAX_RUNS) + 1)
+    if not 0 < len(set(numbers)) == len(numbers) <= MAX_RUNS:
+        raise argparse.ArgumentTypeError(f"{text!r}: name 1 to {MAX_RUNS} different seeds")
+    return numbers
+
+
+def folds(text: str) -> str | int:
+    """ "5" -> 5, all of five folds; "2/5" -> the second of five."""
+    number, slash, total = text.partition("/")
+    if number.isdecimal() and slash and total.isdecimal():
+        return text
+    if not text.isdecimal() or not 2 <= int(text) <= MAX_RUNS:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number of folds (5), or one of them (2/5)")
+    return int(text)
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_RUNS:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 to {MAX_RUNS}")
+    return int(text)
