@@ -544,14 +544,18 @@ def test_stopped_by_a_signal(
 @posix_only
 @pytest.mark.parametrize("links", ["real", "none"])
 def test_two_at_once_download_once(run: Run, server: FaultServer, links: str) -> None:
-    first = run.start("toy", "--from", server.url("slow"), links=links)
-    run.wait_for_part(SIZE // 10)
+    first = run.start("toy", "--from", server.url("paused"), links=links)
+    run.wait_for_part(HALF)
     other = Run(run.folder)
-    other("toy", "--from", server.url("slow"), links=links)
+    process = other.start("toy", "--from", server.url("paused"), links=links)
+    assert process.stderr
+    waiting = process.stderr.readline()
+    server.resume.set()
+    other.finish()
     run.finish()
     run.assert_right()
     other.assert_right()
-    assert f" {first.pid} on {socket.gethostname()}, since 20" in other.err
+    assert f" {first.pid} on {socket.gethostname()}, since 20" in waiting
     assert begins(server) == [0]
 
 
@@ -569,8 +573,8 @@ def test_the_lock_of_a_killed_run_is_taken_over(run: Run, server: FaultServer, l
 @posix_only
 @pytest.mark.parametrize("links", ["real", "none"])
 def test_waiting_ends(run: Run, server: FaultServer, links: str) -> None:
-    first = run.start("toy", "--from", server.url("slow"), links=links)
-    run.wait_for_part(SIZE // 10)
+    first = run.start("toy", "--from", server.url("paused"), links=links)
+    run.wait_for_part(HALF)
     other = Run(run.folder)
     assert other("toy", "--lock-wait", "0.3", links=links) == 5
     assert f"{first.pid} on {socket.gethostname()}" in other.err.splitlines()[-1]
