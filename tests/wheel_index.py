@@ -61,7 +61,7 @@ def served(
 ) -> Iterator[str]:
     """Serve each folder of ``root`` as an index with hashes, at URL + "/FOLDER".
 
-    ``asked`` receives the requested paths, with "PATH from FIRST BYTE" for a range. After each
+    ``requested`` receives the requested paths, with "PATH from FIRST BYTE" for a range. After each
     64 KiB of a wheel it waits for ``pause`` seconds.
     """
 

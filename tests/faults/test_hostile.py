@@ -73,7 +73,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 
 def read(path: Path, outcome_file: Path) -> None:
-    """Read a file in its own process; write the outcome and the memory used to ``said``."""
+    """Read a file in its own process; write the outcome and the memory used to ``outcome_file``."""
     sys.stdout = outcome_file.open("w")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
