@@ -204,7 +204,7 @@ def test_damaged_images_are_skipped_on_request(tmp_path: Path) -> None:
         images[name].unlink()
     picture(images["b"])
     again = store_pixels(images, path, 8, skip_damaged=True)
-    assert again.left_out == store.left_out, "what is finished is not begun again"
+    assert again.left_out == store.left_out, "a finished store is not extracted again"
     with pytest.raises(UserError, match=r"^1 of 5 .*d\.png"):
         store_pixels(images, path, 8)
     grown = store_pixels({"b": images["b"]}, path, 8)
