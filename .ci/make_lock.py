@@ -37,12 +37,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from packaging.markers import Marker
-from packaging.tags import compatible_tags, cpython_tags, mac_platforms
+from packaging.tags import Tag, compatible_tags, cpython_tags, mac_platforms
 from packaging.utils import parse_wheel_filename
 
 if sys.version_info >= (3, 11):
@@ -228,6 +229,25 @@ def keep_wheels(
     return "\n".join(lines) + "\n", problems
 
 
+@cache
+def usable_tags(system: str, python: str) -> frozenset[Tag]:
+    """Return the tags of the wheels that this Python can install on this system."""
+    sys_platform, _, machine, pattern, versions = SYSTEMS[system]
+    platforms = [pattern.format(version) for version in versions]
+    if sys_platform == "linux":
+        platforms += [f"{ALIASES[v]}_{machine}" for v in versions if v in ALIASES]
+    if sys_platform == "darwin":  # wheels for both of its processors
+        platforms += [tag for tag in mac_platforms((14, 0), machine) if "universal2" in tag]
+    version = tuple(map(int, python.split(".")))
+    interpreter = "cp" + python.replace(".", "")
+    return frozenset(
+        (
+            *cpython_tags(version, platforms=platforms),
+            *compatible_tags(version, interpreter, platforms),
+        )
+    )
+
+
 def uncovered(
     requirement: str,
     files: list[str],
@@ -239,12 +259,7 @@ def uncovered(
     tags = {tag for file in files for tag in parse_wheel_filename(file)[3]}
     missing = []
     for system in systems:
-        sys_platform, platform_system, machine, pattern, versions = SYSTEMS[system]
-        platforms = [pattern.format(version) for version in versions]
-        if sys_platform == "linux":
-            platforms += [f"{ALIASES[v]}_{machine}" for v in versions if v in ALIASES]
-        if sys_platform == "darwin":  # wheels for both of its processors
-            platforms += [tag for tag in mac_platforms((14, 0), machine) if "universal2" in tag]
+        sys_platform, platform_system, machine, *_ = SYSTEMS[system]
         for python in pythons:
             environment = {
                 "sys_platform": sys_platform,
@@ -258,13 +273,7 @@ def uncovered(
             }
             if marker and not Marker(marker).evaluate(environment):
                 continue
-            version = tuple(map(int, python.split(".")))
-            interpreter = "cp" + python.replace(".", "")
-            usable = {
-                *cpython_tags(version, platforms=platforms),
-                *compatible_tags(version, interpreter, platforms),
-            }
-            if not tags & usable:
+            if not tags & usable_tags(system, python):
                 missing.append(f"{requirement}: no wheel for {system}, Python {python}")
     return missing
 

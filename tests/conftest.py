@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 PROJECT = Path(__file__).parent.parent
 Mount = Callable[[str], Path]
 # Seconds after which a process or a connection hangs; a busy machine is slow, so there are many.
-LIMIT = 600
+LIMIT = 1800
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     What they compute is so small that a second thread costs more than it saves.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not sys.dont_write_bytecode:
         return
     folder = tempfile.mkdtemp(prefix="bytecode-")

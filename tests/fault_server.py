@@ -29,11 +29,11 @@ from urllib.parse import urlsplit
 
 LAST_MODIFIED = "Wed, 01 Jan 2020 00:00:00 GMT"
 LOGIN_PAGE = b"<!DOCTYPE html><html><body>Please log in to Campus WiFi</body></html>"
-FAULTS: dict[str, Callable[[ModelOutput], None]] = {}
+FAULTS: dict[str, Callable[[Handler], None]] = {}
 
 
 @dataclass(frozen=True)
-class ExampleRecord:
+class Request:
     """One request as received; absent headers are None."""
 
     method: str
@@ -48,9 +48,10 @@ class FaultServer:
 
     def __init__(self, files: dict[str, bytes], certificate: Path | None = None) -> None:
         self.files = files
-        self.log: list[ExampleRecord] = []
+        self.log: list[Request] = []
         self.stop = threading.Event()  # ends stalls
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), ModelOutput)
+        self.resume = threading.Event()  # ends pauses
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.http.owner = self  # type: ignore[attr-defined]
         self.scheme = "http"
@@ -74,6 +75,7 @@ class FaultServer:
         trace: TracebackType | None,
     ) -> None:
         self.stop.set()
+        self.resume.set()
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
@@ -86,7 +88,7 @@ class FaultServer:
         return f"{self.scheme}://{self.address}/{fault}/"
 
 
-class ModelOutput(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     """Handle one request. Fault functions call `send` with the parts that go wrong."""
 
     protocol_version = "HTTP/1.1"
@@ -114,7 +116,7 @@ class ModelOutput(BaseHTTPRequestHandler):
 
     def note(self) -> None:
         get = self.headers.get
-        asked = ExampleRecord(
+        asked = Request(
             self.command, self.path, get("Range"), get("If-Range"), get("Authorization")
         )
         self.owner.log.append(asked)
@@ -183,13 +185,13 @@ class ModelOutput(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-def fault(function: Callable[[ModelOutput], None]) -> Callable[[ModelOutput], None]:
+def fault(function: Callable[[Handler], None]) -> Callable[[Handler], None]:
     FAULTS[function.__name__] = function
     return function
 
 
 @fault
-def honest(a: ModelOutput) -> None:
+def honest(a: Handler) -> None:
     a.send()
 
 
@@ -197,33 +199,33 @@ def honest(a: ModelOutput) -> None:
 
 
 @fault
-def drop_half_once(a: ModelOutput) -> None:
+def drop_half_once(a: Handler) -> None:
     a.send(cut=len(a.body) // 2 if a.earlier == 0 else None)
 
 
 @fault
-def drop_often(a: ModelOutput) -> None:
+def drop_often(a: Handler) -> None:
     a.send(cut=len(a.body) // 7)
 
 
 @fault
-def drop_always_at_half(a: ModelOutput) -> None:
+def drop_always_at_half(a: Handler) -> None:
     a.send(cut=max(0, len(a.body) // 2 - a.start))
 
 
 @fault
-def drop_half_chunked_once(a: ModelOutput) -> None:
+def drop_half_chunked_once(a: Handler) -> None:
     a.send(chunked=True, cut=len(a.body) // 2 if a.earlier == 0 else None)
 
 
 @fault
-def drop_half_unannounced_once(a: ModelOutput) -> None:
+def drop_half_unannounced_once(a: Handler) -> None:
     """Only the end of the connection ends the body."""
     a.send(headers={"Content-Length": None}, cut=len(a.body) // 2 if a.earlier == 0 else None)
 
 
 @fault
-def reset_once(a: ModelOutput) -> None:
+def reset_once(a: Handler) -> None:
     if a.earlier:
         a.send()
     else:
@@ -233,13 +235,13 @@ def reset_once(a: ModelOutput) -> None:
 
 
 @fault
-def empty_reply_once(a: ModelOutput) -> None:
+def empty_reply_once(a: Handler) -> None:
     if a.earlier:
         a.send()
 
 
 @fault
-def garbage_status_once(a: ModelOutput) -> None:
+def garbage_status_once(a: Handler) -> None:
     if a.earlier:
         a.send()
     else:
@@ -247,14 +249,14 @@ def garbage_status_once(a: ModelOutput) -> None:
 
 
 @fault
-def empty_body(a: ModelOutput) -> None:
+def empty_body(a: Handler) -> None:
     a.plain(200)
 
 
 # ---------------------------------------------------------------- ranges
 
 
-def broken_range(a: ModelOutput, **wrong: Any) -> None:
+def broken_range(a: Handler, **wrong: Any) -> None:
     """Cut the first answer, answer the first range request wrongly, then behave."""
     if a.earlier == 0:
         a.send(cut=len(a.body) // 2)
@@ -265,12 +267,12 @@ def broken_range(a: ModelOutput, **wrong: Any) -> None:
 
 
 @fault
-def ignores_range(a: ModelOutput) -> None:
+def ignores_range(a: Handler) -> None:
     broken_range(a, ranges=False)
 
 
 @fault
-def range_from_elsewhere(a: ModelOutput) -> None:
+def range_from_elsewhere(a: Handler) -> None:
     """206 with a part that starts 1,000 bytes before the requested range, as its header states."""
     if a.earlier == 1:
         a.start -= 1000
@@ -278,29 +280,29 @@ def range_from_elsewhere(a: ModelOutput) -> None:
 
 
 @fault
-def range_with_wrong_total(a: ModelOutput) -> None:
+def range_with_wrong_total(a: Handler) -> None:
     wrong = f"bytes {a.start}-{len(a.body) - 1}/{len(a.body) + 1}"
     broken_range(a, headers={"Content-Range": wrong})
 
 
 @fault
-def range_unsaid(a: ModelOutput) -> None:
+def range_unsaid(a: Handler) -> None:
     broken_range(a, headers={"Content-Range": None})
 
 
 @fault
-def range_garbled(a: ModelOutput) -> None:
+def range_garbled(a: Handler) -> None:
     broken_range(a, headers={"Content-Range": "bytes " + "9" * 6000 + "-x/*"})
 
 
 @fault
-def range_of_unknown_total(a: ModelOutput) -> None:
+def range_of_unknown_total(a: Handler) -> None:
     """Allowed: the server does not know the total length."""
     broken_range(a, headers={"Content-Range": f"bytes {a.start}-{len(a.body) - 1}/*"})
 
 
 @fault
-def range_refused(a: ModelOutput) -> None:
+def range_refused(a: Handler) -> None:
     if a.earlier == 1:
         a.plain(416, {"Content-Range": f"bytes */{len(a.body) // 3}"})
     else:
@@ -308,7 +310,7 @@ def range_refused(a: ModelOutput) -> None:
 
 
 @fault
-def etag_changes(a: ModelOutput) -> None:
+def etag_changes(a: Handler) -> None:
     """Another version of the file from the second request on: If-Range must return all of it."""
     if a.earlier == 0:
         a.body = b"PK\x03\x04" + bytes(len(a.body) - 4)
@@ -318,18 +320,18 @@ def etag_changes(a: ModelOutput) -> None:
 
 
 @fault
-def etag_is_weak(a: ModelOutput) -> None:
+def etag_is_weak(a: Handler) -> None:
     a.send(etag='W/"v1"', cut=len(a.body) // 2 if a.earlier == 0 else None)
 
 
 @fault
-def no_validators(a: ModelOutput) -> None:
+def no_validators(a: Handler) -> None:
     bare: dict[str, str | None] = {"ETag": None, "Last-Modified": None}
     a.send(headers=bare, cut=len(a.body) // 2 if a.earlier == 0 else None)
 
 
 @fault
-def login_page_on_resume(a: ModelOutput) -> None:
+def login_page_on_resume(a: Handler) -> None:
     if a.earlier == 1:
         a.plain(200, {"Content-Type": "application/octet-stream"}, LOGIN_PAGE)
     else:
@@ -340,7 +342,7 @@ def login_page_on_resume(a: ModelOutput) -> None:
 
 
 @fault
-def stall_once(a: ModelOutput) -> None:
+def stall_once(a: Handler) -> None:
     if a.earlier == 0:
         a.send(cut=len(a.body) // 2)
         a.owner.stop.wait(20)
@@ -349,13 +351,13 @@ def stall_once(a: ModelOutput) -> None:
 
 
 @fault
-def stall_always(a: ModelOutput) -> None:
+def stall_always(a: Handler) -> None:
     a.send(cut=0)
     a.owner.stop.wait(20)
 
 
 @fault
-def stall_before_answering_once(a: ModelOutput) -> None:
+def stall_before_answering_once(a: Handler) -> None:
     if a.earlier == 0:
         a.owner.stop.wait(20)
     else:
@@ -363,7 +365,7 @@ def stall_before_answering_once(a: ModelOutput) -> None:
 
 
 @fault
-def drip(a: ModelOutput) -> None:
+def drip(a: Handler) -> None:
     """Send a byte at a time without end: no single read stalls."""
     a.send(cut=600)
     while not a.owner.stop.wait(0.02):
@@ -371,7 +373,7 @@ def drip(a: ModelOutput) -> None:
 
 
 @fault
-def drip_once(a: ModelOutput) -> None:
+def drip_once(a: Handler) -> None:
     if a.earlier == 0:
         a.send(cut=len(a.body) // 2)
         for byte in a.body[len(a.body) // 2 :]:
@@ -383,7 +385,7 @@ def drip_once(a: ModelOutput) -> None:
 
 
 @fault
-def slow(a: ModelOutput) -> None:
+def slow(a: Handler) -> None:
     """Send everything over about a second, so that the client can be killed half way."""
     body, a.body = a.body, a.body
     a.send(cut=0)
@@ -393,10 +395,19 @@ def slow(a: ModelOutput) -> None:
         a.wfile.write(body[i : i + len(body) // 40])
 
 
+@fault
+def paused(a: Handler) -> None:
+    """Send half, and the rest once `resume` is set."""
+    body, half = a.body, len(a.body) // 2
+    a.send(cut=half)
+    a.owner.resume.wait()
+    a.wfile.write(body[half:])
+
+
 # ---------------------------------------------------------------- statuses
 
 
-def once(a: ModelOutput, status: int, retry_after: str | None = None) -> None:
+def once(a: Handler, status: int, retry_after: str | None = None) -> None:
     if a.earlier:
         a.send()
     else:
@@ -404,62 +415,62 @@ def once(a: ModelOutput, status: int, retry_after: str | None = None) -> None:
 
 
 @fault
-def busy_once(a: ModelOutput) -> None:
+def busy_once(a: Handler) -> None:
     once(a, 503, "1")
 
 
 @fault
-def busy_until_date_once(a: ModelOutput) -> None:
+def busy_until_date_once(a: Handler) -> None:
     once(a, 503, email.utils.formatdate(time.time() + 60, usegmt=True))
 
 
 @fault
-def busy_with_garbled_date_once(a: ModelOutput) -> None:
+def busy_with_garbled_date_once(a: Handler) -> None:
     once(a, 503, "soon, 99 Foo 99999999")
 
 
 @fault
-def busy_for_a_year_once(a: ModelOutput) -> None:
+def busy_for_a_year_once(a: Handler) -> None:
     once(a, 503, "31536000")
 
 
 @fault
-def too_many_requests_once(a: ModelOutput) -> None:
+def too_many_requests_once(a: Handler) -> None:
     once(a, 429, "60")
 
 
 @fault
-def broken_once(a: ModelOutput) -> None:
+def broken_once(a: Handler) -> None:
     once(a, 500)
 
 
 @fault
-def busy_always(a: ModelOutput) -> None:
+def busy_always(a: Handler) -> None:
     a.plain(503)
 
 
 @fault
-def forbidden(a: ModelOutput) -> None:
+def forbidden(a: Handler) -> None:
     a.plain(403)
 
 
 @fault
-def missing(a: ModelOutput) -> None:
+def missing(a: Handler) -> None:
     a.plain(404)
 
 
 @fault
-def proxy_password(a: ModelOutput) -> None:
+def proxy_password(a: Handler) -> None:
     a.plain(407, {"Proxy-Authenticate": "Basic"})
 
 
 @fault
-def teapot(a: ModelOutput) -> None:
+def teapot(a: Handler) -> None:
     a.plain(418)
 
 
 @fault
-def unasked_piece(a: ModelOutput) -> None:
+def unasked_piece(a: Handler) -> None:
     """206 to a request without Range."""
     half = len(a.body) // 2
     says = {"Content-Range": f"bytes {half}-{len(a.body) - 1}/{len(a.body)}"}
@@ -467,7 +478,7 @@ def unasked_piece(a: ModelOutput) -> None:
 
 
 @fault
-def needs_password(a: ModelOutput) -> None:
+def needs_password(a: Handler) -> None:
     if a.headers.get("Authorization") == "Basic dXNlcjpwQHNz":  # user:p@ss
         a.send()
     else:
@@ -477,49 +488,49 @@ def needs_password(a: ModelOutput) -> None:
 # ---------------------------------------------------------------- redirects
 
 
-def redirect(a: ModelOutput, location: str) -> None:
+def redirect(a: Handler, location: str) -> None:
     a.plain(302, {"Location": location})
 
 
 @fault
-def redirected(a: ModelOutput) -> None:
+def redirected(a: Handler) -> None:
     redirect(a, a.path.replace("redirected", "honest"))
 
 
 @fault
-def redirected_to_other_host(a: ModelOutput) -> None:
+def redirected_to_other_host(a: Handler) -> None:
     """Redirect to `localhost`, which counts as another host than 127.0.0.1."""
     port = a.owner.http.server_port
     redirect(a, f"http://localhost:{port}{a.path.replace('redirected_to_other_host', 'honest')}")
 
 
 @fault
-def redirected_in_circle(a: ModelOutput) -> None:
+def redirected_in_circle(a: Handler) -> None:
     redirect(a, a.path)
 
 
 @fault
-def redirected_to_file(a: ModelOutput) -> None:
+def redirected_to_file(a: Handler) -> None:
     redirect(a, "file:///etc/passwd")
 
 
 @fault
-def redirected_to_ftp(a: ModelOutput) -> None:
+def redirected_to_ftp(a: Handler) -> None:
     redirect(a, "ftp://127.0.0.1/x")
 
 
 @fault
-def redirected_to_http(a: ModelOutput) -> None:
+def redirected_to_http(a: Handler) -> None:
     redirect(a, f"http://{a.owner.address}/honest/x")
 
 
 @fault
-def redirected_to_nonsense(a: ModelOutput) -> None:
+def redirected_to_nonsense(a: Handler) -> None:
     redirect(a, "http://user:secret@[::bad/\x1b[31m")
 
 
 @fault
-def redirected_to_login(a: ModelOutput) -> None:
+def redirected_to_login(a: Handler) -> None:
     redirect(a, a.path.replace("redirected_to_login", "login_page"))
 
 
@@ -527,76 +538,76 @@ def redirected_to_login(a: ModelOutput) -> None:
 
 
 @fault
-def login_page(a: ModelOutput) -> None:
+def login_page(a: Handler) -> None:
     a.plain(200, {"Content-Type": "text/html; charset=utf-8"}, LOGIN_PAGE)
 
 
 @fault
-def login_page_unlabelled(a: ModelOutput) -> None:
+def login_page_unlabelled(a: Handler) -> None:
     """A login page as long as the real file, not labelled HTML."""
     a.body = LOGIN_PAGE.ljust(len(a.body))
     a.send()
 
 
 @fault
-def json_error_unannounced(a: ModelOutput) -> None:
+def json_error_unannounced(a: Handler) -> None:
     a.body = b'{"error": "quota exceeded"}'
     a.send(headers={"Content-Length": None})
 
 
 @fault
-def labelled_text(a: ModelOutput) -> None:
+def labelled_text(a: Handler) -> None:
     """Harmless: many servers label unknown file types text/plain."""
     a.send(headers={"Content-Type": "text/plain"})
 
 
 @fault
-def gzipped(a: ModelOutput) -> None:
+def gzipped(a: Handler) -> None:
     a.plain(200, {"Content-Encoding": "gzip"}, gzip.compress(a.body, 1))
 
 
 @fault
-def flipped(a: ModelOutput) -> None:
+def flipped(a: Handler) -> None:
     half = len(a.body) // 2
     a.body = a.body[:half] + bytes([a.body[half] ^ 1]) + a.body[half + 1 :]
     a.send()
 
 
 @fault
-def flipped_once(a: ModelOutput) -> None:
+def flipped_once(a: Handler) -> None:
     (honest if a.earlier else flipped)(a)
 
 
 @fault
-def other_length(a: ModelOutput) -> None:
+def other_length(a: Handler) -> None:
     a.body = a.body[:-1]
     a.send()
 
 
 @fault
-def longer_unannounced(a: ModelOutput) -> None:
+def longer_unannounced(a: Handler) -> None:
     a.body = a.body + bytes(50_000)
     a.send(headers={"Content-Length": None})
 
 
 @fault
-def endless_chunks(a: ModelOutput) -> None:
+def endless_chunks(a: Handler) -> None:
     a.send(chunked=True, cut=len(a.body))
     while not a.owner.stop.is_set():
         a.wfile.write(b"400\r\n" + bytes(1024) + b"\r\n")
 
 
 @fault
-def announces_less(a: ModelOutput) -> None:
+def announces_less(a: Handler) -> None:
     a.send(headers={"Content-Length": str(len(a.body) // 2)})
 
 
 @fault
-def announces_more(a: ModelOutput) -> None:
+def announces_more(a: Handler) -> None:
     a.send(headers={"Content-Length": str(len(a.body) * 2)})
 
 
 @fault
-def chunked(a: ModelOutput) -> None:
+def chunked(a: Handler) -> None:
     """Harmless."""
     a.send(chunked=True)

@@ -57,6 +57,6 @@ def test_the_benchmark_runs(part: tuple[str, ...]) -> None:
         timeout=LIMIT,
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert "synthetic features of 40 images" in said["data"]
-    assert said["figures"] and all(figure["value"] > 0 for figure in said["figures"])
+    output = json.loads(done.stdout)
+    assert "synthetic features of 40 images" in output["data"]
+    assert output["figures"] and all(figure["value"] > 0 for figure in output["figures"])

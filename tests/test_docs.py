@@ -136,12 +136,12 @@ def value_of(option: str, words: list[str]) -> str | None:
 
 @cache
 def help_of(module: str) -> str:
-    said = StringIO()
+    output = StringIO()
     main = importlib.import_module(module).main
-    with redirect_stdout(said), pytest.raises(SystemExit) as end:
+    with redirect_stdout(output), pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0
-    return said.getvalue()
+    return output.getvalue()
 
 
 def options(words: list[str]) -> set[str]:
@@ -348,7 +348,7 @@ def test_the_examples_of_extending_work_as_they_stand(drawn_folder: Path, tmp_pa
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(PROJECT / "vqa_repro", tmp_path / "vqa_repro", ignore=ignored)
     shutil.copy(PROJECT / "checkpoints_setup.py", tmp_path)
-    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "models").mkdir(parents=True)
     document = PROJECT / "docs" / "extending.md"
     for block in blocks(document):
         if block.language == "diff":
@@ -398,7 +398,7 @@ def mine_from(folder: Path, root: Path) -> None:
 def test_the_slurm_script_is_requeued_and_resumes(drawn_folder: Path, tmp_path: Path) -> None:
     document = PROJECT / "docs" / "slurm.md"
     script = next(b.text for b in shell_blocks(document) if "scontrol requeue" in b.text)
-    small = shlex.join(["--data", str(drawn_folder), *OPTIONS, "--epochs", "60"])
+    small = shlex.join(["--data", str(drawn_folder), *OPTIONS, "--epochs", "20"])
     assert "--recipe san-2-lstm-vqa-v2" in script
     (tmp_path / "job").write_text(script.replace("--recipe san-2-lstm-vqa-v2", small))
     programs = tmp_path / ".venv" / "bin"
@@ -420,8 +420,8 @@ def test_the_slurm_script_is_requeued_and_resumes(drawn_folder: Path, tmp_path: 
         with (tmp_path / "job.log").open("a") as log:
             process = subprocess.Popen(["bash", "job"], cwd=tmp_path, env=env, stdout=log)
         if until is not None:
-            before = said(tmp_path).count("  epoch ")
-            while said(tmp_path).count("  epoch ") == before and process.poll() is None:
+            before = job_log(tmp_path).count("  epoch ")
+            while job_log(tmp_path).count("  epoch ") == before and process.poll() is None:
                 time.sleep(0.05)
             os.kill(int((tmp_path / "step").read_text()), until)
         return process.wait(timeout=LIMIT)
@@ -434,11 +434,11 @@ def test_the_slurm_script_is_requeued_and_resumes(drawn_folder: Path, tmp_path: 
     run = tmp_path / "runs" / "san-2-lstm-vqa-v2-1"
     assert (run / "metrics.json").is_file()
     assert json.loads((run / "recipe.json").read_text())["training"]["seed"] == 1
-    assert said(tmp_path).count("resumed after step") == 2
-    assert re.search(r"[\r\x1b]", said(tmp_path)) is None
+    assert job_log(tmp_path).count("resumed after step") == 2
+    assert re.search(r"[\r\x1b]", job_log(tmp_path)) is None
 
 
-def said(folder: Path) -> str:
+def job_log(folder: Path) -> str:
     return (folder / "job.log").read_text()
 
 

@@ -57,11 +57,11 @@ def lock_text(wheelhouse: Path, *requirements: str) -> str:
 
 @contextlib.contextmanager
 def served(
-    root: Path, asked: list[str] | None = None, pause: Callable[[], float] = lambda: 0.0
+    root: Path, requested: list[str] | None = None, pause: Callable[[], float] = lambda: 0.0
 ) -> Iterator[str]:
     """Serve each folder of ``root`` as an index with hashes, at URL + "/FOLDER".
 
-    ``asked`` receives the requested paths, with "PATH from FIRST BYTE" for a range. After each
+    ``requested`` receives the requested paths, with "PATH from FIRST BYTE" for a range. After each
     64 KiB of a wheel it waits for ``pause`` seconds.
     """
 
@@ -71,8 +71,8 @@ def served(
         def do_GET(self) -> None:
             path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
             first = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-            if asked is not None and self.command == "GET":
-                asked.append(f"{path} from {first[1]}" if first else path)
+            if requested is not None and self.command == "GET":
+                requested.append(f"{path} from {first[1]}" if first else path)
             folder, _, name = path.strip("/").partition("/")
             file = root / folder / name
             if name.endswith(".whl") and file.is_file():

@@ -131,13 +131,15 @@ def test_damaged_and_converted_images_are_listed(tmp_path: Path) -> None:
         free.put(np.full((3, 8, 8, 3), 77, np.uint8))  # left there by the previous batch
     batches = [{0: "0", 2: "1"}, {1: "2", 2: "3"}, {0: "4"}, {0: "5", 1: "6"}]
     with ThreadPoolExecutor(2) as pool:
-        for batch, (places, room) in zip(batches, reader.batches(batches, free, pool), strict=True):
+        for batch, (places, block) in zip(
+            batches, reader.batches(batches, free, pool), strict=True
+        ):
             for place in range(3):
                 read = place in places
                 expected = read_image(images[batch[place]], 8) if read else 0
-                np.testing.assert_array_equal(room[place], expected)
+                np.testing.assert_array_equal(block[place], expected)
             seen.append([batch[place] for place in places])
-            free.put(room)
+            free.put(block)
     assert seen == [["0"], ["2", "3"], [], ["5", "6"]]
     assert reader.not_rgb == {"5": "grey", "6": "RGBA"}
     assert list(reader.damaged) == ["1", "4"] and reader.damaged["1"] == "missing"

@@ -236,8 +236,8 @@ def test_structure_is_checked(tmp_path: Path, asked: Any, answered: Any, message
         (tmp_path / QUESTIONS["v2"].format("val2014")).write_text(json.dumps(asked))
     if answered is not None:
         (tmp_path / ANNOTATIONS["v2"].format("val2014")).write_text(json.dumps(answered))
-    said = refusal(lambda: vqa.load(tmp_path, "v2", "val"))
-    assert message in said and str(tmp_path) in said
+    error = refusal(lambda: vqa.load(tmp_path, "v2", "val"))
+    assert message in error and str(tmp_path) in error
 
 
 @pytest.mark.parametrize("names", [QUESTIONS, ANNOTATIONS])
@@ -246,20 +246,20 @@ def test_damaged_json(tmp_path: Path, names: dict[str, str]) -> None:
     path = tmp_path / names["v2"].format("val2014")
     whole = path.read_bytes()
 
-    def said() -> str:
+    def error() -> str:
         return refusal(lambda: vqa.load(tmp_path, "v2", "val"))
 
     for size in range(len(whole)):  # a download may stop at any byte
         path.write_bytes(whole[:size])
-        assert f"{path}: cut off JSON" in said() or f"{path}: broken JSON" in said()
+        assert f"{path}: cut off JSON" in error() or f"{path}: broken JSON" in error()
     path.write_bytes(whole[:60])
-    assert "cut off JSON" in said() and "of 60" in said()
+    assert "cut off JSON" in error() and "of 60" in error()
     path.write_bytes(whole[:50] + b"\xff" + whole[51:])
-    assert f"{path}: not UTF-8 text: byte 50" in said()
+    assert f"{path}: not UTF-8 text: byte 50" in error()
     path.write_text("[" * 100_000)
-    assert "nested too deep" in said() or "cut off" in said()
+    assert "nested too deep" in error() or "cut off" in error()
     path.write_text('{"questions": ' + "1" * 5000 + "}")
-    assert f"{path}: not a data set: Exceeds the limit" in said()
+    assert f"{path}: not a data set: Exceeds the limit" in error()
     path.write_bytes(b"\xef\xbb\xbf" + whole)  # as saved by Windows editors
     assert len(vqa.load(tmp_path, "v2", "val").examples) == 1
 
@@ -274,7 +274,7 @@ def test_damaged_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             for member, text in members:
                 archive.writestr(member, text)
 
-    def said() -> str:
+    def error() -> str:
         message = refusal(lambda: vqa.load(tmp_path, "v2", "test2015"))
         assert str(path) in message
         return message
@@ -283,32 +283,32 @@ def test_damaged_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = path.read_bytes()
     for size in (30, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        assert f"the zip is cut off (after {size:,} bytes)" in said()
+        assert f"the zip is cut off (after {size:,} bytes)" in error()
     path.write_bytes(b"")
-    assert "not a zip" in said()
+    assert "not a zip" in error()
     path.write_text("<html>404</html>")
-    assert "not a zip" in said()
+    assert "not a zip" in error()
     path.write_bytes(whole[:200] + bytes(50) + whole[250:])
-    assert "damaged" in said()
+    assert "damaged" in error()
     at = whole.rindex(b"PK\x01\x02") + 8  # general purpose flags: bit 0, encrypted
     path.write_bytes(whole[:at] + struct.pack("<H", 1) + whole[at + 2 :])
-    assert "encrypted" in said()
+    assert "encrypted" in error()
     for at in range(len(whole) - 200, len(whole)):  # the central directory at its end
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         try:
             assert len(vqa.load(tmp_path, "v2", "test2015").examples) == 499
-        except UserError as error:
-            assert str(path) in str(error) and "\n" not in str(error)
+        except UserError as raised:
+            assert str(path) in str(raised) and "\n" not in str(raised)
     make(("readme.txt", ""))
-    assert f"0 files called {name}" in said()
+    assert f"0 files called {name}" in error()
     make((name, content), (f"copy/{name}", content))
-    assert "2 files called" in said()
+    assert "2 files called" in error()
     for unsafe in (f"../{name}", f"/{name}", f"a/../../{name}", f"..\\{name}"):
         make((unsafe, content))
-        assert "unsafe name in the zip" in said()
+        assert "unsafe name in the zip" in error()
     make((name, content))
     monkeypatch.setattr(sources, "MAX_BYTES", 1000)
-    assert "more than 1,000" in said()
+    assert "more than 1,000" in error()
     assert not list(tmp_path.glob("**/*.json"))
 
 
@@ -376,8 +376,8 @@ def test_a_lone_pair_is_train(tmp_path: Path) -> None:
     (tmp_path / "1.png").touch()
     split = load_folder(tmp_path, "train")
     assert split.images == {"1": tmp_path / "1.png"}
-    said = refusal(lambda: load_folder(tmp_path, "val"))
-    assert "no val_questions.json" in said and "annotations.json, questions.json" in said
+    error = refusal(lambda: load_folder(tmp_path, "val"))
+    assert "no val_questions.json" in error and "annotations.json, questions.json" in error
 
 
 def test_official_names_make_a_folder_too(tmp_path: Path) -> None:
@@ -388,23 +388,23 @@ def test_official_names_make_a_folder_too(tmp_path: Path) -> None:
 
 
 def test_bad_folder(tmp_path: Path) -> None:
-    def said() -> str:
+    def error() -> str:
         return refusal(lambda: load_folder(tmp_path, "train"))
 
-    assert "no train_questions.json" in said() and str(tmp_path) in said()
+    assert "no train_questions.json" in error() and str(tmp_path) in error()
     own(tmp_path, "train", questions(1), None)
-    assert "train_questions.json has no train_annotations.json next to it" in said()
+    assert "train_questions.json has no train_annotations.json next to it" in error()
     for name in ("../x.png", "/x.png", "", 7):
         asked = questions(1)
         asked["questions"][0]["image"] = name
         own(tmp_path, "train", asked, annotations(1))
-        assert f'question 10: "image" is {name!r}, not a file name below' in said()
+        assert f'question 10: "image" is {name!r}, not a file name below' in error()
     own(tmp_path, "train", questions(1), annotations(1))
     (tmp_path / "1.png").touch()
     (tmp_path / "1.jpg").touch()
-    assert "question 10: image 1 exists 2 times: 1.jpg, 1.png" in said()
+    assert "question 10: image 1 exists 2 times: 1.jpg, 1.png" in error()
     (tmp_path / "my_train_questions.json").touch()
-    assert "2 files for the questions of train" in said()
+    assert "2 files for the questions of train" in error()
     assert "no such folder" in refusal(lambda: load_folder(tmp_path / "no", "train"))
 
 

@@ -98,16 +98,16 @@ def test_a_run_keeps_the_answers_of_predict(
         assert asked.answers[0][0] == results[asked.question_id]["answer"]
         assert asked.label == truth[asked.question_id] and asked.human == [asked.label]
         assert asked.accuracy == float(asked.answers[0][0] == asked.label)
-        said = predictor.predict(
+        prediction = predictor.predict(
             drawn_folder / "images" / f"{asked.question_id // 10}.png", asked.question
         )
-        assert asked.words == said.words
-        assert [text for text, _ in asked.answers] == [text for text, _ in said.answers]
+        assert asked.words == prediction.words
+        assert [text for text, _ in asked.answers] == [text for text, _ in prediction.answers]
         assert dict(asked.answers)[asked.label] == asked.label_probability
-        for (_, p), (_, q) in zip(asked.answers, said.answers, strict=True):
+        for (_, p), (_, q) in zip(asked.answers, prediction.answers, strict=True):
             assert p == pytest.approx(q, abs=1e-3)
-        assert set(asked.attention) == set(said.attention)
-        for name, weights in said.attention.items():
+        assert set(asked.attention) == set(prediction.attention)
+        for name, weights in prediction.attention.items():
             assert asked.attention[name] == pytest.approx(weights.tolist(), abs=1e-3)
 
 

@@ -213,16 +213,16 @@ def of_runs(run: Path) -> dict[str, Reader]:
     names += ["log.jsonl", "model.safetensors", "checkpoint.pt"]
     names += [f"gallery/{path.name}" for path in (run / "gallery").iterdir()]
     files = {name: (run / name).read_bytes() for name in names}
-    told: dict[str, Damage] = {name: damaged_json for name in names if name.endswith(".json")}
-    told |= {"log.jsonl": damaged_lines, "gallery/1.jpg": damaged_bytes}
-    asked: dict[str, Damage] = {
+    reported: dict[str, Damage] = {name: damaged_json for name in names if name.endswith(".json")}
+    reported |= {"log.jsonl": damaged_lines, "gallery/1.jpg": damaged_bytes}
+    predicted: dict[str, Damage] = {
         name: damaged_json for name in ("recipe.json", "vocabulary.json", "features.json")
     }
-    asked["model.safetensors"] = damaged_header
+    predicted["model.safetensors"] = damaged_header
     state: dict[str, Damage] = {"checkpoint.pt": damaged_state}
     return {
-        "run folder": Reader(files, told, read_run, 0.3),
-        "run that is asked": Reader(files, asked, ask_run, 0.05),
+        "run folder": Reader(files, reported, read_run, 0.3),
+        "run that is asked": Reader(files, predicted, ask_run, 0.05),
         "training checkpoint": Reader(files, state, read_checkpoint, 0.05),
         "recipe": one_file(
             "r.toml", toml(RECIPE), damaged_recipe, lambda f: load_recipe(str(f / "r.toml"), {})
@@ -293,7 +293,7 @@ def of_checkpoints(scratch: Path) -> dict[str, Reader]:
         ".toy-00000000.pth.in-use": f"{2**30} 1 {socket.gethostname()} 2020-01-01 00:00:00",
         "toy-00000000.pth.part.json": {"url": "http://h/", "validator": "v", "length": 4},
     }
-    beside = {name: json.dumps(note).encode() for name, note in notes.items()}
+    noted = {name: json.dumps(note).encode() for name, note in notes.items()}
     parts = {"toy-00000000.pth.part": b"abc", "toy-00000000.pth": b"abcd"}
     weights = "weights.pth"
     return {
@@ -305,7 +305,7 @@ def of_checkpoints(scratch: Path) -> dict[str, Reader]:
             weights, (scratch / "tar.pth").read_bytes(), damaged_bytes, read_backbone, 0.05
         ),
         "notes of a download": Reader(
-            beside | parts, dict.fromkeys(beside, damaged_json), read_notes
+            noted | parts, dict.fromkeys(noted, damaged_json), read_notes
         ),
     }
 

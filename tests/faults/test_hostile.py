@@ -73,9 +73,9 @@ READERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def read(path: Path, said: Path) -> None:
-    """Read a file in its own process; write the outcome and the memory used to ``said``."""
-    sys.stdout = said.open("w")
+def read(path: Path, outcome_file: Path) -> None:
+    """Read a file in its own process; write the outcome and the memory used to ``outcome_file``."""
+    sys.stdout = outcome_file.open("w")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         READERS[path.name](path)
@@ -284,8 +284,8 @@ def test_hostile_files_are_refused(forks: ForkServerContext, what: str, tmp_path
     process.start()
     process.join(LIMIT)
     assert process.exitcode == 0
-    *_, said, peak = lines = (tmp_path / "said").read_text().splitlines()
-    assert said.startswith("refused: ") or not words
+    *_, outcome, peak = lines = (tmp_path / "said").read_text().splitlines()
+    assert outcome.startswith("refused: ") or not words
     assert any(words in line for line in lines)
     assert not touched.exists()
     assert {path.name for path in folder.iterdir()} <= {name, "checkpoint.pt"}
@@ -329,9 +329,9 @@ def changed(recipe: dict[str, Any], option: str, value: Any) -> dict[str, Any]:
     return recipe | {section: recipe[section] | {key: value}}
 
 
-def ask_all_verbs(run: Path, recipe: dict[str, Any], said: Path) -> None:
+def ask_all_verbs(run: Path, recipe: dict[str, Any], outcome_file: Path) -> None:
     """Pass the recipe to every verb that takes one, in its own process; measure the memory."""
-    sys.stdout = said.open("w")
+    sys.stdout = outcome_file.open("w")
     # The first tensor on "meta" imports many modules.
     with torch.device("meta"):
         torch.nn.LSTM(1, 1)

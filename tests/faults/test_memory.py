@@ -27,7 +27,7 @@ def forks() -> ForkServerContext:
     return ready()
 
 
-def starved(verb: str, arguments: list[str], said: Path) -> None:
+def starved(verb: str, arguments: list[str], output: Path) -> None:
     """Run a verb as the command line does, in its own process with little memory."""
     torch.set_num_threads(1)
     with torch.device("meta"):  # which imports many modules
@@ -35,7 +35,7 @@ def starved(verb: str, arguments: list[str], said: Path) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + ROOM
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    sys.stderr = said.open("w", buffering=1)
+    sys.stderr = output.open("w", buffering=1)
     main_guard(lambda: MAIN[verb](arguments))
 
 
@@ -75,11 +75,11 @@ def test_out_of_memory_in_a_verb_is_one_line(
     else:
         arguments += ["--run", of_size(tmp_path / "run", finished, 4096)]
         arguments += ["--image", picture, "--question", "is it red?"]
-    said = tmp_path / "said"
-    process = forks.Process(target=starved, args=(verb, list(map(str, arguments)), said))
+    output = tmp_path / "said"
+    process = forks.Process(target=starved, args=(verb, list(map(str, arguments)), output))
     process.start()
     process.join(LIMIT)
-    text = said.read_text()
+    text = output.read_text()
     assert process.exitcode == EXIT_BAD_INPUT, text
     (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
     assert re.fullmatch(r"error: out of memory \(another \d.* requested\): .*--device .*", line)
@@ -98,6 +98,6 @@ def test_out_of_memory_in_a_verb_is_one_line(
 )
 def test_out_of_memory_errors_are_all_recognised(error: Exception) -> None:
     """Use the errors of torch and numpy in place of a full GPU."""
-    said = r"out of memory( \(another 2.34 GiB requested\))?: try"
-    with pytest.raises(UserError, match=said), explain_out_of_memory("try less"):
+    pattern = r"out of memory( \(another 2.34 GiB requested\))?: try"
+    with pytest.raises(UserError, match=pattern), explain_out_of_memory("try less"):
         raise error

@@ -165,17 +165,17 @@ def test_one_flipped_bit_anywhere_is_detected(whole: Path, tmp_path: Path) -> No
     run = open_run(whole)
     data = (whole / "checkpoint.pt").read_bytes()
     run.folder.joinpath("checkpoint.pt").write_bytes(data)
-    said: list[str] = []
+    notes: list[str] = []
     try:
         for place in range(1000, len(data) - 50_000, len(data) // 20):
             damaged = bytearray(data)
             damaged[place] ^= 4
             (whole / "checkpoint.pt").write_bytes(damaged)
-            state = run.load_checkpoint(said.append)
+            state = run.load_checkpoint(notes.append)
             assert state is not None and state["epoch"] == 2, "the one before"
     finally:
         (whole / "checkpoint.pt").write_bytes(data)
-    assert len(said) >= 19 and all("checkpoint.pt is damaged (" in line for line in said)
+    assert len(notes) >= 19 and all("checkpoint.pt is damaged (" in line for line in notes)
 
 
 @pytest.mark.parametrize(

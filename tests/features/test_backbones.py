@@ -55,7 +55,7 @@ def test_every_kind_of_vgg19_file_is_taken(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "other", "said"),
+    ("name", "other", "expected"),
     [
         ("vgg19", "vgg16", "not vgg19: 12 keys missing and 6 too many"),
         ("vgg19", "vgg19_bn", "not vgg19"),
@@ -66,11 +66,13 @@ def test_every_kind_of_vgg19_file_is_taken(tmp_path: Path, kind: str) -> None:
         ("resnet50", "wide_resnet50_2", "not resnet50: size mismatch"),
     ],
 )
-def test_another_networks_file_is_refused(tmp_path: Path, name: str, other: str, said: str) -> None:
+def test_another_networks_file_is_refused(
+    tmp_path: Path, name: str, other: str, expected: str
+) -> None:
     torch.save(weights_of(other), tmp_path / "w.pth")
     with pytest.raises(UserError) as error:
         load_backbone(name, tmp_path / "w.pth")
-    assert str(error.value).startswith(f"{tmp_path / 'w.pth'}: {said}")
+    assert str(error.value).startswith(f"{tmp_path / 'w.pth'}: {expected}")
     assert "\n" not in str(error.value)
 
 

@@ -147,12 +147,12 @@ def test_pixels_and_empty_rows(tmp_path: Path) -> None:
 
 def test_packing_is_lossless_and_takes_the_predicted_memory() -> None:
     values = torch.from_numpy(sparse(500))
-    said = compressed_bytes(values, 500)
-    for room in (1, said):  # too little, then enough
-        packed = compress(values.split(64), 500, room)
+    predicted = compressed_bytes(values, 500)
+    for available in (1, predicted):  # too little, then enough
+        packed = compress(values.split(64), 500, available)
         which = torch.randperm(500)
         assert bits(packed[which]) == bits(values[which])
-    assert 0.9 * said < packed.nbytes < 1.1 * said < values.nbytes
+    assert 0.9 * predicted < packed.nbytes < 1.1 * predicted < values.nbytes
     empty = torch.zeros(2, 1, 8, dtype=torch.float16)
     assert bits(compress([empty], 2, 0)[torch.tensor([1])]) == bits(empty[1:])
 
@@ -261,11 +261,11 @@ def test_training_is_the_same_in_every_placement_and_reports_it(
     drawn_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = []
-    for where, said in (("device", "in the memory of the host"), ("disk", "on the disk")):
+    for where, text in (("device", "in the memory of the host"), ("disk", "on the disk")):
         run = tmp_path / where
         given = [*options(drawn_folder, run, 1), "--root", str(tmp_path), "--device", "cpu"]
         assert train.main([*given, "--feature-placement", where]) == 0
-        assert said in capsys.readouterr().out
-        assert said in json.loads((run / "environment.json").read_text())["features"]
+        assert text in capsys.readouterr().out
+        assert text in json.loads((run / "environment.json").read_text())["features"]
         weights.append((run / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]

@@ -172,9 +172,9 @@ def test_damaged_images_are_counted_named_and_replaced_one_by_one(
     images, path = damaged(tmp_path), tmp_path / "p.safetensors"
     with pytest.raises(UserError) as error:
         store_pixels(images, path, 8)
-    said = str(error.value)
-    assert said.startswith("2 of 5 images are damaged: ") and "\n" not in said
-    assert f"{images['b']} (missing), {images['d']} (not a readable image" in said
+    output = str(error.value)
+    assert output.startswith("2 of 5 images are damaged: ") and "\n" not in output
+    assert f"{images['b']} (missing), {images['d']} (not a readable image" in output
     assert f"1 of 5 images read were not RGB and were converted: {images['e']} (grey)" in (
         capsys.readouterr().err
     )
@@ -204,7 +204,7 @@ def test_damaged_images_are_skipped_on_request(tmp_path: Path) -> None:
         images[name].unlink()
     picture(images["b"])
     again = store_pixels(images, path, 8, skip_damaged=True)
-    assert again.left_out == store.left_out, "what is finished is not begun again"
+    assert again.left_out == store.left_out, "a finished store is not extracted again"
     with pytest.raises(UserError, match=r"^1 of 5 .*d\.png"):
         store_pixels(images, path, 8)
     grown = store_pixels({"b": images["b"]}, path, 8)
@@ -269,9 +269,9 @@ def test_two_processes_make_one_store(tmp_path: Path) -> None:
         assert process.stdin
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = [process.communicate(timeout=LIMIT) for process in processes]
-    assert [out for out, _ in said] == ["60\n"] * 3, said
-    assert any("waiting for process" in err for _, err in said)
+    output = [process.communicate(timeout=LIMIT) for process in processes]
+    assert [out for out, _ in output] == ["60\n"] * 3, output
+    assert any("waiting for process" in err for _, err in output)
     store = open_store(tmp_path / "p.safetensors")
     for key, row in store.row_of.items():
         np.testing.assert_array_equal(store.rows[row], read_image(tmp_path / f"{key}.png", 16))

@@ -196,7 +196,7 @@ def test_help_names_every_option_and_exit_code(copy: Copy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["--fast"], "--fast"),
         (["chekc"], "chekc"),
@@ -209,13 +209,15 @@ def test_help_names_every_option_and_exit_code(copy: Copy) -> None:
         (["check", "--", "--epochs", "3"], "takes no arguments"),
     ],
 )
-def test_bad_arguments_are_one_line_and_exit_2(copy: Copy, arguments: list[str], said: str) -> None:
+def test_bad_arguments_are_one_line_and_exit_2(
+    copy: Copy, arguments: list[str], expected: str
+) -> None:
     before = files_below(copy.root, copy.home)
     result = copy.run(*arguments, exits=2)
     assert result.stdout == ""
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
-    assert said in result.stderr
+    assert expected in result.stderr
     assert files_below(copy.root, copy.home) == before
 
 
@@ -345,11 +347,11 @@ def test_a_disk_that_fills_up_is_named(copy: Copy, small_disk: Path) -> None:
 
 def cards(copy: Copy, driver: str, *capabilities: str) -> None:
     """Put an nvidia-smi in PATH that answers the requested fields for these GPUs."""
-    said = "for field in $(echo ${1#--query-gpu=} | tr , ' '); do case $field in\n"
+    script = "for field in $(echo ${1#--query-gpu=} | tr , ' '); do case $field in\n"
     fields = {"driver_version": driver, "name": "Some Card", "memory.total": "16160"}
-    said += "".join(f'  {name}) row="$row, {value}";;\n' for name, value in fields.items())
-    said += '  compute_cap) row="$row, $capability";;\n  *) row="$row, [N/A]";; esac; done\n'
-    lines = f"for capability in {' '.join(capabilities)}; do row=\n{said}echo ${{row#, }}; done"
+    script += "".join(f'  {name}) row="$row, {value}";;\n' for name, value in fields.items())
+    script += '  compute_cap) row="$row, $capability";;\n  *) row="$row, [N/A]";; esac; done\n'
+    lines = f"for capability in {' '.join(capabilities)}; do row=\n{script}echo ${{row#, }}; done"
     shims(copy, **{"nvidia-smi": lines})
 
 
@@ -385,9 +387,9 @@ def test_driver_and_cards_decide_on_the_build(
         f"Some Card, 16160 MiB, compute capability {capability}, driver {driver}"
         for capability in (each.replace("[N/A]", "unknown") for each in capabilities)
     ]
-    ((state, said),) = re.findall(r"torch +(ok|problem) +(.*)", out)
+    ((state, answer),) = re.findall(r"torch +(ok|problem) +(.*)", out)
     assert state == ("ok" if known else "problem")
-    assert said.startswith(f"the build {build}, ") if known else build in said
+    assert answer.startswith(f"the build {build}, ") if known else build in answer
     if not known:  # nothing is installed before the user decides
         assert "CUDA_VISIBLE_DEVICES" in copy.run("env", exits=20).stdout
         assert not copy.venv.exists()
@@ -396,7 +398,7 @@ def test_driver_and_cards_decide_on_the_build(
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "expected"),
     [
         ("trap '' TERM; sleep 100; sleep 100", "the driver hangs; reboot"),
         ("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18", "mismatch"),
@@ -404,11 +406,11 @@ def test_driver_and_cards_decide_on_the_build(
         ("exit 0", "no usable card"),
     ],
 )
-def test_a_driver_in_trouble_is_a_note(copy: Copy, script: str, said: str) -> None:
+def test_a_driver_in_trouble_is_a_note(copy: Copy, script: str, expected: str) -> None:
     shims(copy, **{"nvidia-smi": script})
     out = copy.run("check").stdout
     (line,) = re.findall(r"gpu +note +(.*)", out)
-    assert said in line and "the build cu130" in out
+    assert expected in line and "the build cu130" in out
 
 
 def test_a_missing_lock_is_explained(copy: Copy) -> None:
@@ -564,15 +566,15 @@ def test_a_disk_that_runs_no_programs(
 ) -> None:
     """Mount it noexec, as some clusters do with scratch disks."""
     remount(other_disk, "noexec")
-    said = "exec +problem +{} is on a disk mounted noexec.*--venv DIR"
+    pattern = "exec +problem +{} is on a disk mounted noexec.*--venv DIR"
     venv = other_disk / "venv"
     out = copy.run("env", "--venv", str(venv), exits=12).stdout  # which is full, too
-    assert re.search(said.format(re.escape(str(venv))), out)
+    assert re.search(pattern.format(re.escape(str(venv))), out)
     assert not list(other_disk.iterdir())
     project = make_copy(other_disk / "copy", tmp_path / "another home", wheelhouse)
     project.before = ["bash"]  # a shell's code: bootstrap.sh itself may not be executed there
     out = project.run("env", exits=12).stdout
-    assert len(re.findall(said.format(".*"), out)) == 2  # of the environment, of .bootstrap
+    assert len(re.findall(pattern.format(".*"), out)) == 2  # of the environment, of .bootstrap
 
 
 def test_a_python_without_pip_and_ensurepip(copy: Copy) -> None:
@@ -931,13 +933,13 @@ def test_a_big_wheel_resumes_after_a_kill(copy: Copy, tmp_path: Path) -> None:
     (copy.root / "requirements.lock").write_text(text)
     for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
         del copy.environ[name]
-    asked: list[str] = []
+    requested: list[str] = []
     pause = 0.1
     part = copy.root / f".bootstrap/big/arriving/{wheel.name}.part"
-    with served(tmp_path / "index", asked, lambda: pause) as url:
+    with served(tmp_path / "index", requested, lambda: pause) as url:
         copy.environ |= {"VQA_OFFLINE": "0", "PIP_INDEX_URL": f"{url}/usual"}
         for arrived in (
-            lambda: any(path.endswith(wheel.name) for path in asked),  # uv's first attempt
+            lambda: any(path.endswith(wheel.name) for path in requested),  # uv's first attempt
             lambda: part.exists() and part.stat().st_size > 500_000,
             lambda: part.stat().st_size > 1_500_000,
         ):
@@ -950,10 +952,10 @@ def test_a_big_wheel_resumes_after_a_kill(copy: Copy, tmp_path: Path) -> None:
             wait_for(lambda: not is_alive(installer))  # noqa: B023
         have = part.stat().st_size
         pause = 0.0
-        asked.clear()
+        requested.clear()
         copy.run("env")
-    (begun,) = (path for path in asked if wheel.name in path)
-    assert int(begun.partition(" from ")[2]) == have
+    (resumed,) = (path for path in requested if wheel.name in path)
+    assert int(resumed.partition(" from ")[2]) == have
     assert copy.python("import torch, alpha; print(alpha.version)") == "1.0"
     assert not (copy.root / ".bootstrap/big").exists()
 
@@ -1120,14 +1122,14 @@ def test_a_bundle_installs_without_a_network(
     there = server(connected, out, tmp_path)
     without_network(there)
     process = there.start("--bundle", str(out), "--", "--epochs", "3")
-    said, err = process.communicate(timeout=LIMIT)
-    assert process.returncode == 7, said + err  # the exit code of train
-    assert "verifying" in said and "no network is needed" in said
-    assert f"uv {UV_VERSION}, as requirements.lock names it, fetched just now" in said
+    output, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 7, output + err  # the exit code of train
+    assert "verifying" in output and "no network is needed" in output
+    assert f"uv {UV_VERSION}, as requirements.lock names it, fetched just now" in output
     assert there.python("import alpha, beta; print(alpha.version)") == "1.0"
     (checkpoint,) = (there.home / "hub/checkpoints").glob("*.pth")
     assert checkpoint.read_bytes() == CHECKPOINT
-    assert "checkpoint:" not in said.splitlines()[-1]  # train had it
+    assert "checkpoint:" not in output.splitlines()[-1]  # train had it
     assert not (there.root / ".bootstrap/bundle").exists()
     again = there.run("--bundle", str(out), "--skip", "train").stdout
     assert "verifying" not in again  # nothing in it is needed
@@ -1152,9 +1154,9 @@ def test_the_child_of_a_killed_bundle_build_is_ended(connected: Copy, tmp_path: 
         second = connected.start("bundle", str(out))
         wait_for(lambda: not is_alive(maker))
         pause = 0.0
-        said, err = second.communicate(timeout=LIMIT)
+        output, err = second.communicate(timeout=LIMIT)
         process.communicate()
-    assert second.returncode == 0 and "is being continued" in said and "continuing at" in err
+    assert second.returncode == 0 and "is being continued" in output and "continuing at" in err
     assert "nothing to do" in connected.run("bundle", str(out)).stdout
 
 

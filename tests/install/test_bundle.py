@@ -47,7 +47,7 @@ class Project:
     home: Path
     url: str
     environ: dict[str, str]
-    asked: list[str]  # requests to the index
+    requested: list[str]  # requests to the index
     pause: list[float]  # seconds that the index waits after each 64 KiB
 
     @property
@@ -135,9 +135,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def in_place(folder: Path) -> Iterator[Project]:
     root, home = folder / 'the "project" [ü]', folder / "home"
-    asked: list[str] = []
+    requested: list[str] = []
     pause = [0.0]
-    with served(home / "index", asked, lambda: pause[0]) as url:
+    with served(home / "index", requested, lambda: pause[0]) as url:
         environ = {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "HOME": str(home),
@@ -147,7 +147,7 @@ def in_place(folder: Path) -> Iterator[Project]:
             "PIP_INDEX_URL": f"{url}/usual",
             "PIP_RETRIES": "0",
         }
-        yield Project(root, home, url, environ, asked, pause)
+        yield Project(root, home, url, environ, requested, pause)
 
 
 @pytest.fixture
@@ -202,8 +202,8 @@ def replace_line(out: Path, old: str, new: str) -> None:
 
 def test_it_is_complete_and_sha256sum_verifies_it(project: Project) -> None:
     seed(project)
-    said = project.make()
-    assert "without vgg19-d01eb7cb.pth, which is not here" in said
+    output = project.make()
+    assert "without vgg19-d01eb7cb.pth, which is not here" in output
     assert project.wheels() == {"alpha", "big", "native", "words", "lab"} | (
         {"old"} if PYTHON == "3.10" else set()
     )
@@ -248,18 +248,18 @@ def test_a_bundle_for_another_python(project: Project) -> None:
     (native,) = (project.out / "wheels").glob("native-*")
     assert f"-cp{other.replace('.', '')}-" in native.name
     assert ("old" in project.wheels()) == (other == "3.10")
-    said = project.open(exits=19)
-    assert f"is for python '{other}', and here is '{PYTHON}'" in said
-    assert f"./bootstrap.sh bundle OUT --python {PYTHON}" in said
+    output = project.open(exits=19)
+    assert f"is for python '{other}', and here is '{PYTHON}'" in output
+    assert f"./bootstrap.sh bundle OUT --python {PYTHON}" in output
 
 
 def test_a_second_call_has_nothing_to_do(made: Project) -> None:
     seed(made)
     made.make()
     before = state_of(made.out)
-    made.asked.clear()
+    made.requested.clear()
     assert "complete, nothing to do" in made.make()
-    assert made.asked == []
+    assert made.requested == []
     assert state_of(made.out) == before
 
 
@@ -268,10 +268,10 @@ def test_an_outdated_bundle_is_updated(made: Project) -> None:
     make_wheel(made.index, "alpha", "2.0", {"alpha.py": b"version = 2\n"})
     made.lock("alpha==2.0", "native==1.0")
     (made.root / "jupyter.lock").write_text(lock_text(made.index, "lab==1.0"))
-    made.asked.clear()
+    made.requested.clear()
     made.make()
     assert made.wheels() == {"alpha", "native", "words", "lab"}
-    assert [path for path in made.asked if path.endswith(".whl")] == [
+    assert [path for path in made.requested if path.endswith(".whl")] == [
         "/usual/alpha-2.0-py3-none-any.whl"
     ]
     assert (made.out / "checkpoints" / CHECKPOINT_NAME).exists()
@@ -293,9 +293,9 @@ def test_killed_while_building_it_resumes(project: Project) -> None:
         process.communicate()
         assert not project.out.exists()
     there = {path.name for path in (part / "wheels").iterdir()}
-    project.asked.clear()
+    project.requested.clear()
     assert "is being continued" in project.make()
-    fetched = {path.rpartition("/")[2] for path in project.asked if path.endswith(".whl")}
+    fetched = {path.rpartition("/")[2] for path in project.requested if path.endswith(".whl")}
     assert len(there) >= 9 and not fetched & there
     project.open()
     assert not part.exists()
@@ -317,8 +317,8 @@ def test_a_big_wheel_resumes_after_a_kill(project: Project) -> None:
         have.append(part.stat().st_size)
     project.pause[0] = 0
     assert project.run("make", project.out, "--python", PYTHON, "--torch", "cu130", quiet=False)
-    begun = [path.partition(" from ")[2] for path in project.asked if "/big-1.0" in path]
-    assert [int(first or 0) for first in begun] == have  # no byte was fetched twice
+    starts = [path.partition(" from ")[2] for path in project.requested if "/big-1.0" in path]
+    assert [int(first or 0) for first in starts] == have  # no byte was fetched twice
     project.open()
 
 
@@ -326,7 +326,7 @@ def test_a_big_wheel_resumes_after_a_kill(project: Project) -> None:
 def test_without_an_index_it_is_left_to_pip(project: Project) -> None:
     project.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(project.index)}
     project.make()
-    assert project.asked == []
+    assert project.requested == []
     project.open()
 
 
@@ -351,15 +351,15 @@ def test_a_wheel_missing_from_the_index_is_named(project: Project) -> None:
     (project.index / "alpha-1.0-py3-none-any.whl").unlink()
     url = project.url.replace("://", "://someone:hush-hush@")
     project.environ["PIP_INDEX_URL"] = f"{url}/usual"
-    said = project.make(exits=14)
-    assert "alpha==1.0 could not be downloaded" in said
-    assert "the same command continues" in said and "hush-hush" not in said
+    output = project.make(exits=14)
+    assert "alpha==1.0 could not be downloaded" in output
+    assert "the same command continues" in output and "hush-hush" not in output
 
 
 def test_a_missing_lock_is_explained(project: Project) -> None:
-    said = project.run("make", project.out, "--python", PYTHON, "--torch", "cu126", exits=20)
-    assert "no requirements-cu126.lock" in said
-    assert "python .ci/make_lock.py --torch cu126" in said
+    output = project.run("make", project.out, "--python", PYTHON, "--torch", "cu126", exits=20)
+    assert "no requirements-cu126.lock" in output
+    assert "python .ci/make_lock.py --torch cu126" in output
 
 
 # --- faults --------------------------------------------------------------------------------------
@@ -465,11 +465,11 @@ FAULTS: list[tuple[Callable[[Path], object], str]] = [
 def test_every_fault_is_found_before_anything_is_installed(made: Project) -> None:
     whole = made.home / "whole"
     made.out.rename(whole)
-    for damage, said in FAULTS:
+    for damage, expected in FAULTS:
         shutil.copytree(whole, made.out)
         damage(made.out)
         answer = made.open(exits=19)
-        assert said in answer, answer
+        assert expected in answer, answer
         assert not list(made.into.glob("*/*"))
         shutil.rmtree(made.out)
         shutil.rmtree(made.home / "elsewhere", ignore_errors=True)
@@ -485,9 +485,9 @@ def link_the_new(out: Path) -> None:
 @pytest.mark.parametrize("damage", [truncate, change_a_byte, link_instead, link_the_new])
 def test_building_again_repairs_it(made: Project, damage: Callable[[Path], None]) -> None:
     damage(made.out)
-    made.asked.clear()
+    made.requested.clear()
     assert "is to be mended" in made.make()
-    wheels = [path for path in made.asked if path.endswith(".whl")]
+    wheels = [path for path in made.requested if path.endswith(".whl")]
     assert wheels == ["/usual/alpha-1.0-py3-none-any.whl"]
     made.open()
     assert damage is not link_the_new or (made.home / "mine").read_bytes() == b""
@@ -496,8 +496,8 @@ def test_building_again_repairs_it(made: Project, damage: Callable[[Path], None]
 def test_a_bundle_of_another_lock_is_refused(made: Project) -> None:
     with (made.root / "wordnet.lock").open("a") as lockfile:
         lockfile.write("# another\n")
-    said = made.open(exits=19)
-    assert "made for another wordnet.lock" in said and "code.tar.gz" in said
+    output = made.open(exits=19)
+    assert "made for another wordnet.lock" in output and "code.tar.gz" in output
 
 
 def test_a_wheel_outside_the_locks_is_refused_even_if_in_the_manifest(
@@ -559,10 +559,10 @@ def test_parts_are_small_enough_and_are_joined(made: Project) -> None:
     before = init_distributed.stat().st_ino
     made.open()
     assert init_distributed.stat().st_ino == before
-    made.asked.clear()
+    made.requested.clear()
     assert "nothing to do" in made.make("--split", "1M")
     made.make()  # complete again without a download
-    assert not any(path.endswith(".whl") for path in made.asked)
+    assert not any(path.endswith(".whl") for path in made.requested)
     assert not list(made.out.rglob("*.001"))
     made.open()
 
@@ -591,9 +591,9 @@ def test_killed_while_splitting_it_resumes(made: Project) -> None:
     path = part / "wheels/big-1.0-py3-none-any.whl"
     path.write_bytes(original)  # splitting removes the whole file last
     (part / "wheels/big-1.0-py3-none-any.whl.003").unlink()
-    made.asked.clear()
+    made.requested.clear()
     made.make("--split", "1M")
-    assert not any(path.endswith(".whl") for path in made.asked)
+    assert not any(path.endswith(".whl") for path in made.requested)
     made.open()
 
 
@@ -653,16 +653,16 @@ def test_a_stick_holds_a_bundle_but_no_project(project: Project, stick: Path) ->
     assert "nothing to do" in project.run("make", out, "--split", "1M", *options)
     project.run("open", out, "--into", project.into, *options)
     assert len(list(project.into.glob("wheels/*.whl"))) == 5 + (PYTHON == "3.10")
-    said = project.run("open", out, "--into", stick / "into", *options, exits=13)
-    assert "a disk that has no links, as FAT and exFAT" in said
+    output = project.run("open", out, "--into", stick / "into", *options, exits=13)
+    assert "a disk that has no links, as FAT and exFAT" in output
 
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_building(project: Project, small_disk: Path) -> None:
     out = small_disk / "out"
     arguments = ("make", out, "--python", PYTHON, "--torch", "cu130")
-    said = project.run(*arguments, exits=12)
-    assert "no room on the disk" in said or "No space left" in said
+    output = project.run(*arguments, exits=12)
+    assert "no room on the disk" in output or "No space left" in output
     assert not out.exists()
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
     assert "is being continued" in project.run(*arguments)
@@ -672,8 +672,8 @@ def test_a_disk_that_fills_up_while_building(project: Project, small_disk: Path)
 def test_too_little_space_to_join_is_detected_first(made: Project, small_disk: Path) -> None:
     made.make("--split", "1M")
     options = ("--python", PYTHON, "--torch", "cu130")
-    said = made.run("open", made.out, "--into", small_disk, *options, exits=12)
-    assert "joining the bundle's parts needs 3 MB" in said
+    output = made.run("open", made.out, "--into", small_disk, *options, exits=12)
+    assert "joining the bundle's parts needs 3 MB" in output
     assert not list(small_disk.rglob("*.whl"))
 
 

@@ -143,11 +143,11 @@ class Run:
         assert self.target.read_bytes() == DATA
         assert self.others() == set()
 
-    def assert_nothing(self, code: int, *said: str) -> None:
+    def assert_nothing(self, code: int, *message: str) -> None:
         """Assert that the target is absent and the last line names the error and the fix."""
         assert self.code == code, self.err
         assert not os.path.lexists(self.target)
-        for words in said:
+        for words in message:
             assert words in self.err
         assert self.err.splitlines()[-1].startswith("error: ")
 
@@ -210,14 +210,14 @@ RECOVERED = [  # fault, first bytes of the requests, part of the message, settin
 
 
 @pytest.mark.parametrize(
-    ("fault", "expected", "said", "settings"), RECOVERED, ids=[row[0] for row in RECOVERED]
+    ("fault", "expected", "message", "settings"), RECOVERED, ids=[row[0] for row in RECOVERED]
 )
 def test_recovers(
     run: Run,
     server: FaultServer,
     fault: str,
     expected: list[int] | None,
-    said: str,
+    message: str,
     settings: dict[str, object],
 ) -> None:
     settings = dict(settings)
@@ -225,7 +225,7 @@ def test_recovers(
     assert isinstance(args, list)
     run("toy", "--from", server.url(fault), *args, **settings)
     run.assert_right()
-    assert said in run.err
+    assert message in run.err
     assert {a.method for a in server.log} == {"GET"}  # HEAD is often refused
     assert expected is None or begins(server) == expected
 
@@ -261,16 +261,16 @@ GIVEN_UP = [  # fault, exit code, part of the message, settings
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "said", "settings"), GIVEN_UP, ids=[row[0] for row in GIVEN_UP]
+    ("fault", "code", "message", "settings"), GIVEN_UP, ids=[row[0] for row in GIVEN_UP]
 )
 def test_gives_up_with_a_clear_error(
-    run: Run, server: FaultServer, fault: str, code: int, said: str, settings: dict[str, object]
+    run: Run, server: FaultServer, fault: str, code: int, message: str, settings: dict[str, object]
 ) -> None:
     settings = dict(settings)
     args = settings.pop("args", [])
     assert isinstance(args, list)
     run("toy", "--from", server.url(fault), *args, **settings)
-    run.assert_nothing(code, said, "python checkpoints_setup.py toy --from")
+    run.assert_nothing(code, message, "python checkpoints_setup.py toy --from")
     assert "secret" not in run.err and "\x1b" not in run.err
 
 
@@ -544,14 +544,18 @@ def test_stopped_by_a_signal(
 @posix_only
 @pytest.mark.parametrize("links", ["real", "none"])
 def test_two_at_once_download_once(run: Run, server: FaultServer, links: str) -> None:
-    first = run.start("toy", "--from", server.url("slow"), links=links)
-    run.wait_for_part(SIZE // 10)
+    first = run.start("toy", "--from", server.url("paused"), links=links)
+    run.wait_for_part(HALF)
     other = Run(run.folder)
-    other("toy", "--from", server.url("slow"), links=links)
+    process = other.start("toy", "--from", server.url("paused"), links=links)
+    assert process.stderr
+    waiting = process.stderr.readline()
+    server.resume.set()
+    other.finish()
     run.finish()
     run.assert_right()
     other.assert_right()
-    assert f" {first.pid} on {socket.gethostname()}, since 20" in other.err
+    assert f" {first.pid} on {socket.gethostname()}, since 20" in waiting
     assert begins(server) == [0]
 
 
@@ -569,8 +573,8 @@ def test_the_lock_of_a_killed_run_is_taken_over(run: Run, server: FaultServer, l
 @posix_only
 @pytest.mark.parametrize("links", ["real", "none"])
 def test_waiting_ends(run: Run, server: FaultServer, links: str) -> None:
-    first = run.start("toy", "--from", server.url("slow"), links=links)
-    run.wait_for_part(SIZE // 10)
+    first = run.start("toy", "--from", server.url("paused"), links=links)
+    run.wait_for_part(HALF)
     other = Run(run.folder)
     assert other("toy", "--lock-wait", "0.3", links=links) == 5
     assert f"{first.pid} on {socket.gethostname()}" in other.err.splitlines()[-1]
@@ -846,22 +850,22 @@ def test_copies_a_file_of_any_name(run: Run, tmp_path: Path, name: str, scan: bo
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "it has 0 bytes"),
         (DATA[:HALF], "it has 150,000 bytes"),
-        (gzip.compress(TWIN_DATA[:HALF], 1), " bytes"),
+        (gzip.compress(TWIN_DATA[:HALF], 1, mtime=0), " bytes"),
         (b"<html>please log in</html>", "26 bytes"),
         (ROUGH_DATA, f"it could be {ROUGH['filename']}"),
         (TWIN_DATA, f"{str(TWIN['filename'])[5:13]}..., not {NAME[4:12]}"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_reason(
-    run: Run, tmp_path: Path, content: bytes, said: str
+    run: Run, tmp_path: Path, content: bytes, message: str
 ) -> None:
     (tmp_path / "w.pth").write_bytes(content)
     run("toy", "--from", tmp_path / "w.pth")
-    run.assert_nothing(4, said)
+    run.assert_nothing(4, message)
     assert run.others() == set()
 
 
@@ -877,7 +881,7 @@ def test_a_folder_without_it(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["vgg18"], "unknown checkpoint 'vgg18'; known are toy, twin, rough"),
         (["toy", "--from", "no such file"], "--from no such file: no such file or folder"),
@@ -896,9 +900,9 @@ def test_a_folder_without_it(run: Run, tmp_path: Path) -> None:
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
-def test_bad_arguments(run: Run, args: list[str], said: str) -> None:
+def test_bad_arguments(run: Run, args: list[str], message: str) -> None:
     assert run(*args) == 2
-    assert said in run.err and "p4" not in run.err
+    assert message in run.err and "p4" not in run.err
     assert not run.folder.exists()
 
 
@@ -1020,10 +1024,10 @@ def test_the_caffe_weights(tmp_path: Path) -> None:
     assert re.search(r"vgg19-caffe +vgg19-d01eb7cb\.pth +missing", run("--list"))
     assert run("vgg19-caffe", "--verify").startswith("3 ")
     (tmp_path / "half.pth").write_bytes(b"half")
-    said = run("vgg19-caffe", "--from", str(tmp_path / "half.pth"))
-    assert said.startswith("4 ")
-    assert "it has 4 bytes; vgg19-d01eb7cb.pth has about 574,668,960 bytes" in said
-    assert f"download {caffe.origin}vgg19-d01eb7cb.pth (548.0 MiB)" in said
+    message = run("vgg19-caffe", "--from", str(tmp_path / "half.pth"))
+    assert message.startswith("4 ")
+    assert "it has 4 bytes; vgg19-d01eb7cb.pth has about 574,668,960 bytes" in message
+    assert f"download {caffe.origin}vgg19-d01eb7cb.pth (548.0 MiB)" in message
 
 
 @pytest.mark.parametrize(
@@ -1105,7 +1109,7 @@ def test_it_is_extracted_from_an_archive(run: Run, tmp_path: Path, kind: str) ->
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 300000\n", "LFS"),
         (b"<!DOCTYPE html><html>Sign in</html>", "web page"),
-        (gzip.compress(b"something else"), "gzip"),
+        (gzip.compress(b"something else", mtime=0), "gzip"),
     ],
 )
 def test_files_that_are_not_checkpoints_are_named(

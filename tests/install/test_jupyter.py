@@ -274,15 +274,15 @@ def test_jupyterlab_itself(real: Copy) -> None:
     client.load_connection_file(str(connection))
     client.start_channels(hb=False)  # a busy machine misses beats
     client.wait_for_ready(timeout=LIMIT)
-    said: list[str] = []
+    output: list[str] = []
     client.execute_interactive(
         "import os, sys, vqa_repro\n"
         "print(os.getpid(), sys.prefix, os.getcwd(), vqa_repro.__file__, sep='\\n')",
         timeout=LIMIT,
-        output_hook=lambda message: said.append(message["content"].get("text", "")),
+        output_hook=lambda message: output.append(message["content"].get("text", "")),
     )
     client.stop_channels()
-    kernel, prefix, folder, package = "".join(said).splitlines()
+    kernel, prefix, folder, package = "".join(output).splitlines()
     assert (prefix, folder) == (str(real.venv), str(real.root / "notebooks"))
     assert package == str(real.root / "vqa_repro/__init__.py")
 

@@ -49,15 +49,15 @@ def test_values_and_gradients_are_those_of_the_plain_form(groups: QuestionGroups
         (attention.coattention, reference.coattention, coattention_input(groups)),
         (attention.pool, reference.pool, [numbers(N, R), numbers(images, R, D)]),
     ):
-        ours, theirs = kernel(*inputs, groups), plain(*inputs, groups)
+        ours, expected = kernel(*inputs, groups), plain(*inputs, groups)
         if isinstance(ours, Tensor):
-            ours, theirs = (ours,), (theirs,)
-        weights = [torch.randn_like(value) for value in theirs]
+            ours, expected = (ours,), (expected,)
+        weights = [torch.randn_like(value) for value in expected]
         gradients = []
-        for values in (ours, theirs):
+        for values in (ours, expected):
             total = sum((v * w).sum() for v, w in zip(values, weights, strict=True))
             gradients.append(torch.autograd.grad(total, inputs))
-        for a, b in (*zip(ours, theirs, strict=True), *zip(*gradients, strict=True)):
+        for a, b in (*zip(ours, expected, strict=True), *zip(*gradients, strict=True)):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
@@ -66,9 +66,10 @@ def test_strided_input_as_it_comes_from_a_joint_projection() -> None:
     question, w = numbers(N, D), numbers(D)
     for half in image.chunk(2, dim=2):
         ours = attention.additive_scores(half, question, w, GROUPS)
-        theirs = reference.additive_scores(half, question, w, GROUPS)
+        expected = reference.additive_scores(half, question, w, GROUPS)
         a, b = (
-            torch.autograd.grad(s.square().sum(), image, retain_graph=True) for s in (ours, theirs)
+            torch.autograd.grad(s.square().sum(), image, retain_graph=True)
+            for s in (ours, expected)
         )
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 

@@ -334,5 +334,5 @@ def test_word_by_word_states_and_gradients_are_the_same() -> None:
             states = torch.stack([layer[which] for layer in ends])
             gradients = torch.autograd.grad(states.sin().sum(), list(question.cells.parameters()))
             found.append((states, *gradients))
-        for ours, theirs in zip(*found, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
+        for ours, from_torch in zip(*found, strict=True):
+            torch.testing.assert_close(ours, from_torch, rtol=1e-10, atol=1e-13)

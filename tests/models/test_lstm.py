@@ -26,14 +26,14 @@ def test_values_and_gradients_are_those_of_packed_questions(
     for which in (0, 1):
         states = lstm(x, count)
         ours = (states, last_states(states, count))[which]
-        theirs = packed(lstm, x, count)[which]
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+        reference = packed(lstm, x, count)[which]
+        torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-14)
         weight = torch.randn_like(ours)
         inputs = [x, *lstm.parameters()]
-        of_ours, of_theirs = (
-            torch.autograd.grad((y * weight).sum(), inputs) for y in (ours, theirs)
+        of_ours, of_reference = (
+            torch.autograd.grad((y * weight).sum(), inputs) for y in (ours, reference)
         )
-        for gradient, expected in zip(of_ours, of_theirs, strict=True):
+        for gradient, expected in zip(of_ours, of_reference, strict=True):
             torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-13)
 
 

@@ -120,8 +120,8 @@ def test_values_and_gradients_are_those_of_the_equations(
         torch.testing.assert_close(answer.attention[f"hop {hop + 1}"], maps, rtol=1e-9, atol=0)
     weights = torch.randn(logits.shape, dtype=torch.float64)
     ours = torch.autograd.grad((answer.logits * weights).sum(), list(model.parameters()))
-    theirs = torch.autograd.grad((logits * weights).sum(), list(model.parameters()))
-    for (name, _), a, b in zip(model.named_parameters(), ours, theirs, strict=True):
+    from_torch = torch.autograd.grad((logits * weights).sum(), list(model.parameters()))
+    for (name, _), a, b in zip(model.named_parameters(), ours, from_torch, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10, msg=name)
 
 
@@ -153,8 +153,8 @@ def test_an_image_computed_once_equals_one_per_question() -> None:
     weights = torch.randn_like(grouped)
     a = torch.autograd.grad((grouped * weights).sum(), list(model.parameters()))
     b = torch.autograd.grad((single * weights).sum(), list(model.parameters()))
-    for ours, theirs in zip(a, b, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
+    for ours, from_torch in zip(a, b, strict=True):
+        torch.testing.assert_close(ours, from_torch, rtol=1e-10, atol=1e-13)
 
 
 def test_each_hop_has_its_own_weights() -> None:

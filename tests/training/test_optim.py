@@ -61,8 +61,8 @@ def test_sgd_matches_the_san_code() -> None:
         before_step(SAN_CODE, net)
         set_rate(optimizer, learning_rate(SAN_CODE, 0, 10))
         optimizer.step()
-        for ours, theirs in zip(net.parameters(), expected, strict=True):
-            torch.testing.assert_close(ours.detach(), theirs, rtol=1e-12, atol=1e-12)
+        for ours, reference in zip(net.parameters(), expected, strict=True):
+            torch.testing.assert_close(ours.detach(), reference, rtol=1e-12, atol=1e-12)
 
 
 def test_each_layer_of_attention_is_clipped_on_its_own() -> None:
@@ -90,8 +90,8 @@ def test_rmsprop_matches_the_hiecoatt_code() -> None:
         before_step(training, net)
         set_rate(optimizer, learning_rate(training, step, 10))
         optimizer.step()
-    for ours, theirs in zip(net.parameters(), expected, strict=True):
-        torch.testing.assert_close(ours.detach(), theirs, rtol=1e-12, atol=1e-12)
+    for ours, reference in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours.detach(), reference, rtol=1e-12, atol=1e-12)
 
 
 def test_clipping_all_tensors_together() -> None:

@@ -21,13 +21,14 @@ def test_a_gpu_is_selected_by_its_number(
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("cuda:2", "sees 2 GPUs"), ("xpu", "only cpu and cuda"), ("gpu", "no such")]
+    ("name", "expected"),
+    [("cuda:2", "sees 2 GPUs"), ("xpu", "only cpu and cuda"), ("gpu", "no such")],
 )
 def test_other_devices_are_refused_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, name: str, said: str
+    monkeypatch: pytest.MonkeyPatch, name: str, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=expected):
         choose_device(name)
 
 

@@ -27,13 +27,13 @@ def test_an_outline_has_the_shapes_and_takes_the_weights(name: str) -> None:
 
 def test_an_outline_is_made_without_sympy() -> None:
     """Initialisation on the meta device would import it, which takes seconds."""
-    said = (
+    program = (
         "import sys; from vqa_repro.models.network import MODELS\n"
         "from vqa_repro.utils.torch_utils import empty_weights\n"
         "with empty_weights(): [make(30, 7, 6) for make in MODELS.values()]\n"
         "print('sympy' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", said], cwd=PROJECT, env=environ(), capture_output=True, text=True
+        [sys.executable, "-c", program], cwd=PROJECT, env=environ(), capture_output=True, text=True
     )
     assert done.stdout.strip() == "False", done.stderr

@@ -72,12 +72,12 @@ by_torch = pytest.mark.filterwarnings("ignore:Python 3.14 will, by default:Depre
 def test_it_is_read_as_torch_does(tmp_path: Path) -> None:
     path = tmp_path / "old.pth"
     save_tar(example(), path)
-    state, theirs = load_tar(path), torch.load(path, weights_only=False)
-    assert list(state) == list(theirs) == list(example())
+    state, expected = load_tar(path), torch.load(path, weights_only=False)
+    assert list(state) == list(expected) == list(example())
     for name, tensor in example().items():
         assert state[name].dtype == torch.float32
         assert torch.equal(state[name], tensor)
-        assert torch.equal(state[name], theirs[name])
+        assert torch.equal(state[name], expected[name])
 
 
 class Harm:

@@ -29,10 +29,10 @@ def test_attention_is_over_regions_and_over_the_words_as_read(
     finished_hiecoatt: Path, drawn_folder: Path
 ) -> None:
     model = vqa_repro.load(str(finished_hiecoatt), device="cpu")
-    said = model.predict(drawn_folder / "images" / "2.png", "What COLOR is it?")
-    assert said.words == ["what", "color", "is", "it", "?"]
-    assert len(said.attention) == 6
-    for name, weights in said.attention.items():
+    prediction = model.predict(drawn_folder / "images" / "2.png", "What COLOR is it?")
+    assert prediction.words == ["what", "color", "is", "it", "?"]
+    assert len(prediction.attention) == 6
+    for name, weights in prediction.attention.items():
         assert len(weights) == (5 if name.endswith("/question") else 16)
         assert weights.sum() == pytest.approx(1, abs=1e-5)
 

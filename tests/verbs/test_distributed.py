@@ -139,9 +139,9 @@ def log(run: Path) -> list[dict[str, float]]:
 
 
 def finished(process: "subprocess.Popen[str]") -> str:
-    said, errors = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, said + errors
-    return said
+    output, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, output + errors
+    return output
 
 
 def train_two(options: list[str], out: Path, *more: object) -> "subprocess.Popen[str]":
@@ -159,8 +159,8 @@ def wait_for_epochs(process: "subprocess.Popen[str]", out: Path, count: int) -> 
 @pytest.mark.slow
 def test_the_curve_of_two_processes_is_that_of_one(options: list[str], tmp_path: Path) -> None:
     few = [*options, "--epochs", "4"]
-    said = finished(train_two(few, tmp_path / "two"))
-    assert "2 processes" in said and said.count("epoch  1/4") == 1
+    output = finished(train_two(few, tmp_path / "two"))
+    assert "2 processes" in output and output.count("epoch  1/4") == 1
     assert train.main([*few, "--out", str(tmp_path / "one")]) == 0
     one, two = log(tmp_path / "one"), log(tmp_path / "two")
     for a, b in zip(one, two, strict=True):
@@ -186,8 +186,8 @@ def test_stopped_by_a_signal_both_processes_resume(
     process = train_two(drops, tmp_path / "stopped")
     wait_for_epochs(process, tmp_path / "stopped", 2)
     process.send_signal(signal.SIGTERM)  # torchrun forwards it
-    said, _ = process.communicate(timeout=LIMIT)
-    assert "saved in" in said and "--resume" in said
+    output, _ = process.communicate(timeout=LIMIT)
+    assert "saved in" in output and "--resume" in output
     assert not (tmp_path / "stopped" / "metrics.json").exists()
     shutil.copytree(tmp_path / "stopped", tmp_path / "alone")
     finished(train_two(drops, tmp_path / "stopped", "--resume"))
@@ -229,14 +229,14 @@ def test_bad_input_is_reported_once(tmp_path: Path) -> None:
 def test_normalisation_in_low_precision_counts_and_sums_in_float32(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = (3 * torch.randn(5, 3, 31, 31) + 1).bfloat16()  # 4,805 numbers each: bfloat16 has 4,800
-    ours, theirs = BatchNorm2d(3), nn.BatchNorm2d(3)
+    ours, reference = BatchNorm2d(3), nn.BatchNorm2d(3)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     try:
         normalised = ours(x)
     finally:
         dist.destroy_process_group()
-    expected = theirs(x.float())
+    expected = reference(x.float())
     assert normalised.dtype is torch.bfloat16
     torch.testing.assert_close(normalised.float(), expected, rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(ours.running_mean, theirs.running_mean, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.running_mean, reference.running_mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.running_var, reference.running_var, rtol=1e-5, atol=1e-6)

@@ -87,7 +87,7 @@ def test_unusable_gpus_and_a_corrupt_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         ("raise ImportError('libcudart.so.13: no such file\\nand more')", "libcudart.so.13: no"),
         ("import time; time.sleep(600)", "no answer within 6 s"),
@@ -95,14 +95,14 @@ def test_unusable_gpus_and_a_corrupt_checkpoint(tmp_path: Path) -> None:
         ("import os; os._exit(7)", "exit code 7"),
     ],
 )
-def test_a_broken_torch_is_explained(tmp_path: Path, code: str, said: str) -> None:
+def test_a_broken_torch_is_explained(tmp_path: Path, code: str, message: str) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text(code)
     done = run_doctor("--json", "--timeout", "6", home=tmp_path, PYTHONPATH=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     report = json.loads(done.stdout)
     (problem,) = (p for p in report["problems"] if p["what"].startswith("torch does not import: "))
-    assert said in problem["what"] and problem["fix"]
+    assert message in problem["what"] and problem["fix"]
     assert any("PYTHONPATH" in p["what"] for p in report["problems"])
     assert report["verdict"].startswith("broken: ") and not report["healthy"]
     assert report["packages"]["torch"]["imports"] is False
@@ -111,17 +111,17 @@ def test_a_broken_torch_is_explained(tmp_path: Path, code: str, said: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--timeout", "0"], "--timeout 0"),
         (["--checkpoint", "vgg99"], "unknown checkpoint 'vgg99'"),
     ],
 )
-def test_bad_arguments_are_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_bad_arguments_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
     done = run_doctor(*arguments, home=tmp_path)
     assert done.returncode == 2
     assert done.stdout == "" and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: ") and said in done.stderr
+    assert done.stderr.startswith("error: ") and message in done.stderr
 
 
 # --- the driver ------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_an_old_driver_lacks_newer_fields(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "message"),
     [
         ("sleep 600", "failed: no answer within 1 s"),
         (
@@ -179,18 +179,18 @@ def test_an_old_driver_lacks_newer_fields(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_nvidia_smi_that_fails_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
 ) -> None:
     fake_smi(tmp_path, monkeypatch, script)
     facts = driver.driver_facts(1)
-    assert facts["nvidia_smi"] == said
+    assert facts["nvidia_smi"] == message
     no_gpu = {"gpus": 0, "cuda": "13.0", "version": "2.14.0", "warning": None}
     problems, notes = gpu.diagnose(facts | {"kernel_driver": False}, no_gpu)
-    assert problems == [] and said in notes[0].what
+    assert problems == [] and message in notes[0].what
     # With the driver loaded in the kernel there is a GPU, and training would silently not use it.
     loaded = facts | {"kernel_driver": True, "device_files": True, "cuda_visible_devices": None}
     problems, _ = gpu.diagnose(loaded, no_gpu)
-    assert said in problems[0].what and "reboot" in problems[0].fix
+    assert message in problems[0].what and "reboot" in problems[0].fix
 
 
 def test_a_timed_out_program_ends_with_its_children(tmp_path: Path) -> None:
@@ -267,11 +267,11 @@ def test_a_requested_cpu_build_is_no_problem(
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [(1.1, "off by 1.0e-01, 5e-03 is allowed"), (float("nan"), "the result is not finite")],
 )
 def test_a_wrong_matmul_is_detected(
-    monkeypatch: pytest.MonkeyPatch, damage: float, said: str
+    monkeypatch: pytest.MonkeyPatch, damage: float, message: str
 ) -> None:
     right = torch.nn.functional.linear
 
@@ -285,7 +285,7 @@ def test_a_wrong_matmul_is_detected(
     assert "matmul_tflops" not in report
     json.dumps(report, allow_nan=False)
     failure = checks.kernel_failure(report["kernels"])
-    assert failure is not None and failure.startswith("matmul in float32: ") and said in failure
+    assert failure is not None and failure.startswith("matmul in float32: ") and message in failure
 
 
 def test_the_gpu_on_which_the_process_died_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,8 +414,10 @@ def test_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_home_and_credentials_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
-    said = {"/home/ada/x": ["at /home/ada, not /home/adam or /mnt/home/ada", 1, None]}
-    assert facts_module.private(said) == {"~/x": ["at ~, not /home/adam or /mnt/home/ada", 1, None]}
+    facts = {"/home/ada/x": ["at /home/ada, not /home/adam or /mnt/home/ada", 1, None]}
+    assert facts_module.private(facts) == {
+        "~/x": ["at ~, not /home/adam or /mnt/home/ada", 1, None]
+    }
     assert facts_module.private("https://ada:secret@host/x") == "https://***@host/x"
     monkeypatch.setenv("HOME", "/")
     assert facts_module.private("/home/ada") == "/home/ada"

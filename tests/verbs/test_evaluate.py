@@ -66,16 +66,16 @@ def test_hidden_answers_make_a_complete_results_file(
     with pytest.raises(UserError, match="test: its answers are hidden; --out FILE"):
         score(run, root, *hidden)
     assert score(run, root, *hidden, "--out", out) == 0
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1 and f"{out}: 36 answers, all of test, whose" in said
+    output = capsys.readouterr().out
+    assert output.count("\n") == 1 and f"{out}: 36 answers, all of test, whose" in output
     asked = {example.question_id for example in load_folder(other, "test").examples}
     assert read_results(out).keys() == asked
     assert score(run, root, "--split", "val", "--out", tmp_path / "val.json") == 0
     assert read_results(out) == read_results(tmp_path / "val.json")
     capsys.readouterr()
     assert score(run, root, *hidden, "--out", out, "--json") == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out)["overall"] is None and "whose answers" in said.err
+    output = capsys.readouterr()
+    assert json.loads(output.out)["overall"] is None and "whose answers" in output.err
 
 
 def test_for_the_evaluation_server(
@@ -96,8 +96,8 @@ def test_for_the_evaluation_server(
             Image.new("RGB", (64, 48), (20 * i, 9, 9)).save(picture)
     given = ["--data", "vqa-v2", "--out", tmp_path / "r.json"]
     assert score(run, official, *given, "--split", "test2015") == 0
-    said = capsys.readouterr().out
-    assert "9 answers, all of test2015" in said and "scored by the evaluation server" in said
+    output = capsys.readouterr().out
+    assert "9 answers, all of test2015" in output and "scored by the evaluation server" in output
     records = json.loads((tmp_path / "r.json").read_text())
     assert {record["question_id"] for record in records} == {
         10 * i + k for i in (7, 8, 9) for k in range(3)
@@ -155,10 +155,10 @@ def test_images_missing_from_the_features_are_not_scored(
     assert train.main([*options, "--out", str(run), "--device", "cpu"]) == 0
     capsys.readouterr()
     assert score(run, tmp_path, "--json") == 0
-    said = capsys.readouterr()
-    assert "note: 3 of 36 questions are not answered" in said.err
+    output = capsys.readouterr()
+    assert "note: 3 of 36 questions are not answered" in output.err
     metrics = json.loads((run / "metrics.json").read_text())
-    assert json.loads(said.out)["overall"] == metrics["overall"]
+    assert json.loads(output.out)["overall"] == metrics["overall"]
     out = tmp_path / "r.json"
     with pytest.raises(UserError, match="no answer to 3 of 36 questions: 420, 421, 422"):
         score(run, tmp_path, "--data", other, "--split", "test", "--out", out)

@@ -180,8 +180,8 @@ def test_two_processes_write_the_bytes_of_one_even_after_a_kill(
     ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(ranks) == 2
     os.kill(int(ranks[1]), signal.SIGKILL)
-    _, said = process.communicate(timeout=LIMIT)
-    assert process.returncode == 1 and "SIGKILL" in said, said
+    _, output = process.communicate(timeout=LIMIT)
+    assert process.returncode == 1 and "SIGKILL" in output, output
     assert not small.path.exists() and not Path(f"/proc/{ranks[0]}").exists(), "all end"
     ran = small.run()
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -235,10 +235,10 @@ def test_damaged_images_are_an_error_unless_skipped(
     path = store_path(tmp_path, str(data), "vgg16", "caffe")
     with pytest.raises(UserError) as error:
         extract.main(given)
-    said = str(error.value)
-    assert said.startswith("2 of 6 images are damaged: ") and "\n" not in said
-    assert f"{picture} (not a readable image" in said and "41.jpg (missing)" in said
-    assert said.endswith("`extract --skip-damaged`")
+    output = str(error.value)
+    assert output.startswith("2 of 6 images are damaged: ") and "\n" not in output
+    assert f"{picture} (not a readable image" in output and "41.jpg (missing)" in output
+    assert output.endswith("`extract --skip-damaged`")
     assert not path.exists()
     capsys.readouterr()
     assert extract.main([*given, "--skip-damaged"]) == 0

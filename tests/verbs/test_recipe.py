@@ -110,7 +110,7 @@ def test_missing_and_circular_bases_are_reported(
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "expected"),
     [
         ("training.answers", "all", "'label' or 'sampled' or 'soft'"),
         ("data.single_answers", 1, r"data\.single_answers: Expected `bool`"),
@@ -121,6 +121,6 @@ def test_missing_and_circular_bases_are_reported(
         ("data.validation", 1.5, r"data\.validation: Expected `float` <= 1"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_reported(key: str, value: object, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_a_value_of_the_wrong_type_is_reported(key: str, value: object, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
         load_recipe("easy-vqa", {key: value})

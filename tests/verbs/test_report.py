@@ -72,15 +72,15 @@ def test_seeds_share_a_row_and_changed_recipes_have_their_own(
     runs = [finished(tmp_path, seed, 45.0 + seed) for seed in range(3)]
     runs.append(finished(tmp_path, 0, 40.0, **{"model.input_dropout": 0.0}))
     assert report.main([*map(str, runs), "--markdown"]) == 0
-    said = capsys.readouterr().out
-    assert "### daquar-reduced, test (290 questions)" in said
-    _, _, same, changed = rows(said)
+    output = capsys.readouterr().out
+    assert "### daquar-reduced, test (290 questions)" in output
+    _, _, same, changed = rows(output)
     assert same[:3] == ["SAN (2 layers, LSTM) on DAQUAR-REDUCED", "3", "46.2"]
     assert same[3] == "**46.0 ± 1.0** (-0.2)"
     assert same[4] == "51.0 ± 1.0 (51.2)"
     assert changed[0] == "SAN (2 layers, LSTM) on DAQUAR-REDUCED, model.input_dropout=0.0"
     assert changed[1] == "1" and changed[3] == "**40.0** (-6.2)"
-    assert "a machine, torch 9.9" in said and "weights_sha256 abc123" in said
+    assert "a machine, torch 9.9" in output and "weights_sha256 abc123" in output
 
 
 def test_the_report_is_written_whole_to_a_file(tmp_path: Path) -> None:
@@ -470,17 +470,17 @@ def test_slides_in_chinese_with_a_chinese_font(
         pytest.skip("no font with Chinese on this machine")
     made = chinese_slides(tmp_path)  # a character missing from the font is a warning, here an error
     assert len(made) == 4
-    said = capsys.readouterr()
-    assert "English" not in said.out and said.err == ""
+    output = capsys.readouterr()
+    assert "English" not in output.out and output.err == ""
 
 
 def test_slides_are_in_english_without_a_chinese_font_with_a_note(
     tmp_path: Path, without_chinese: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert len(chinese_slides(tmp_path)) == 4
-    said = capsys.readouterr()
-    assert "these are in English" in said.out
-    assert said.err.count("question marks") == 1
+    output = capsys.readouterr()
+    assert "these are in English" in output.out
+    assert output.err.count("question marks") == 1
     assert figures.drawable("这 is $5\ud800") == r"? is \$5?"
 
 

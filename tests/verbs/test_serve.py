@@ -32,7 +32,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 class Served(NamedTuple):
     process: "subprocess.Popen[str]"
-    said: str
+    output: str
     port: int
     token: str
 
@@ -58,8 +58,8 @@ class Served(NamedTuple):
 
     def refusal(self, method: str, path: str, body: Any = None, **headers: str | None) -> Any:
         """Return (status, reason)."""
-        status, told, _ = self.ask(method, path, body, **headers)
-        return status, json.loads(told)["error"]
+        status, content, _ = self.ask(method, path, body, **headers)
+        return status, json.loads(content)["error"]
 
     def question(self, picture: str, question: Any) -> bytes:
         return json.dumps({"image": picture, "question": question}).encode()
@@ -75,14 +75,14 @@ def start(*arguments: object, cwd: Path) -> Served:
         text=True,
     )
     assert process.stdout
-    said = ""
+    output = ""
     for line in process.stdout:
-        said += line
+        output += line
         if line.startswith("Ctrl-C"):
             break
-    url = re.search(r"open http://127\.0\.0\.1:(\d+)/\?token=(\S+)", said)
-    assert url, said + process.communicate()[1]
-    return Served(process, said, int(url[1]), url[2])
+    url = re.search(r"open http://127\.0\.0\.1:(\d+)/\?token=(\S+)", output)
+    assert url, output + process.communicate()[1]
+    return Served(process, output, int(url[1]), url[2])
 
 
 def stop(served: Served, number: signal.Signals = signal.SIGTERM) -> tuple[str, str]:
@@ -114,17 +114,17 @@ def photo(drawn_folder: Path) -> bytes:
 
 
 def upload(served: Served, picture: bytes) -> str:
-    status, told, _ = served.ask("POST", "/images", picture)
-    assert status == 200, told
-    name = json.loads(told)["image"]
+    status, content, _ = served.ask("POST", "/images", picture)
+    assert status == 200, content
+    name = json.loads(content)["image"]
     assert isinstance(name, str)
     return name
 
 
 def test_it_prints_its_url_and_the_tunnel(served: Served) -> None:
     port = served.port
-    assert f"ssh -N -L {port}:127.0.0.1:{port} " in served.said
-    assert "Ctrl-C stops it" in served.said and "CPU" in served.said
+    assert f"ssh -N -L {port}:127.0.0.1:{port} " in served.output
+    assert "Ctrl-C stops it" in served.output and "CPU" in served.output
 
 
 def test_every_run_answers_as_it_does_in_python(
@@ -132,11 +132,11 @@ def test_every_run_answers_as_it_does_in_python(
 ) -> None:
     name = upload(served, photo)
     for question in ("what color is it?", "is it a ZEBRA?"):
-        status, told, _ = served.ask("POST", "/answers", served.question(name, question))
+        status, content, _ = served.ask("POST", "/answers", served.question(name, question))
         assert status == 200
-        said = json.loads(told)
-        assert 0 < said["seconds"] < LIMIT
-        for run, answer in zip((finished, finished_hiecoatt), said["runs"], strict=True):
+        output = json.loads(content)
+        assert 0 < output["seconds"] < LIMIT
+        for run, answer in zip((finished, finished_hiecoatt), output["runs"], strict=True):
             expected = vqa_repro.load(run, device="cpu").predict(photo, question).to_json()
             assert answer["words"] == expected["words"]
             assert answer["unknown_words"] == expected["unknown_words"]
@@ -150,15 +150,15 @@ def test_every_run_answers_as_it_does_in_python(
 
 
 def test_unread_words_of_a_long_question_are_reported(served: Served, photo: bytes) -> None:
-    asked = served.question(upload(served, photo), "is " * 26 + "it red?")
-    _, told, _ = served.ask("POST", "/answers", asked)
-    for run in json.loads(told)["runs"]:
+    payload = served.question(upload(served, photo), "is " * 26 + "it red?")
+    _, content, _ = served.ask("POST", "/answers", payload)
+    for run in json.loads(content)["runs"]:
         assert len(run["words"]) == 26 and run["unread_words"] == ["it", "red", "?"]
 
 
 def test_the_samples_are_those_of_the_gallery(served: Served, with_gallery: Path) -> None:
-    _, told, _ = served.ask("GET", "/runs")
-    facts = json.loads(told)
+    _, content, _ = served.ask("GET", "/runs")
+    facts = json.loads(content)
     kept = examples.read(with_gallery)
     assert kept and len(facts["runs"]) == 2
     listed = [kept.records[i] for i in kept.lists["sample"]]
@@ -180,12 +180,12 @@ def test_without_the_token_every_path_is_forbidden(served: Served, method: str, 
     wrong += [served.token, f"Bearer {served.token}x", "Bearer \xe9"]
     for authorization in wrong if method in ("GET", "POST") else wrong[:1]:
         body = b"{}" if method == "POST" else None
-        status, told, _ = served.ask(method, path, body, Authorization=authorization)
+        status, content, _ = served.ask(method, path, body, Authorization=authorization)
         assert status == 403, authorization
         if (method, path) == ("GET", "/"):
-            assert is_token_page(told, served)
+            assert is_token_page(content, served)
         else:
-            assert told == b"", authorization
+            assert content == b"", authorization
 
 
 def is_token_page(body: bytes, served: Served) -> bool:
@@ -312,9 +312,9 @@ def test_files_that_are_not_images_are_refused_with_the_reason(served: Served) -
     cases["not an image in a supported format"].append(encoded("EPS"))
     for why, pictures in cases.items():
         for picture in pictures:
-            status, told = served.refusal("POST", "/images", picture)
-            assert status == 422 and why in told, (picture[:20], told)
-            assert "/" not in told and "0x" not in told, "a path, or an object's address"
+            status, content = served.refusal("POST", "/images", picture)
+            assert status == 422 and why in content, (picture[:20], content)
+            assert "/" not in content and "0x" not in content, "a path, or an object's address"
     for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP"):
         upload(served, encoded(kind))
 
@@ -434,13 +434,13 @@ def test_it_stops_cleanly_during_a_computation(
     finished: Path, tmp_path: Path, photo: bytes
 ) -> None:
     busy = start("--run", finished, "--device", "cpu", "--port", 0, cwd=tmp_path)
-    asked = busy.question(upload(busy, photo), "is it red? " * 20)
+    payload = busy.question(upload(busy, photo), "is it red? " * 20)
     answers = []
 
     def keep_asking() -> None:
         with suppress(OSError, HTTPException):  # until it has ended
             while True:
-                answers.append(busy.ask("POST", "/answers", asked)[0])
+                answers.append(busy.ask("POST", "/answers", payload)[0])
 
     threads = [threading.Thread(target=keep_asking) for _ in range(4)]
     for thread in threads:

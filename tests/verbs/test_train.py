@@ -181,11 +181,11 @@ def test_predict(
     )
     printed = capsys.readouterr()
     assert "zebra" in printed.err
-    said = json.loads(printed.out)
-    probabilities = [answer["probability"] for answer in said["answers"]]
+    output = json.loads(printed.out)
+    probabilities = [answer["probability"] for answer in output["answers"]]
     assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) <= 1.0001
-    assert set(said["attention"]) == {"hop 1", "hop 2"}
-    for weights in said["attention"].values():
+    assert set(output["attention"]) == {"hop 1", "hop 2"}
+    for weights in output["attention"].values():
         assert len(weights) == 16 and sum(weights) == pytest.approx(1, abs=1e-5)
     with Image.open(out) as image:
         assert image.width > 500
@@ -304,9 +304,9 @@ def test_a_folder_with_other_files_is_not_trained_into(
 
 
 def test_the_command_line_reports_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    said = run_verb("train", "--recipe", "none-such", cwd=tmp_path)
-    assert said.returncode == 2
-    assert said.stderr.startswith("error: ") and said.stderr.count("\n") == 1
+    done = run_verb("train", "--recipe", "none-such", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 def test_hidden_answers_cannot_be_trained_on(
@@ -352,8 +352,8 @@ def test_without_bfloat16_float32_is_used_and_recorded(
     for precision in ("float32", "bfloat16"):
         chosen = ["--set", f"training.precision={precision}", "--device", "cpu"]
         assert train.main([*options(drawn_folder, tmp_path / precision, 1), *chosen]) == 0
-        said = json.loads((tmp_path / precision / "environment.json").read_text())["without"]
-        assert any("float32" in line for line in said) is (precision == "bfloat16")
+        notes = json.loads((tmp_path / precision / "environment.json").read_text())["without"]
+        assert any("float32" in line for line in notes) is (precision == "bfloat16")
     a, b = (tmp_path / name / "model.safetensors" for name in ("float32", "bfloat16"))
     assert a.read_bytes() == b.read_bytes()
 
@@ -361,8 +361,8 @@ def test_without_bfloat16_float32_is_used_and_recorded(
 def test_a_run_resumed_elsewhere_records_where(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     run, path = open_run(tmp_path / "run"), tmp_path / "run" / "environment.json"
-    begun = json.loads(path.read_text())
-    here = {key: begun[key] for key in ("device", "torch_build", "processes", "without")}
+    recorded = json.loads(path.read_text())
+    here = {key: recorded[key] for key in ("device", "torch_build", "processes", "without")}
     elsewhere = {**here, "device": "another", "without": ["bfloat16"]}
     for facts, resumed in (
         (here, None),
@@ -429,8 +429,8 @@ def test_a_test_split_with_hidden_answers_is_answered_in_full(
     (tmp_path / "data" / "val_questions.json").rename(tmp_path / "data" / "test_questions.json")
     given = options(tmp_path / "data", tmp_path / "run", 1)
     assert train.main([*given, "--set", "data.test=test"]) == 0
-    said = capsys.readouterr().out
-    assert "evaluation server" in said and "hidden  this run" in said
+    output = capsys.readouterr().out
+    assert "evaluation server" in output and "hidden  this run" in output
     asked = json.loads((drawn_folder / "val_questions.json").read_text())["questions"]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert {r["question_id"] for r in results} == {q["question_id"] for q in asked}
