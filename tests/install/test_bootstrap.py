@@ -376,6 +376,30 @@ def test_the_data_package_comes_without_its_dependencies(copy: Copy, installer: 
     assert set(copy.python(names).split()) - {"pip"} == {"alpha", "beta", "words"}
 
 
+def test_another_version_of_a_package_is_replaced(copy: Copy) -> None:
+    copy.run("env")
+    command = [UV, "pip", "install", "--quiet", "--python", copy.venv / "bin/python", "--no-index"]
+    subprocess.run([*command, "--find-links", copy.wheelhouse, "alpha==2.0"], check=True)
+    out = copy.run("env").stdout
+    assert "alpha is 2.0, not 1.0" in out and "done in" in out
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+    assert copy.run("env").stdout.startswith("env: up to date")
+
+
+def test_the_command_vqa_runs_from_anywhere(copy: Copy) -> None:
+    (copy.root / "vqa_repro/__main__.py").write_text("import sys; print(sys.argv[1:])")
+    copy.run("env")
+    link = copy.home / "link to vqa"
+    link.symlink_to(copy.venv / "bin/vqa")
+    assert subprocess.check_output([link, "a b"], cwd=copy.home, text=True) == "['a b']\n"
+
+
+def test_a_relative_torch_home_is_found_by_the_check(copy: Copy) -> None:
+    assert re.search(
+        "checkpoint +problem +TORCH_HOME=x", copy.run("check", TORCH_HOME="x", exits=2).stdout
+    )
+
+
 def test_half_a_copy_is_refused(copy: Copy) -> None:
     (copy.root / "wordnet.lock").unlink()
     assert "wordnet.lock: this is not a whole copy" in copy.run("env", exits=2).stderr
@@ -1086,7 +1110,15 @@ def test_a_bundle_for_something_else_is_refused_with_the_reason(
     about.write_text(about.read_text().replace(f'"{this}"', f'"{rare_version()}"'))
     del there.environ["VQA_PYTHON"]  # so that the bundle's is looked for
     result = there.run(*options, exits=19)
-    assert f"for Python {rare_version()}, and none that is fit is here" in result.stdout
+    assert re.search(rf"for Python {rare_version()}, and here is 3\.\d+\.", result.stdout)
+    assert re.search(r"bundle OUT --python 3\.\d+\n.*--with-python", result.stdout)
+
+
+def test_the_check_counts_the_room_for_joining_parts(connected: Copy, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    connected.run("bundle", str(out), "--split", "10M")
+    assert "about 8 GB" in connected.run("check", "--bundle", str(out)).stdout
+    assert "about 7 GB" in connected.run("check").stdout
 
 
 def test_killed_while_installing_from_a_bundle_it_recovers(connected: Copy, tmp_path: Path) -> None:
