@@ -74,13 +74,13 @@ scan() {
 # ---------------------------------------------------------------- candidates
 
 rejected='' # lines "PATH: why not"
-base='' version=''
+base='' version='' patience=15 # s that a Python may take to answer
 newline=$line_end
 
 # A name on PATH proves nothing, so run it. Prints "ok|version|path|tools" or "no|why".
 probe_one() { # PYTHON
   if command -v timeout >/dev/null; then
-    answer=$(timeout -k 1 5 "$1" -I "$probe" "$(uname -m)" 2>&1 </dev/null)
+    answer=$(timeout -k 1 "$patience" "$1" -I "$probe" "$(uname -m)" 2>&1 </dev/null)
   else
     answer=$("$1" -I "$probe" "$(uname -m)" 2>&1 </dev/null)
   fi
@@ -88,7 +88,7 @@ probe_one() { # PYTHON
   last=${answer##*"$newline"}
   case $code:$last in
     0:ok\|* | 0:no\|*) echo "$last" ;;
-    124:* | 137:*) echo "no|no answer within 5 s" ;;
+    124:* | 137:*) echo "no|no answer within $patience s" ;;
     *) echo "no|exit code $code: ${answer%%"$newline"*}" ;;
   esac
 }
