@@ -1,8 +1,8 @@
 #!/bin/sh
 # From a bare machine to a verified environment and a trained model: ./bootstrap.sh --help
 #
-# Finds a Python 3.10 to 3.14 and hands over to vqa_repro/install. Any POSIX shell runs this; it
-# compiles nothing and changes nothing.
+# Finds a Python 3.10 to 3.14, or has one fetched (get_python.sh), and hands over to
+# vqa_repro/install. Any POSIX shell runs this.
 line_end='
 ' # two characters where Git has converted the line endings for Windows; hence the # below
 if [ "${#line_end}" != 1 ]; then echo "error: bootstrap.sh has Windows line endings; git config core.autocrlf false, then clone again" >&2; exit 2; fi #
@@ -36,7 +36,9 @@ fail() { # CODE TEXT
 # ---------------------------------------------------------------- arguments
 
 python=${VQA_PYTHON-} venv=${VQA_VENV-} bundle=${VQA_BUNDLE-} installer=${VQA_INSTALLER-}
-making='' help=''
+mirror=${UV_PYTHON_INSTALL_MIRROR-} offline=${VQA_OFFLINE-}
+making='' help='' looking='' # the exit code of a call that changes nothing
+[ "${VQA_DRY_RUN-}" != 1 ] || looking=0
 
 # What the search for a Python depends on. All arguments are read and checked in Python.
 scan() {
@@ -45,13 +47,18 @@ scan() {
       -- | test) return ;; # the rest is for another program
       -h | --help) help=yes ;;
       --python=*) python=${1#*=} ;;
+      --python-mirror=*) mirror=${1#*=} ;;
       --venv=*) venv=${1#*=} ;;
       --bundle=*) bundle=${1#*=} ;;
       --installer=*) installer=${1#*=} ;;
-      --python | --venv | --bundle | --installer | bundle | --skip | --lock-wait | --torch | \
-        --torch-index | --split)
+      --offline) offline=1 ;;
+      --dry-run | stop) looking=0 ;;
+      check) looking=11 ;;
+      --python | --python-mirror | --venv | --bundle | --installer | bundle | --skip | \
+        --lock-wait | --torch | --torch-index | --split)
         case $1 in
           --python) python=${2-} ;;
+          --python-mirror) mirror=${2-} ;;
           --venv) venv=${2-} ;;
           --bundle) bundle=${2-} ;;
           --installer) installer=${2-} ;;
@@ -67,45 +74,21 @@ scan() {
 # ---------------------------------------------------------------- candidates
 
 rejected='' # lines "PATH: why not"
-base='' version=''
+base='' version='' patience=15 # s that a Python may take to answer
 newline=$line_end
 
-probe='
-import sys
-sys.path[:] = [folder for folder in sys.path if folder]
-def answer(*words):
-    print("|".join(words))
-    sys.exit(0)
-version = "%d.%d.%d" % sys.version_info[:3]
-if not (3, 10) <= sys.version_info[:2] <= (3, 14):
-    answer("no", version + ", and 3.10 to 3.14 is needed")
-import importlib.util, platform, sysconfig
-if sys.implementation.name != "cpython":
-    answer("no", "not CPython but " + sys.implementation.name)
-if sysconfig.get_config_var("Py_GIL_DISABLED"):
-    answer("no", version + " without the GIL, for which there are too few packages")
-if sys.maxsize < 2**32 or platform.machine() != sys.argv[1]:
-    answer("no", version + " for another processor: " + platform.platform())
-for name in ("bz2", "ctypes", "lzma", "ssl", "zlib"):
-    try:
-        __import__(name)
-    except ImportError:
-        answer("no", version + ", built without " + name)
-tools = [name for name in ("pip", "ensurepip") if importlib.util.find_spec(name)]
-answer("ok", version, getattr(sys, "_base_executable", None) or sys.executable, " ".join(tools))
-'
 # A name on PATH proves nothing, so run it. Prints "ok|version|path|tools" or "no|why".
 probe_one() { # PYTHON
   if command -v timeout >/dev/null; then
-    answer=$(timeout -k 1 5 "$1" -I -c "$probe" "$(uname -m)" 2>&1 </dev/null)
+    answer=$(timeout -k 1 "$patience" "$1" -I "$probe" "$(uname -m)" 2>&1 </dev/null)
   else
-    answer=$("$1" -I -c "$probe" "$(uname -m)" 2>&1 </dev/null)
+    answer=$("$1" -I "$probe" "$(uname -m)" 2>&1 </dev/null)
   fi
   code=$?
   last=${answer##*"$newline"}
   case $code:$last in
     0:ok\|* | 0:no\|*) echo "$last" ;;
-    124:* | 137:*) echo "no|no answer within 5 s" ;;
+    124:* | 137:*) echo "no|no answer within $patience s" ;;
     *) echo "no|exit code $code: ${answer%%"$newline"*}" ;;
   esac
 }
@@ -177,50 +160,32 @@ consider_all() {
   return 1
 }
 
-# Named by the user or the bundle; else that of the environment, which is not made again because a
-# newer one has appeared; else the newest.
-choose_python() {
-  case $python in
-    '') ;;
-    3.[0-9] | 3.[0-9][0-9])
-      consider_version "$python"
-      return
-      ;;
-    *)
-      file=$(command -v -- "$python") || return # Python reports that
-      consider "$file"
-      return
-      ;;
-  esac
-  stamped=$(sed -n 's/^base //p' "$venv/.finished" 2>/dev/null)
-  if [ -n "$stamped" ]; then
-    if [ ! -x "$stamped" ]; then
-      rejected="$stamped: not here; the environment was made of it"
-    elif consider "$stamped"; then
-      return
-    fi
-  fi
-  consider_all
+consider_managed() { # 3.X
+  set -- "$pythons/cpython-$1".*/bin/"python$1"
+  [ -x "$1" ] && consider "$@"
 }
 
-no_python() {
-  case "$(uname -s) $(uname -m)" in
-    "Linux x86_64" | "Linux aarch64" | "Darwin arm64" | MINGW* | MSYS* | CYGWIN*) code=11 ;;
-    *)
-      code=10
-      echo "  system    problem  $(uname -s) $(uname -m): PyTorch is made for Linux x86_64/aarch64" \
-        "and macOS arm64"
-      ;;
+# The environment's, which is not made again because a newer Python has appeared.
+consider_stamped() {
+  stamped=$(sed -n 's/^base //p' "$venv/.finished" 2>/dev/null)
+  case $python:$stamped in *: | system:"$pythons"/*) return 1 ;; esac
+  if [ -x "$stamped" ]; then
+    consider "$stamped"
+  else
+    rejected="$stamped: not here; the environment was made of it"
+    return 1
+  fi
+}
+
+# Named by the user or the bundle; else the environment's; else the newest; else a managed one.
+choose_python() {
+  case $python in
+    managed) consider_managed "$wanted" ;;
+    system) consider_stamped || consider_all ;;
+    '') consider_stamped || consider_all || consider_managed "$wanted" ;;
+    3.[0-9] | 3.[0-9][0-9]) consider_version "$python" || consider_managed "$python" ;;
+    *) file=$(command -v -- "$python") && consider "$file" ;; # Python reports that
   esac
-  {
-    echo "error: no usable Python; Python 3.10 to 3.14 is needed"
-    echo "  system: $(uname -s -m), $(getconf GNU_LIBC_VERSION 2>/dev/null || echo 'no glibc')"
-    printf '%s\n' "${rejected:-none was found}" | sed 's/^/  /'
-    echo "  next: name one with --python PATH; or on a cluster: module load python; or without root:"
-    echo "        python3 -m venv ~/uv && ~/uv/bin/pip install uv && ~/uv/bin/uv python install 3.13"
-    echo "        or: conda create --name vqa python=3.13 && conda activate vqa"
-  } >&2
-  exit "$code"
 }
 
 # ---------------------------------------------------------------- main
@@ -241,22 +206,27 @@ main() {
     || fail 2 "no $project/vqa_repro/install: this is not a whole copy of the project"
 
   scan "$@"
-  if [ -n "$help" ]; then
-    cat "$project/vqa_repro/install/usage.txt"
-    exit
-  fi
-  venv=${venv:-$project/.venv}
+  [ -z "$help" ] || exec cat "$project/vqa_repro/install/usage.txt"
+  venv=${venv:-$project/.venv} probe=$project/vqa_repro/install/probe.py
+  # Beside the environment: on the same disk, and there as long as it is.
+  pythons=$(CDPATH='' cd -- "$venv" 2>/dev/null && pwd -P) || pythons=$venv
+  pythons=${pythons%/}.python
   if [ -n "$making" ]; then
     case $python in 3.[0-9] | 3.[0-9][0-9]) python='' ;; esac # the one that the bundle is for
   elif [ -z "$python" ] && [ -f "$bundle/bundle.json" ]; then # not verified yet
     python=$(head -c 9999 "$bundle/bundle.json" \
       | sed -n 's/^ "python": "\(3\.1[0-4]\)",$/\1/p' | head -n 1)
   fi
-  choose_python || true
+  case $python in 3.*) wanted=$python ;; *) wanted=3.13 ;; esac
+  choose_python || {
+    # shellcheck source=vqa_repro/install/get_python.sh
+    . "$project/vqa_repro/install/get_python.sh"
+    get_python
+  }
   # With none that may be used, another one reports that, with all else that is wrong here.
   why=$rejected runner=$base
   if [ -z "$base" ]; then
-    consider_all || no_python
+    consider_all || consider_managed 3.13 || no_python
     runner=$base base='' rejected=$why
   fi
   # -I: nothing of PYTHONPATH, PYTHONINSPECT and their like reaches it; -B: it writes nothing.

@@ -11,7 +11,8 @@ import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036
     sys.stderr.write(
-        "error: Python 3.10 or newer is needed; this is %s (%s); try python3.11 or python3.12\n"  # noqa: UP031
+        "error: Python 3.10 or newer is needed; this is %s (%s); "  # noqa: UP031
+        "run it as ./bootstrap.sh checkpoint, which finds or fetches one\n"
         % (sys.version.split()[0], sys.executable)
     )
     sys.exit(2)

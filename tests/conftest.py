@@ -9,10 +9,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from installer_copy import Copy
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 PROJECT = Path(__file__).parent.parent
@@ -110,6 +114,24 @@ def copy_installer(root: Path) -> None:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(PROJECT / "vqa_repro" / part, package / part, ignore=ignored)
     (package / "__init__.py").touch()
+
+
+@pytest.fixture(scope="session")
+def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheels that the locks of ``copy`` name."""
+    from installer_copy import fill_wheelhouse
+
+    folder = tmp_path_factory.mktemp("wheelhouse")
+    fill_wheelhouse(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(tmp_path: Path, wheelhouse: Path) -> "Copy":
+    """A copy of the project in a folder with an awkward name."""
+    from installer_copy import make_copy
+
+    return make_copy(tmp_path / 'it\'s a "copy" [ü]', tmp_path / "home", wheelhouse)
 
 
 def environ() -> dict[str, str]:

@@ -149,12 +149,15 @@ class Stages:
         session.need_base()
         arguments = ["--torch", session.build, "--python", options.target or session.python]
         arguments += ["--split", options.split] if options.split else []
+        arguments += ["--with-python"] if options.bundle_python else []
         if options.dry_run:
             say(f"  would fetch what the *.lock files name: {' '.join(arguments)}")
             return
         command = session.bundle_command("make", str(options.out), *arguments)
         with session.locked():
             environ = session.package_environment(options.venv)
+            if options.python_mirror:
+                environ["UV_PYTHON_INSTALL_MIRROR"] = options.python_mirror
             code = processes.attached(command, environ, PROJECT, CHILD)
         if code:
             raise InstallError(

@@ -12,6 +12,7 @@ Needs nothing but Python, as bootstrap.sh runs it before there is an environment
     code.tar.gz          this project
     *.lock, wheels/      the packages, and uv, which installs them
     checkpoints/         as far as they were here, verified
+    python/              with --with-python: a Python, for a server that has none that is fit
 
 A file that is larger than --split lies there in parts, NAME.001, NAME.002 and so on.
 
@@ -65,6 +66,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         each.add_argument("--python", type=python_version, required=True, metavar="3.X")
         each.add_argument("--torch", choices=CHOICES, required=True)
     making.add_argument("--split", type=bytes_of, default=FAT32_LIMIT, metavar="SIZE")
+    making.add_argument("--with-python", action="store_true")
     opening.add_argument("--into", type=Path, required=True)
     return parser.parse_args(argv)
 
@@ -73,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         if args.verb == "make":
-            make(args.folder.absolute(), args.python, args.torch, args.split)
+            make(args.folder.absolute(), args.python, args.torch, args.split, args.with_python)
         elif args.verb == "open":
             open_bundle(args.folder, args.into, args.python, args.torch)
         else:

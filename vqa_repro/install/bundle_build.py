@@ -28,6 +28,7 @@ from vqa_repro.install.bundle_format import (
 )
 from vqa_repro.install.bundle_open import platform_tag, read_bundle, verify
 from vqa_repro.install.errors import ExitCode, InstallError
+from vqa_repro.install.managed_python import fetch_python
 from vqa_repro.install.wheels import fetch_wheels, read_locks, wanted_wheels
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import sha256_of, write_atomic
@@ -37,7 +38,7 @@ CODE_LIMIT = 300 * 10**6  # bytes
 CHECKPOINTS = ("vgg19", "vgg19-caffe")
 
 
-def make(out: Path, python: str, torch: str, limit: int) -> None:
+def make(out: Path, python: str, torch: str, limit: int, with_python: bool = False) -> None:
     """Make or complete the bundle ``out``; nothing bears that name before it is whole."""
     locks = read_locks(PROJECT, torch)
     settings = {"format": FORMAT, "python": python, "platform": platform_tag(), "torch": torch}
@@ -46,6 +47,7 @@ def make(out: Path, python: str, torch: str, limit: int) -> None:
         "split": limit,
         "locks": {name: hashlib.sha256(text).hexdigest() for name, text in locks.items()},
         "code": hashlib.sha256(code).hexdigest(),
+        "with_python": with_python,
         "checkpoints": [file for name in CHECKPOINTS if (file := cached_checkpoint(name))],
     }
     part = out.with_name(out.name + ".part")
@@ -55,15 +57,19 @@ def make(out: Path, python: str, torch: str, limit: int) -> None:
     wanted = wanted_wheels(locks.values(), python)
     fetch_wheels(part / "wheels", part / "arriving", wanted, python)
     copy_checkpoints(part / "checkpoints")
+    if with_python:
+        fetch_python(part, python)
+    else:
+        shutil.rmtree(part / "python", ignore_errors=True)
     shutil.rmtree(part / "arriving")
     readme = README.format(**settings).encode()
     texts = {**locks, "code.tar.gz": code, "README.txt": readme}
     for name, content in texts.items():
         (part / name).unlink(missing_ok=True)
         (part / name).write_bytes(content)
-    folders = (part / "wheels", part / "checkpoints")
     paths = [part / name for name in texts]
-    paths += sorted(path for folder in folders for path in folder.iterdir())
+    for folder in ("wheels", "checkpoints", "python"):
+        paths += sorted(path for path in (part / folder).rglob("*") if path.is_file())
     files = {}
     for path in paths:
         name = path.relative_to(part).as_posix()

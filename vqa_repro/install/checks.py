@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -11,11 +12,11 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from vqa_repro.install import settings
+from vqa_repro.install import checkpoints, settings
 from vqa_repro.install.console import also, row
 from vqa_repro.install.driver import driver_facts
 from vqa_repro.install.environment import Environment, State
-from vqa_repro.install.errors import ExitCode
+from vqa_repro.install.errors import ExitCode, InstallError
 from vqa_repro.install.options import STATE, named_by_bundle
 from vqa_repro.install.redact import shown
 from vqa_repro.install.session import Session
@@ -49,6 +50,10 @@ class Checks:
         if self.session.base:
             self.gpu()
             self.network()
+        try:
+            checkpoints.require_absolute_dir()
+        except InstallError as error:
+            self.problem(error.code, "checkpoint", str(error))
         if self.session.used or self.session.conf:
             names = " ".join(self.session.used)
             conf = " ".join(self.session.pip_conf())
@@ -85,9 +90,11 @@ class Checks:
             return row("python", "ok", f"{session.version}, {session.base}")
         if options.bundle and options.python == named_by_bundle(options.bundle, "python"):
             here = platform.python_version()
-            text = f"the bundle is for Python {options.python}, and none that is fit is here"
-            self.problem(ExitCode.BUNDLE, "python", f"{text} (here is {here})")
-            also("on the other machine: ./bootstrap.sh bundle OUT --python 3.X")
+            text = f"the bundle is for Python {options.python}, and here is {here}"
+            self.problem(ExitCode.BUNDLE, "python", text)
+            version = ".".join(here.split(".")[:2])
+            also(f"on the other machine: ./bootstrap.sh bundle OUT --python {version}")
+            also("or --with-python, for a machine with any Python or none")
         else:
             text = "none that is fit; install Python 3.10 to 3.14, or name one: --python PATH"
             self.problem(ExitCode.NO_PYTHON, "python", text)
@@ -119,7 +126,13 @@ class Checks:
             return self.problem(ExitCode.NO_PERMISSION, "write", text)
         if not settings.same_disk(cache, venv):
             self.room(CACHE_GB, cache, "the installer's cache")
-        self.room(need, venv, "the environment")
+        parts = self.parts_gb()
+        what = "the environment"
+        if parts and settings.same_disk(STATE, venv):
+            need, what = need + parts, f"{what}, with {parts} GB for joining the bundle's parts,"
+        elif parts:
+            self.room(parts, STATE, "joining the bundle's parts")
+        self.room(need, venv, what)
         for folder in (venv, STATE):
             if not settings.is_writable(folder):
                 text = f"not allowed in {folder}; try --venv DIR, or another copy"
@@ -128,6 +141,14 @@ class Checks:
                 text = f"{folder} is on a disk mounted noexec, which runs no programs"
                 text += "; try --venv DIR, or another copy"
                 self.problem(ExitCode.NO_PERMISSION, "exec", text)
+
+    def parts_gb(self) -> int:
+        """Return the size of all files that the bundle holds in parts, in GB; 0 without any."""
+        bundle = self.session.options.bundle
+        if bundle is None or self.is_ready():
+            return 0
+        parts = bundle.glob("*/**/*.[0-9][0-9][0-9]")
+        return math.ceil(sum(path.stat().st_size for path in parts if path.is_file()) / 1e9)
 
     def is_ready(self) -> bool:
         return self.environment.state() is State.READY

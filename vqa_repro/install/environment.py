@@ -20,7 +20,8 @@ from pathlib import Path
 
 from vqa_repro.install.console import say
 from vqa_repro.install.errors import ExitCode, InstallError
-from vqa_repro.install.installer import Installer
+from vqa_repro.install.installer import Installer, canonical
+from vqa_repro.install.lockfile import entries
 from vqa_repro.install.options import PROJECT, STATE
 from vqa_repro.install.session import Session, remove
 
@@ -43,6 +44,10 @@ path = os.path.join(sysconfig.get_path("purelib"), "vqa_repro_project.pth")
 with open(path, "w", encoding="ascii") as file:
     file.write("import os, sys; sys.path.append(%s)\\n" % text)
 print(sys.version.split()[0])
+"""
+# The command vqa of this environment, wherever it is and from whichever link it is called.
+COMMAND = """#!/bin/sh
+exec "$(dirname -- "$(readlink -f -- "$0")")/python" -m vqa_repro "$@"
 """
 
 
@@ -103,7 +108,25 @@ class Environment:
             return State.UNUSABLE
         stamp, wanted = self.stamp(), self.session.options.installer
         same = self.locks[0].is_file() and stamp.get("lock") == self.digest()
-        return State.READY if same and wanted in ("auto", stamp.get("installer")) else State.STALE
+        if not same or wanted not in ("auto", stamp.get("installer")):
+            return State.STALE
+        changed = self.changed_package(stamp.get("python", ""))
+        if changed:
+            say(f"env: {changed}, as if by pip; it is replaced")
+        return State.STALE if changed else State.READY
+
+    def changed_package(self, python: str) -> str:
+        """Return which package is not the one that the locks name for this Python, "" for none."""
+        found: dict[str, str] = {}
+        for info in self.folder.glob("lib/python3*/site-packages/*.dist-info"):
+            name, _, version = info.name.removesuffix(".dist-info").rpartition("-")
+            found[canonical(name)] = version
+        for lock in self.locks:
+            for entry in entries(lock.read_text(encoding="utf-8"), python):
+                version = found.get(canonical(entry.name), "missing")
+                if version != entry.version:
+                    return f"{entry.name} is {version}, not {entry.version}"
+        return ""
 
     def what_differs(self) -> str:
         """Return why the finished environment cannot be used here, "" if it can."""
@@ -230,6 +253,9 @@ class Environment:
         }
         text = "".join(f"{key} {value}\n" for key, value in values.items())
         try:
+            if self.make_stage == "env":
+                (folder / "bin/vqa").write_text(COMMAND, encoding="ascii")
+                (folder / "bin/vqa").chmod(0o755)
             new = folder / ".finished.new"
             new.write_text(text, encoding="utf-8", errors="surrogateescape")
             os.replace(new, folder / ".finished")

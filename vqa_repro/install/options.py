@@ -19,11 +19,12 @@ STAGES = ("check", "env", "checkpoint", "doctor", "train")
 VERBS = (*STAGES, "test", "jupyter", "bundle")
 BUILDS = ("cu130", "cu128", "cu126", "cpu")
 VERSION = re.compile(r"3\.[0-9]{1,2}")
-# Options with a value, and the variable that stands for each; the first five are repeated in the
-# commands that are printed.
+PYTHON_KINDS = ("managed", "system")  # by uv; of this machine
+# Options with a value, and the variable that stands for each.
 VALUES = {
     "--bundle": "VQA_BUNDLE",
     "--python": "VQA_PYTHON",
+    "--python-mirror": "UV_PYTHON_INSTALL_MIRROR",
     "--torch": "VQA_TORCH",
     "--torch-index": "VQA_TORCH_INDEX",
     "--venv": "VQA_VENV",
@@ -32,8 +33,12 @@ VALUES = {
     "--skip": "VQA_SKIP",
     "--split": "",
 }
-FLAGS = {"--dry-run": "VQA_DRY_RUN", "--offline": "VQA_OFFLINE"}
-REPEATED = ("--bundle", "--python", "--torch", "--torch-index", "--venv", "--installer")
+FLAGS = {"--dry-run": "VQA_DRY_RUN", "--offline": "VQA_OFFLINE", "--with-python": ""}
+# Options that the printed commands repeat.
+REPEATED = (
+    *("--bundle", "--python", "--python-mirror", "--torch", "--torch-index", "--venv"),
+    "--installer",
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class Options:
     skip: frozenset[str] = frozenset()
     dry_run: bool = False
     offline: bool = False
-    python: str = ""  # a path, or 3.X
+    python: str = ""  # a path, 3.X, or one of PYTHON_KINDS
+    python_mirror: str = ""
     target: str = ""  # the 3.X that a bundle is made for
     venv: Path = PROJECT / ".venv"
     installer: str = "auto"
@@ -56,6 +62,7 @@ class Options:
     bundle: Path | None = None
     out: Path = Path()
     split: str = ""
+    bundle_python: bool = False
     typed: tuple[str, ...] = ()  # the options that a follow-up command repeats
 
     def command(self, *words: str, without: str = "") -> str:
@@ -87,8 +94,7 @@ def parse(arguments: list[str], environ: Mapping[str, str]) -> Options:
     values = {option: environ.get(name, "") for option, name in VALUES.items() if name}
     values |= {flag: environ.get(name) or "0" for flag, name in FLAGS.items()}
     verb, stop, out, rest = "all", False, "", []
-    typed: dict[str, str] = {}
-    words = list(arguments)
+    words, typed = list(arguments), dict[str, str]()
     while words:
         word = words.pop(0)
         option, equals, value = word.partition("=")
@@ -130,6 +136,7 @@ def parse(arguments: list[str], environ: Mapping[str, str]) -> Options:
         dry_run=values["--dry-run"] == "1",
         offline=values["--offline"] == "1",
         python=values["--python"],
+        python_mirror=values["--python-mirror"],
         venv=absolute(values["--venv"] or str(PROJECT / ".venv")),
         installer=values["--installer"] or "auto",
         lock_wait=int(values["--lock-wait"] or 1800),
@@ -138,6 +145,7 @@ def parse(arguments: list[str], environ: Mapping[str, str]) -> Options:
         bundle=absolute(values["--bundle"]) if values["--bundle"] else None,
         out=absolute(out),
         split=values.get("--split", ""),
+        bundle_python=values["--with-python"] == "1",
         typed=repeated(typed),
     )
     return with_bundle(with_python(options))
@@ -159,6 +167,8 @@ def check(values: Mapping[str, str], verb: str) -> None:
         raise UserError("--bundle installs from a bundle, bundle OUT makes one")
     if verb != "bundle" and values.get("--split"):
         raise UserError("--split goes with bundle OUT")
+    if verb != "bundle" and values["--with-python"] == "1":
+        raise UserError("--with-python goes with bundle OUT")
 
 
 def repeated(typed: Mapping[str, str]) -> tuple[str, ...]:
@@ -170,7 +180,7 @@ def with_python(options: Options) -> Options:
     """Find the Python that was named; one that a bundle is for need not be here."""
     if options.verb == "bundle" and VERSION.fullmatch(options.python):
         return dataclasses.replace(options, python="", target=options.python)
-    if not options.python or VERSION.fullmatch(options.python):
+    if options.python in ("", *PYTHON_KINDS) or VERSION.fullmatch(options.python):
         return options
     path = shutil.which(os.path.expanduser(options.python))
     if path is None:
