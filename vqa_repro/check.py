@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vqa_repro.utils.errors import UserError, main_guard
+from vqa_repro.utils.paths import path_argument
 
 if TYPE_CHECKING:
     from vqa_repro.data.types import Split
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="FOLDER|DATASET", help="a folder, or a data set's name")
     parser.add_argument(
-        "--root", type=Path, default=Path("resources"), help="folder of the data sets"
+        "--root", type=path_argument, default=Path("resources"), help="folder of the data sets"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vqa_repro.utils.errors import UserError, main_guard
+from vqa_repro.utils.paths import path_argument
 
 VERBS = {
     "train": "train a recipe into a run folder; --resume continues it",
@@ -113,7 +114,7 @@ def list_recipes(arguments: list[str]) -> int:
         prog="vqa list", description="List the recipes and whether their data is present."
     )
     parser.add_argument(
-        "--root", type=Path, default=Path("resources"), help="folder of the data sets"
+        "--root", type=path_argument, default=Path("resources"), help="folder of the data sets"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON list instead")
     args = parser.parse_args(arguments)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vqa_repro.utils.errors import UserError, main_guard
+from vqa_repro.utils.paths import path_argument
 
 if TYPE_CHECKING:
     from vqa_repro.data.types import Split
@@ -70,29 +71,42 @@ def where_scored(data: str, split: Split, out: Path, count: int) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, nargs="?", help="a run folder, which answers the split")
-    parser.add_argument("--run", type=Path, dest="run_option", help=argparse.SUPPRESS)
-    parser.add_argument("--results", type=Path, help="answers in the submission format")
+    parser.add_argument(
+        "run", type=path_argument, nargs="?", help="a run folder, which answers the split"
+    )
+    parser.add_argument("--run", type=path_argument, dest="run_option", help=argparse.SUPPRESS)
+    parser.add_argument("--results", type=path_argument, help="answers in the submission format")
     parser.add_argument("--data", help="with RUN: another data set, or a folder of your own")
     parser.add_argument("--split", help="with RUN: which split (default: the recipe's test)")
     parser.add_argument(
-        "--root", type=Path, default=Path("resources"), help="folder of the data sets"
+        "--root", type=path_argument, default=Path("resources"), help="folder of the data sets"
     )
     parser.add_argument(
         "--weights",
-        type=Path,
+        type=path_argument,
         help="with RUN: the backbone's checkpoint, if features are missing",
     )
-    parser.add_argument("--questions", type=Path, help="with --results: VQA-format questions")
-    parser.add_argument("--annotations", type=Path, help="with --results: their annotations")
     parser.add_argument(
-        "--out", type=Path, help="with RUN: write the answers there, in the submission format"
+        "--questions", type=path_argument, help="with --results: VQA-format questions"
     )
     parser.add_argument(
-        "--per-question", type=Path, metavar="FILE", help="write question id -> percent there"
+        "--annotations", type=path_argument, help="with --results: their annotations"
+    )
+    parser.add_argument(
+        "--out",
+        type=path_argument,
+        help="with RUN: write the answers there, in the submission format",
+    )
+    parser.add_argument(
+        "--per-question",
+        type=path_argument,
+        metavar="FILE",
+        help="write question id -> percent there",
     )
     parser.add_argument("--wups", action="store_true", help="WUPS too, for single-answer data")
-    parser.add_argument("--wordnet", type=Path, help="folder of WordNet 3.0's files, for --wups")
+    parser.add_argument(
+        "--wordnet", type=path_argument, help="folder of WordNet 3.0's files, for --wups"
+    )
     parser.add_argument("--pre-2021", action="store_true", help="process answers as before 2021")
     parser.add_argument(
         "--device",
@@ -137,7 +151,10 @@ def _read_results(args: argparse.Namespace) -> tuple[dict[int, str], Split]:
     if not (args.questions and args.annotations):
         raise UserError("--results needs --questions and --annotations")
     examples = vqa.read_files(args.questions, args.annotations)
-    return vqa_accuracy.read_results(args.results), Split("", "results", examples, {})
+    results = vqa_accuracy.read_results(args.results)
+    asked = [example.question_id for example in examples]
+    vqa_accuracy.check_results(results, asked, str(args.results))
+    return results, Split("", "results", examples, {})
 
 
 def _answer(args: argparse.Namespace, folder: Path) -> tuple[dict[int, str], Split] | None:

@@ -10,15 +10,20 @@ Opened again by predict, serve, evaluate and vqa_repro.load, also from an addres
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from vqa_repro.utils.errors import main_guard
+from vqa_repro.utils.paths import path_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run")
     parser.add_argument(
-        "--out", type=Path, required=True, help="the release: a new .tar file, or a new folder"
+        "run", type=path_argument, metavar="RUN", help="the folder of a finished run"
+    )
+    parser.add_argument(
+        "--out",
+        type=path_argument,
+        required=True,
+        help="the release: a new .tar file, or a new folder",
     )
 
 
@@ -31,8 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     from vqa_repro.reporting.model_card import model_card
     from vqa_repro.run import open_run, read_json
 
-    out = args.out.expanduser()
-    run = open_run(args.run.expanduser())
+    out = args.out
+    run = open_run(args.run)
     metrics = read_json(run.folder / "metrics.json") if run.finished else {}
     checksum = pack(run.folder, out, model_card(run, metrics))
     print(f"release: {out}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vqa_repro.utils.errors import main_guard
+from vqa_repro.utils.paths import path_argument
 
 if TYPE_CHECKING:
     from vqa_repro.utils.distributed import World
@@ -27,13 +28,15 @@ BACKBONES = ("vgg16", "vgg19", "resnet50", "resnet101", "resnet152")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="a data set, or a folder of your own")
     parser.add_argument(
-        "--root", type=Path, default=Path("resources"), help="folder of the data sets"
+        "--root", type=path_argument, default=Path("resources"), help="folder of the data sets"
     )
     parser.add_argument(
         "--backbone", choices=BACKBONES, default="vgg19", help="the frozen network (default: vgg19)"
     )
     parser.add_argument(
-        "--weights", type=Path, help="the backbone's checkpoint (default: the downloaded one)"
+        "--weights",
+        type=path_argument,
+        help="the backbone's checkpoint (default: the downloaded one)",
     )
     parser.add_argument(
         "--preprocess",
@@ -48,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the convolutions; bfloat16 is faster where the processor supports it, and "
         "differs from the papers' float32 by about 1%%",
     )
-    parser.add_argument("--out", type=Path, help="the store (default: in ROOT/features)")
+    parser.add_argument("--out", type=path_argument, help="the store (default: in ROOT/features)")
     parser.add_argument(
         "--skip-damaged",
         "--leave-out-damaged",

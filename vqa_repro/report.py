@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from vqa_repro.utils.errors import UserError, main_guard
 from vqa_repro.utils.files import write_atomic
 from vqa_repro.utils.messages import LANGUAGES
+from vqa_repro.utils.paths import path_argument
 
 if TYPE_CHECKING:
     from vqa_repro.reporting.comparison import RunSummary
@@ -95,14 +96,30 @@ def seconds(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("runs", nargs="*", type=Path, metavar="RUN", help="run folders; they may still train")
-    add("--out", type=Path, help="output file (default: report.html)")
+    add(
+        "runs",
+        nargs="*",
+        type=path_argument,
+        metavar="RUN",
+        help="run folders; they may still train",
+    )
+    add("--out", type=path_argument, help="output file (default: report.html)")
     add("--language", choices=LANGUAGES, default="en", help="of --png, and the page's first")
-    add("--png", type=Path, metavar="DIR", help="write PNG figures for slides too")
+    add("--png", type=path_argument, metavar="DIR", help="write PNG figures for slides too")
     add("--watch", type=seconds, metavar="SECONDS", help="rewrite the page until all runs finish")
     add("--markdown", action="store_true", help="only the table, printed or written to --out")
-    add("--examples", type=Path, metavar="RUN", help="choose this run's examples again and exit")
-    add("--root", type=Path, default=Path("resources"), help="with --examples: data sets' folder")
+    add(
+        "--examples",
+        type=path_argument,
+        metavar="RUN",
+        help="choose this run's examples again and exit",
+    )
+    add(
+        "--root",
+        type=path_argument,
+        default=Path("resources"),
+        help="with --examples: data sets' folder",
+    )
     add("--device", default="auto", help="with --examples: auto (default), cpu, cuda, ...")
 
 

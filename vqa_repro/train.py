@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqa_repro.recipe import Recipe, Training, load_recipe, parse_value, recipe_names
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
+from vqa_repro.utils.paths import path_argument
 
 if TYPE_CHECKING:
     import torch
@@ -169,7 +170,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--features", help="cnn, none, a frozen backbone (vgg19, vgg19-caffe), or a feature store"
     )
     parser.add_argument(
-        "--weights", type=Path, help="the backbone's checkpoint (default: the downloaded one)"
+        "--weights",
+        type=path_argument,
+        help="the backbone's checkpoint (default: the downloaded one)",
     )
     parser.add_argument("--epochs", type=int, help="passes over the training questions")
     parser.add_argument("--seed", type=int, help="of all random numbers (default: 0)")
@@ -182,7 +185,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="change any option of the recipe, for example model.layers=1; may be repeated",
     )
     parser.add_argument(
-        "--root", type=Path, default=Path("resources"), help="folder of the data sets"
+        "--root", type=path_argument, default=Path("resources"), help="folder of the data sets"
     )
     parser.add_argument(
         "--skip-damaged",
@@ -196,7 +199,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where features are kept (default: the first that fits): in the device's memory, "
         "there in compressed form, in pinned host memory, on the disk",
     )
-    parser.add_argument("--out", type=Path, help="the run folder (default: below runs/)")
+    parser.add_argument("--out", type=path_argument, help="the run folder (default: below runs/)")
     parser.add_argument("--resume", action="store_true", help="resume an unfinished run")
     parser.add_argument(
         "--tensorboard", action="store_true", help="write event files into the run folder too"

@@ -4,7 +4,7 @@ import io
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -137,12 +137,35 @@ def _read(source: Picture, size: int) -> tuple[npt.NDArray[np.uint8], str]:
         reason = "no permission to read this picture"
         raise DamagedPictureError(f"{name}: {reason}", reason) from None
     except UnidentifiedImageError:  # its own text is the file's name, or an object's address
-        reason = "not a readable picture: no format that is known"
+        reason = f"not a readable picture: {_kind_of_file(source)}"
         raise DamagedPictureError(f"{name}: {reason}; replace the file", reason) from None
     except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
         reason = f"not a readable picture: {first_line(error)}"
         raise DamagedPictureError(f"{name}: {reason}; replace the file", reason) from None
     return np.array(picture.transpose(upright) if upright is not None else picture), kind
+
+
+def _kind_of_file(source: Picture) -> str:
+    """Return what a file that is no image of a known format is instead, by its first bytes."""
+    head = source if isinstance(source, bytes) else b""
+    if isinstance(source, str | Path):
+        with suppress(OSError), open(source, "rb") as file:
+            head = file.read(200)
+            if not head:
+                return "the file is empty"
+    text = head.lstrip().lower()
+    if head[4:8] == b"ftyp":
+        kind = "AVIF" if head[8:11] == b"avi" else "HEIC or a video"
+        return f"{kind}, which is not supported: convert it to JPEG or PNG"
+    if head[128:132] == b"DICM":
+        return "DICOM, which is not supported: convert it to PNG"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "a web page: download the image again"
+    if text.startswith((b"<svg", b"<?xml", b"%pdf", b"%!")):
+        return "a drawing (SVG, PDF or PostScript): convert it to PNG"
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the image itself: run `git lfs pull`"
+    return "no format that is known"
 
 
 def _open(source: Picture) -> AbstractContextManager[Image.Image]:
