@@ -138,7 +138,7 @@ def _read(source: Picture, size: int) -> tuple[npt.NDArray[np.uint8], str]:
         raise DamagedPictureError(f"{name}: {reason}", reason) from None
     except UnidentifiedImageError:  # its own text is the file's name, or an object's address
         reason = f"not a readable picture: {_kind_of_file(source)}"
-        raise DamagedPictureError(f"{name}: {reason}; replace the file", reason) from None
+        raise DamagedPictureError(f"{name}: {reason}", reason) from None
     except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
         reason = f"not a readable picture: {first_line(error)}"
         raise DamagedPictureError(f"{name}: {reason}; replace the file", reason) from None
@@ -152,7 +152,7 @@ def _kind_of_file(source: Picture) -> str:
         with suppress(OSError), open(source, "rb") as file:
             head = file.read(200)
             if not head:
-                return "the file is empty"
+                return "the file is empty: replace it"
     text = head.lstrip().lower()
     if head[4:8] == b"ftyp":
         kind = "AVIF" if head[8:11] == b"avi" else "HEIC or a video"
@@ -165,7 +165,7 @@ def _kind_of_file(source: Picture) -> str:
         return "a drawing (SVG, PDF or PostScript): convert it to PNG"
     if text.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the image itself: run `git lfs pull`"
-    return "no format that is known"
+    return "no format that is known: replace the file"
 
 
 def _open(source: Picture) -> AbstractContextManager[Image.Image]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from vqa_repro.install.torch_builds import BUILDS, USE_CPU, hides_all, reinstall_advice, release
 
 REINSTALL = "delete .venv, then ./bootstrap.sh env"
+SYNC = "./bootstrap.sh env, which installs what the lock names"
 REBOOT = "reboot; if it persists, see the driver's messages: sudo dmesg | grep -i -e nvrm -e xid"
 # CUDA's own error codes that no setting of CUDA_VISIBLE_DEVICES causes (cudaError_t).
 CUDA_FIXES = {

@@ -18,11 +18,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from vqa_repro.install import settings
 from vqa_repro.install.console import say
 from vqa_repro.install.errors import ExitCode, InstallError
-from vqa_repro.install.installer import Installer
+from vqa_repro.install.installer import Installer, canonical
+from vqa_repro.install.lockfile import entries
 from vqa_repro.install.options import PROJECT, STATE
 from vqa_repro.install.session import Session, remove
+from vqa_repro.utils.files import reason
 
 PROBE = """
 import importlib.util, json, platform, sys
@@ -103,7 +106,23 @@ class Environment:
             return State.UNUSABLE
         stamp, wanted = self.stamp(), self.session.options.installer
         same = self.locks[0].is_file() and stamp.get("lock") == self.digest()
+        if self.session.options.verb == "env" and self.is_altered():
+            return State.STALE
         return State.READY if same and wanted in ("auto", stamp.get("installer")) else State.STALE
+
+    def is_altered(self) -> bool:
+        """Return whether a package has another version than its lock names, or is missing."""
+        installed = set()
+        for path in self.folder.glob("lib/python3*/site-packages/*.dist-info"):
+            name, _, version = path.stem.partition("-")
+            installed.add((canonical(name), version))
+        python = self.stamp().get("python", "")
+        wanted = {
+            (canonical(entry.name), entry.version)
+            for lock in self.locks
+            for entry in entries(lock.read_text(encoding="utf-8"), python)
+        }
+        return not wanted <= installed
 
     def what_differs(self) -> str:
         """Return why the finished environment cannot be used here, "" if it can."""
@@ -210,7 +229,7 @@ class Environment:
         return InstallError(
             ERRNO_CODES.get(error.errno or 0, ExitCode.NO_PERMISSION),
             f"cannot make {self.folder}",
-            f"{error.filename or self.folder}: {error.strerror or error}",
+            f"{error.filename or self.folder}: {reason(error, settings.existing(self.folder))}",
             f"{self.without_venv()} --venv DIR",
         )
 

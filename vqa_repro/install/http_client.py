@@ -23,6 +23,7 @@ RETRY_AFTER_MAX_S = 120.0
 DRIP_WINDOW_S = 60.0
 DRIP_FLOOR = 1024  # bytes/s, averaged over a window
 
+QUOTING = "write / : @ # ? of a password as %2F %3A %40 %23 %3F"
 STATUS_REASONS = {
     401: "it asks for a password (401); put it in the URL: https://USER:PASSWORD@HOST/",
     403: "it refuses access to the file (403)",
@@ -65,7 +66,7 @@ def check_url(url: str) -> str:
     except ValueError:
         text = f"not a usable http(s) URL: {shown(url)}"
         if "@" in url.partition("://")[2]:
-            text += "; write / : @ # ? of a password as %2F %3A %40 %23 %3F"
+            text += f"; {QUOTING}"
         raise BadAddress(text) from None
     return parts._replace(path=urllib.parse.quote(parts.path, safe="/%~:@!$&'()*+,;=")).geturl()
 
