@@ -1,7 +1,6 @@
 """Which data sets there are. Adding one: a module that yields Examples, and a line here."""
 
 import hashlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,6 +11,7 @@ from vqa_repro.data import coco_qa, daquar, easy_vqa, vqa
 from vqa_repro.data.folder import load_folder
 from vqa_repro.data.types import Split
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.paths import expand
 
 
 class DataSet(NamedTuple):
@@ -43,7 +43,7 @@ def find_data_set(data: str) -> DataSet:
     """The data set called ``data``, or the folder of VQA-format JSON and pictures of that path."""
     if data in DATASETS:
         return DATASETS[data]
-    folder = Path(os.path.expanduser(data))
+    folder = expand(data)
     if folder.is_dir():
         # Folders of one's own may share a name, and their pictures too: the path tells them apart.
         where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]

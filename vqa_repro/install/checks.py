@@ -16,7 +16,7 @@ from vqa_repro.install.console import also, row
 from vqa_repro.install.driver import driver_facts
 from vqa_repro.install.environment import Environment, State
 from vqa_repro.install.errors import ExitCode
-from vqa_repro.install.http_client import QUOTING
+from vqa_repro.install.http_client import QUOTING, SourceFailed, is_socks, proxy_handler
 from vqa_repro.install.options import STATE, named_by_bundle
 from vqa_repro.install.redact import shown
 from vqa_repro.install.session import Session
@@ -211,7 +211,13 @@ def reach(url: str) -> tuple[bool, str]:
     proxies = urllib.request.getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy and host and not urllib.request.proxy_bypass(host):
-        return True, f"yes, through a {'SOCKS ' if proxy.startswith('socks') else ''}proxy"
+        if is_socks(proxy):
+            return True, "yes, through a SOCKS proxy"
+        try:
+            proxy_handler(url)
+        except SourceFailed as failure:
+            return False, f"no ({failure})"
+        return True, "yes, through a proxy"
     try:
         socket.create_connection((host or "", port or 0), 1.5).close()
     except (OSError, UnicodeError) as error:

@@ -4,6 +4,8 @@ import os
 from argparse import ArgumentTypeError
 from pathlib import Path
 
+from vqa_repro.utils.errors import UserError
+
 
 def path_argument(text: str) -> Path:
     """Return the path ``text`` with ~ expanded: the shell leaves it alone in ``--out=~/x``.
@@ -14,9 +16,17 @@ def path_argument(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise ArgumentTypeError("the path is empty")
     try:
-        return Path(text).expanduser()
-    except RuntimeError:  # no such user, or no home folder
-        raise ArgumentTypeError(f"{text}: cannot expand ~; write the path in full") from None
+        return expand(text)
+    except UserError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def expand(path: str | Path) -> Path:
+    """Return the path with ~ expanded. Raise UserError for no such user, or no home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: cannot expand ~; write the path in full") from None
 
 
 def dangling_link(path: Path) -> str:
