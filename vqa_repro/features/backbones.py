@@ -5,7 +5,6 @@ the last convolution of a ResNet, 14x14 regions of 32x32 pixels each.
 """
 
 import hashlib
-import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vqa_repro.features.weights_file import read_weights
 from vqa_repro.install import checkpoints
 from vqa_repro.utils.errors import UserError, first_line
 from vqa_repro.utils.outline import empty_weights
-from vqa_repro.utils.tar_checkpoint import load_tar
-from vqa_repro.utils.torch_file import load_torch
 
 # Per-channel statistics of the training pictures, in the order and scale each network was fed.
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR, 0..255 (Simonyan & Zisserman's release)
@@ -137,21 +135,13 @@ def exact_float32() -> Iterator[None]:
 def load_backbone(name: str, weights: Path) -> nn.Module:
     """The frozen, truncated network ``name`` with the weights of the state dict at ``weights``.
 
-    The classifier's weights may be missing from the file or have other names (they are not used);
-    every other key must be there with its shape, and no further one. Raises UserError otherwise.
+    The file may be any that ``read_weights`` reads. The classifier's weights may be missing from
+    it or have other names (they are not used); every other key must be there with
+    its shape, and no further one. Raises UserError otherwise.
     """
     import torchvision  # takes seconds, and what is trained along does without it
 
-    try:
-        state = load_tar(weights) if tarfile.is_tarfile(weights) else load_torch(weights)
-    except FileNotFoundError:
-        raise UserError(f"{weights}: no such checkpoint; see checkpoints_setup.py") from None
-    except Exception as error:  # many kinds, for a damaged file
-        raise UserError(
-            f"{weights}: not a checkpoint ({first_line(error)}); fetch it again"
-        ) from None
-    if not isinstance(state, dict):
-        raise UserError(f"{weights}: holds no state dict; is it another model's file?")
+    state = read_weights(weights)
     with empty_weights():
         model: nn.Module = getattr(torchvision.models, name)()
     # Batch counters are used in training only, and older checkpoints lack them.
@@ -160,7 +150,7 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
     def needed(keys: Iterable[str]) -> set[str]:
         return {key for key in keys if not key.startswith(unused) and not key.endswith(unused)}
 
-    expected, found = needed(model.state_dict()), needed(map(str, state))
+    expected, found = needed(model.state_dict()), needed(state)
     # Of one kind, a deeper network has all the keys of a shallower one, and more.
     if differing := sorted(expected ^ found):
         raise UserError(
