@@ -123,7 +123,8 @@ class Trainer:
             closing(self._open_log()) as self._log,
         ):
             while state.epoch < training.epochs:
-                if training.patience and state.epoch - state.best_epoch >= training.patience:
+                unimproved = state.epoch - state.best_epoch if len(self.data.validation) else 0
+                if training.patience and unimproved >= training.patience:
                     self._progress.line(
                         f"  early stopping: no better epoch since epoch {state.best_epoch}"
                     )
