@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.paths import expand
 
 if TYPE_CHECKING:
     from vqa_repro.evaluation.inference import Predictor
@@ -33,5 +34,5 @@ def load(
     from vqa_repro.run import open_run
     from vqa_repro.utils.device import choose_device
 
-    path = None if weights is None else Path(weights).expanduser()
-    return Predictor(open_run(Path(run).expanduser()), choose_device(device), path)
+    path = None if weights is None else expand(weights)
+    return Predictor(open_run(expand(run)), choose_device(device), path)

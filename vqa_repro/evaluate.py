@@ -185,7 +185,10 @@ def _read_results(args: argparse.Namespace) -> tuple[dict[int, str], Split]:
     if not (args.questions and args.annotations):
         raise UserError("--results needs --questions and --annotations")
     examples = vqa.read_files(args.questions, args.annotations)
-    return vqa_accuracy.read_results(args.results), Split("", "results", examples, {})
+    results = vqa_accuracy.read_results(args.results)
+    asked = [example.question_id for example in examples]
+    vqa_accuracy.check_results(results, asked, str(args.results))
+    return results, Split("", "results", examples, {})
 
 
 def _answer(

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import reason, sha256_of
+from vqa_repro.utils.paths import expand
 
 WEIGHTS, CARD, SUMS = "model.safetensors", "README.md", "SHA256SUMS"
 REQUIRED = ("recipe.json", "vocabulary.json", "features.json", WEIGHTS)
@@ -103,21 +104,23 @@ def local_run(name: str | Path, cache: Path | None = None) -> Path:
     file that is not a release, and for a checksum mismatch.
     """
     text = re.sub(r"^(https?):/+", r"\1://", str(name))  # pathlib merges the slashes
-    cache = cache or default_cache()
     if re.match(r"https?://", text):
         match = ADDRESS.fullmatch(text)
         if match is None:
             raise UserError(f"{text}: add #sha256=CHECKSUM, the 64 digits that the release states")
+        cache = cache or default_cache()
         return _unpacked(_downloaded(text.partition("#")[0], match[1], cache), match[1], cache)
-    path = Path(name).expanduser()
+    path = expand(name)
     if path.is_file():
-        return _unpacked(path, sha256_of(path), cache)
+        return _unpacked(path, sha256_of(path), cache or default_cache())
     return path
 
 
 def default_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(base) if Path(base).is_absolute() else Path("~/.cache").expanduser()
+    folder = Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache"))
+    if not folder.is_absolute():
+        raise UserError("this user has no home folder to unpack releases in: set XDG_CACHE_HOME")
     return folder / "vqa_repro"
 
 

@@ -54,6 +54,9 @@ def test_words_of_every_alphabet_are_words() -> None:
         ("0007", "0007.png"),
         (7, "image7.jfif"),
         (7, "images/7.JPE"),
+        ("Scan.PNG", "scan.png"),
+        ("images/a b.png", "a b.png"),
+        (".\\a\\b.png", "a/b.png"),
     ],
 )
 def test_an_image_is_found_by_its_name(tmp_path: Path, image_id: object, name: str) -> None:
@@ -70,6 +73,46 @@ def test_every_split_may_number_its_images(tmp_path: Path) -> None:
     train, val = (load_folder(tmp_path, split) for split in ("train", "val"))
     assert train.images == {"train/1.png": tmp_path / "images/train/1.png"}
     assert val.images == {"val/1.png": tmp_path / "images/val/1.png"}
+
+
+@pytest.mark.parametrize(
+    ("questions", "annotations"),
+    [
+        ("Questions/train_questions.json", "Annotations/train_annotations.json"),
+        ("train/questions.json", "train/annotations.json"),
+        ("train/train_questions.json", "train/train_annotations.json"),
+        ("Training_Questions.JSON", "Training_Annotations.JSON"),
+    ],
+)
+def test_question_files_are_found_as_people_keep_them(
+    tmp_path: Path, questions: str, annotations: str
+) -> None:
+    write(tmp_path / "made", "train", [1], ["a"])
+    touch(tmp_path / "mine/images", "1.png")
+    for name, place in (("questions", questions), ("annotations", annotations)):
+        path = tmp_path / "mine" / place
+        path.parent.mkdir(exist_ok=True)
+        (tmp_path / f"made/train_{name}.json").rename(path)
+    assert len(load_folder(tmp_path / "mine", "train").examples) == 1
+
+
+@pytest.mark.parametrize("name", ["images", "train_questions.json"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "train", [1], ["a"])
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to("/scratch/that/was/purged")
+    with pytest.raises(UserError, match=rf"{name}: .*/scratch/that/was/purged, which is not there"):
+        load_folder(tmp_path, "train")
+
+
+def test_one_answer_is_enough_and_an_empty_one_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "train", [1], ["a"])
+    path = tmp_path / "train_annotations.json"
+    path.write_text(json.dumps({"annotations": [{"question_id": 0, "answer": "red"}]}))
+    assert load_folder(tmp_path, "train").examples[0].answers == ("red",)
+    path.write_text(json.dumps({"annotations": [{"question_id": 0, "answers": [" "]}]}))
+    with pytest.raises(UserError, match="question 0: the answer is empty"):
+        load_folder(tmp_path, "train")
 
 
 def test_links_hidden_files_and_a_folder_in_its_own_name(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vqa_repro.data.images import read_image
+from vqa_repro.data.images import DamagedImageError, read_image
 from vqa_repro.features.decoding import ImageReader, few
 from vqa_repro.utils.errors import UserError
 
@@ -144,3 +144,23 @@ def test_damaged_and_converted_images_are_listed(tmp_path: Path) -> None:
     assert reader.not_rgb == {"5": "grey", "6": "RGBA"}
     assert list(reader.damaged) == ["1", "4"] and reader.damaged["1"] == "missing"
     assert few(reader.not_rgb, images) == f"{images['5']} (grey), {images['6']} (RGBA)"
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1", "AVIF"),
+        (bytes(128) + b"DICM", "DICOM"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"\n<!DOCTYPE HTML><html>not found</html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+        (b"", "empty"),
+    ],
+)
+def test_what_is_no_photo_is_named(tmp_path: Path, content: bytes, fact: str) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(DamagedImageError, match=fact) as caught:
+        read_image(path, 8)
+    assert fact in caught.value.reason

@@ -333,12 +333,15 @@ def test_results_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"a": 1}', "not a results file"),
+        ('{"a": 1}', "not a results file.* an object with the fields a"),
+        ('{"question_id": 1, "answer": "a"}\n{"question_id": 2, "answer": "b"}\n', "JSON lines"),
         ("[1]", "record 1: not an object: 1"),
-        ('[{"answer": "yes"}]', "record 1: no whole number question_id"),
-        ('[{"question_id": true, "answer": "yes"}]', "record 1: no whole number question_id"),
-        ('[{"question_id": "1", "answer": "yes"}]', "record 1: no whole number question_id"),
-        ('[{"question_id": 1, "answer": 2}]', "record 1: question 1: no answer in text"),
+        ('[{"answer": "yes"}]', 'record 1: no "question_id"'),
+        ('[{"question_id": true, "answer": "yes"}]', "record 1: question_id True"),
+        ('[{"question_id": "1", "answer": "yes"}]', "record 1: question_id '1' is text"),
+        ('[{"question_id": 1.0, "answer": "yes"}]', "record 1: question_id 1.0"),
+        ('[{"question_id": 1, "answer": 2}]', 'record 1: question 1: "answer" is 2, not text'),
+        ('[{"question_id": 1, "pred": "a"}]', 'record 1: question 1: no "answer"'),
         (
             '[{"question_id": 1, "answer": "a"}, {"question_id": 1, "answer": "b"}]',
             "record 2: question 1 again",

@@ -133,6 +133,69 @@ DOWNLOADS = {
         of(DOWNLOAD, "test_a_wrong_file_is_refused.*", "test_a_folder_without_it"),
     ),
 }
+# Situations that people have met, and what clusters do to the environment.
+SURROUNDINGS = {
+    "a folder of one's own as people keep it": Row(
+        of(
+            "test_check",
+            *("test_an_image_is_found_.*", "test_every_split_may_.*", "test_links_hidden_.*"),
+            *("test_question_files_.*", "test_spellings_.*", "test_one_answer_.*"),
+        )
+        + "|"
+        + of("test_formats", "test_layouts_.*", "test_ok_vqa_.*", "test_other_splits")
+    ),
+    "files of another data set, wrong ids, links to nowhere": Row(
+        "",
+        of("test_check", "test_ok_vqa_.*", "test_a_link_that_leads_.*", "test_counts_.*")
+        + "|"
+        + of("test_formats", "test_errors_.*")
+        + "|"
+        + of("test_vqa", "test_structure_.*")
+        + "|"
+        + of("test_vqa_accuracy", "test_bad_results"),
+    ),
+    "weights as people have them": Row(
+        of("test_backbones", "test_wrappers_.*"),
+        of("test_backbones", "test_safetensors_.*", "test_no_checkpoint_.*"),
+    ),
+    "HEIC, DICOM, a web page or a pointer in place of a photo": Row(
+        "", of("test_images", "test_what_is_no_photo_.*")
+    ),
+    "proxies of another kind; no home folder": Row(
+        of(DOWNLOAD, "test_all_proxy_.*"),
+        of(DOWNLOAD, "test_a_proxy_that_cannot_.*", "test_a_user_without_a_home_.*"),
+    ),
+    "variables and limits of clusters": Row(
+        of("test_bootstrap", "test_variables_that_.*", "test_a_terminal_with_tostop.*")
+        + "|"
+        + of("test_variables", "test_a_locale_.*"),
+        of("test_variables", "test_pythonpath_.*", "test_a_useless_.*", "test_pythoninspect_.*")
+        + "|"
+        + of("test_variables", "test_limits_.*")
+        + "|"
+        + of("test_bootstrap", "test_limits_are_named", "test_an_odd_index_.*"),
+    ),
+    "CUDA refuses the cards": Row("", of("test_doctor", "test_why_torch_sees_no_card")),
+    "damaged or altered packages in an environment": Row(
+        of("test_bootstrap", "test_another_version_in_.*"),
+        of("test_installed", "test_a_changed_file_.*", "test_damage_of_the_same_size_.*"),
+    ),
+    "an environment whose Python or path is not here": Row(
+        of("test_bootstrap", "test_an_environment_is_kept_.*", "test_a_leftover_.*"),
+        of("test_bootstrap", "test_using_an_environment_.*", "test_a_dangling_link_.*"),
+    ),
+    "the installer's log vanishes, or the installer is killed": Row(
+        "", of("test_bootstrap", "test_a_log_that_.*", "test_an_installer_that_is_killed.*")
+    ),
+    "bootstrap.sh called in odd ways": Row(
+        of("test_bootstrap", "test_any_shell_.*", "test_it_is_found_.*", "test_a_reader_.*"),
+        of("test_bootstrap", "test_sourced_.*", "test_windows_line_.*"),
+    ),
+    "two trainings in one run folder": Row(
+        of("test_run_folder", "test_of_two_new_runs_of_one_default.*"),
+        of("test_run_folder", "test_a_second_training.*", "test_of_two_new_runs_of_one_chosen.*"),
+    ),
+}
 OTHERS = {
     "bootstrap.sh killed, stopped, run twice": Row(
         of(
@@ -223,7 +286,7 @@ OTHERS = {
     "a checkpoint of another program": Row((), of("test_training", "test_a_checkpoint_of_.*")),
     "files damaged at random (fuzzing)": Row((), of("test_fuzz", "test_damaged_files_.*")),
 }
-ROWS = DOWNLOADS | OTHERS
+ROWS = DOWNLOADS | SURROUNDINGS | OTHERS
 
 
 def short(node: str) -> str:

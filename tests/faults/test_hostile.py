@@ -205,7 +205,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
         lambda touched: pickle.dumps(Code(touched)),
         "damaged",
     ),
-    "a program as a picture": ("picture", eps, "unknown format"),
+    "a program as a picture": ("picture", eps, "PostScript"),
     "a link out of an archive": ("weights.pth", linked, "not a checkpoint"),
     "a path out of a zip": (
         "cocoqa-2015-05-17.zip",

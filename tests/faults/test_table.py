@@ -7,14 +7,24 @@ from pathlib import Path
 
 import pytest
 from conftest import PROJECT, environ
-from table import DOWNLOADS, OTHERS, ROWS, Count, named, patterns, place_of, short
+from table import (
+    DOWNLOADS,
+    OTHERS,
+    ROWS,
+    SURROUNDINGS,
+    Count,
+    named,
+    patterns,
+    place_of,
+    short,
+)
 
 DOCUMENT = PROJECT / "docs" / "faults.md"
 
 
 def test_the_document_has_the_same_rows() -> None:
     rows = re.findall(r"^\| (?!fault |---)(.*?) \|", DOCUMENT.read_text(encoding="utf-8"), re.M)
-    assert rows == [*DOWNLOADS, *OTHERS]
+    assert rows == [*DOWNLOADS, *SURROUNDINGS, *OTHERS]
 
 
 def test_every_row_has_tests_and_every_injected_fault_a_row(request: pytest.FixtureRequest) -> None:

@@ -1,14 +1,17 @@
 """The weight files that a frozen network accepts: every known kind of its own, no others."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 from test_torch_utils import save_tar
 from torch import Tensor
 
 from vqa_repro.features.backbones import load_backbone
+from vqa_repro.features.weights_file import read_weights
 from vqa_repro.utils.errors import UserError
 
 
@@ -76,10 +79,50 @@ def test_another_networks_file_is_refused(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", b"\0" * 10240, b"PK\x03\x04"])
-def test_no_checkpoint_at_all(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        (b"", "empty"),
+        (b"<html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\x1f\x8b\x08", "gunzip"),
+        (b"\0" * 10240, "download it again"),
+        (b"PK\x03\x04", "download it again"),
+    ],
+)
+def test_no_checkpoint_at_all(tmp_path: Path, content: bytes, fact: str) -> None:
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"w\.pth: not a checkpoint \(.*download it again$"):
+    with pytest.raises(UserError, match=rf"w\.pth: not a checkpoint .*{fact}"):
         load_backbone("vgg19", tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"none\.pth: no such checkpoint"):
         load_backbone("vgg19", tmp_path / "none.pth")
+
+
+STATE = {"features.0.weight": torch.ones(2), "features.0.bias": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        STATE,
+        {f"module.{key}": value for key, value in STATE.items()},
+        {key.replace("features.", "features.module."): value for key, value in STATE.items()},
+        {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in STATE.items()}},
+        {"model_state_dict": STATE},
+    ],
+)
+def test_wrappers_around_the_weights_are_removed(tmp_path: Path, saved: object) -> None:
+    torch.save(saved, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").keys() == STATE.keys()
+
+
+def test_safetensors_are_read_and_other_wrappers_are_named(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "w.safetensors")
+    assert read_weights(tmp_path / "w.safetensors").keys() == STATE.keys()
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
+    torch.save(STATE, tmp_path / "w.pth")
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
+        archive.write(tmp_path / "w.pth", "w.pth")
+    for name, fact in (("model.pt", r"state_dict\(\)"), ("w.zip", "unzip")):
+        with pytest.raises(UserError, match=fact):
+            read_weights(tmp_path / name)

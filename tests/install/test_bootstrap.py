@@ -294,7 +294,7 @@ def test_a_missing_lock_is_explained(copy: Copy) -> None:
     before = files_below(copy.root, copy.home)
     out = copy.run("env", exits=20).stdout
     assert "the build cu126 is wanted, and requirements-cu126.lock is not here" in out
-    assert "python .ci/make_lock.py --torch cu126" in out
+    assert "git checkout requirements-cu126.lock" in out
     assert files_below(copy.root, copy.home) == before
 
 
@@ -692,6 +692,25 @@ def test_a_leftover_that_cannot_be_removed_does_not_undo_an_installation(copy: C
 def test_follow_up_commands_repeat_the_options(copy: Copy) -> None:
     out = copy.run("env", "--venv", "my env", "--installer=uv").stdout
     assert out.splitlines()[-1].endswith("train '--venv=my env' --installer=uv")
+    (copy.home / "here").symlink_to("/scratch/that/was/purged")
+    typed = ("train", "--venv=here", "--torch=cu130", "--", "--epochs", "1")
+    failed = copy.run(*typed, exits=13).stderr
+    assert "bootstrap.sh train --torch=cu130 --venv=here -- --epochs 1 " in failed.replace("'", "")
+
+
+def test_another_version_in_the_environment_is_replaced(copy: Copy) -> None:
+    copy.run("env")
+    for path in (copy.venv / "lib").glob("python3*/site-packages/alpha-1.0.dist-info"):
+        path.rename(path.with_name("alpha-3.0.dist-info"))
+    assert copy.run("doctor").stdout.startswith("env: up to date")  # it only uses it
+    assert "done in" in copy.run("env").stdout
+    assert copy.run("env").stdout.startswith("env: up to date")
+    assert not list((copy.venv / "lib").glob("python3*/site-packages/alpha-3.0.dist-info"))
+
+
+def test_an_installer_that_is_killed_is_named(copy: Copy) -> None:
+    copy.slow_uv("kill -9 $$")
+    assert "killed by signal 9" in copy.run("env", exits=14).stderr.partition("      |")[0]
 
 
 # --- shells and terminals ----------------------------------------------------------------------
@@ -769,8 +788,8 @@ def test_an_odd_index_is_a_note_without_its_password(copy: Copy) -> None:
         del copy.environ[name]
     index = "http://someone:pa/ss@3cr:3t@127.0.0.1:1/simple"
     done = copy.run("check", PIP_INDEX_URL=index, VQA_OFFLINE="0")
-    assert re.search("network +note", done.stdout)
-    assert "3cr" not in done.stdout
+    assert re.search("network +note .*%2F", done.stdout)
+    assert "3cr" not in done.stdout and "pa'" not in done.stdout
 
 
 def test_limits_are_named(copy: Copy) -> None:

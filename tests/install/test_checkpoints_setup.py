@@ -427,6 +427,42 @@ def test_proxy_that_refuses(run: Run) -> None:
     assert "p%40ss" not in run.err
 
 
+@pytest.mark.parametrize(
+    ("proxy", "fact"),
+    [
+        ("socks5h://127.0.0.1:1", "SOCKS"),
+        ("http:127.0.0.1:1", "http://HOST:PORT"),
+        ("http://127.0.0.1:99999", "http://HOST:PORT"),
+        ("http://user:a/b@127.0.0.1:1", "%2F"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named(run: Run, proxy: str, fact: str) -> None:
+    run.env["http_proxy"] = proxy
+    run("toy", "--from", "http://files.invalid/x.pth")
+    run.assert_nothing(3, fact)
+    assert "http_proxy" in run.err and "trying again" not in run.err
+
+
+def test_all_proxy_serves_unless_it_is_socks(run: Run, server: FaultServer) -> None:
+    run.env["ALL_PROXY"] = "socks5://127.0.0.1:1"
+    run("toy", "--from", "http://files.invalid/x.pth")
+    run.assert_nothing(3, "all_proxy is a SOCKS proxy")
+    run.env["ALL_PROXY"] = f"http://{server.address}"
+    run("toy", "--from", f"http://files.invalid/honest/{NAME}")
+    run.assert_right()
+
+
+def test_a_user_without_a_home_is_asked_for_a_folder(tmp_path: Path) -> None:
+    other = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
+    if shutil.which("unshare") is None or subprocess.run([*other, "true"]).returncode:
+        pytest.skip("no user namespaces here")
+    script = Path(__file__).parents[2] / "checkpoints_setup.py"
+    command = [*other, sys.executable, str(script), "--offline"]
+    done = subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True)
+    assert done.returncode == 2 and "TORCH_HOME" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_proxy_that_wants_a_password(run: Run, server: FaultServer, scheme: str) -> None:
     run.env[f"{scheme}_proxy"] = f"http://{server.address}"

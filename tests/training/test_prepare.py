@@ -11,6 +11,7 @@ from vqa_repro.features.provider import Runtime, open_features, root_mean_square
 from vqa_repro.features.store import StoreWriter
 from vqa_repro.recipe import load_recipe
 from vqa_repro.training.prepare import load_splits, new_run, prepare
+from vqa_repro.utils.errors import UserError
 
 
 def test_root_mean_square() -> None:
@@ -57,3 +58,6 @@ def test_region_vectors_are_scaled_as_the_recipe_says(
     data = prepare(run, splits, store, runtime)
     assert run.features["scale"] == expected
     assert run.features["channels"] == 6 and len(data.test) == 36
+    best = load_recipe("easy-vqa", {**changes, "training.keep": "best", "data.validation": 0.001})
+    with pytest.raises(UserError, match=r"too few images .* data.validation"):
+        prepare(new_run(best, tmp_path, splits[0], store), splits, store, runtime)

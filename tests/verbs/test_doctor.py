@@ -228,6 +228,7 @@ DRIVER = {
             "LD_LIBRARY_PATH",
         ),
         ({"cuda_visible_devices": "0,1"}, {"warning": "Error 999: unknown"}, "999", "reboot"),
+        ({"cuda_visible_devices": "0"}, {"warning": "Error 304: OS call failed"}, "304", "reboot"),
         ({"device_files": False}, {}, "no /dev/nvidia*", "docker run --gpus all"),
         ({"device_files": False, "gpus": []}, {}, "no /dev/nvidia*", "CUDA_VISIBLE_DEVICES=''"),
         ({"cuda_visible_devices": "7"}, {}, "CUDA_VISIBLE_DEVICES='7'", "unset"),

@@ -2,19 +2,30 @@
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vqa_repro.data.formats import GQA_SUFFIX, data_file, no_file_message, read_examples
+from vqa_repro.data.formats import (
+    GQA_SUFFIX,
+    data_file,
+    no_file_message,
+    read_examples,
+    split_words,
+)
 from vqa_repro.data.sources import Source
 from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vqa import read_pair
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.paths import dangling_link
 
 _IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 }
+
+# VizWiz and GQA come with their questions in a subfolder.
+_QUESTIONS_FOLDER = re.compile(r"(annotations?|questions?|qas?|vqa|json)[\d._-]*$", re.IGNORECASE)
 
 
 def load_folder(folder: Path, split: str) -> Split:
@@ -27,9 +38,10 @@ def load_folder(folder: Path, split: str) -> Split:
     label is ``multiple_choice_answer`` or, without it, the most frequent answer. Other formats: see
     formats.py.
 
-    The images are in ``folder/images`` at any depth (or in ``folder``, without one). The image of a
-    question is the file named by its field "image" or, without that, the one named after its image
-    id: ``9.png``, ``000000000009.jpg``, ``COCO_val2014_000000000009.jpg``.
+    The files may be in a subfolder called "annotations", "questions" or the like. The images are in
+    ``folder/images`` at any depth (or in ``folder``, without one). The image of a question is the
+    file named by its field "image" or, without that, the one named after its image id: ``9.png``,
+    ``000000000009.jpg``, ``COCO_val2014_000000000009.jpg``.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -37,14 +49,8 @@ def load_folder(folder: Path, split: str) -> Split:
     inner = folder / name  # archives are often unpacked into a folder of their own name
     if inner.is_dir() and not any(any(folder.glob(f"*{s}")) for s in (".json", ".jsonl", ".csv")):
         folder = inner
-    names = ("images", "imgs", "img")
-    image_folder = next((folder / sub for sub in names if (folder / sub).is_dir()), folder)
-    annotations = _own_file(folder, "annotations", split)
-    other = None if annotations else data_file(folder, split)
-    if other and other.name.endswith(GQA_SUFFIX):
-        questions = None  # its name resembles VQA's
-    else:
-        questions = _own_file(folder, "questions", split)
+    image_folder = _images_folder(folder)
+    questions, annotations, other = _files_of(folder, split)
     if questions is None and other is None:
         raise UserError(no_file_message(folder, split))
     if questions and annotations is None and not split.startswith("test"):
@@ -59,6 +65,36 @@ def load_folder(folder: Path, split: str) -> Split:
     return Split(name, split, [_normalized(example) for example in examples], images.files)
 
 
+def _images_folder(folder: Path) -> Path:
+    for name in ("images", "imgs", "img"):
+        if (folder / name).is_dir():
+            return folder / name
+        if (folder / name).is_symlink():
+            raise UserError(f"{folder / name}: {dangling_link(folder / name)}")
+    return folder
+
+
+def _files_of(folder: Path, split: str) -> tuple[Path | None, Path | None, Path | None]:
+    """Return the questions and annotations of ``split``, or the one file of another format."""
+    words = split_words(split)
+    subfolders = [
+        sub
+        for sub in sorted(folder.iterdir())
+        if _QUESTIONS_FOLDER.match(sub.name) or sub.name.lower() in words
+    ]
+    places = [folder, *filter(Path.is_dir, subfolders)]
+
+    def first(find: Callable[[Path], Path | None]) -> Path | None:
+        return next(filter(None, map(find, places)), None)
+
+    annotations = first(lambda place: _own_file(place, "annotations", split))
+    other = None if annotations else first(lambda place: data_file(place, split))
+    if other and other.name.endswith(GQA_SUFFIX):
+        return None, None, other  # its name looks like one of VQA's
+    questions = first(lambda place: _own_file(place, "questions", split))
+    return questions, annotations, None if questions else other
+
+
 class _Images:
     """The images of a split: ``files`` maps the key of each that was looked up to its file."""
 
@@ -69,15 +105,20 @@ class _Images:
 
     def of_question(self, question: dict[str, Any]) -> str:
         """Return the key of the image of a VQA-format question."""
-        name = question.get("image")
-        return self._of_id(str(question["image_id"])) if name is None else self._of_path(name)
+        name, image_id = question.get("image"), question["image_id"]
+        if name is not None:
+            return self._of_path(name)
+        return self.of_name(image_id) if isinstance(image_id, str) else self._of_id(str(image_id))
 
     def of_name(self, name: str) -> str:
         """Return the key of the image that another format names by its path, name or id."""
-        short = name.removeprefix(f"{self.folder.name}/")
+        if name not in self._by_id:
+            name = name.replace("\\", "/").removeprefix("./")  # as Windows writes paths
+        short = name.removeprefix(f"{self.folder}/").removeprefix(f"{self.folder.name}/")
         path = PurePosixPath(short)
         is_id = path.suffix.lower() not in _IMAGE_SUFFIXES and path.name == short
-        return self._of_id(short) if is_id or short in self._by_id else self._of_path(short)
+        is_id = is_id or short in self._by_id or short.lower() in self._by_id
+        return self._of_id(short) if is_id else self._of_path(short)
 
     def _of_path(self, name: object) -> str:
         path = PurePosixPath(name) if isinstance(name, str) else None
@@ -87,12 +128,16 @@ class _Images:
         return str(path)
 
     def _of_id(self, image_id: str) -> str:
-        files = self._by_id.get(image_id, [self.folder / f"{image_id}.jpg"])
+        files = self._by_id.get(image_id) or self._by_id.get(image_id.lower())
+        files = files or [self.folder / f"{image_id}.jpg"]
         own = [p for p in files if _has_word(str(p.relative_to(self.folder)), self.split)]
         if len(files) > 1 and len(own) == 1:  # every split numbers its images from 1
             image_id, files = own[0].relative_to(self.folder).as_posix(), own
         if len(files) > 1:
-            raise ValueError(f"image {image_id} exists {len(files)} times: {_list(files)}")
+            raise ValueError(
+                f"image {image_id} exists {len(files)} times: {_list(files)}; keep one, or name "
+                'it in a field "image"'
+            )
         self.files[image_id] = files[0]
         return image_id
 
@@ -113,15 +158,23 @@ def _own_file(folder: Path, what: str, split: str) -> Path | None:
 
     "train2014" contains the word "train", "trainval" does not.
     """
-    files = sorted(path for path in folder.glob(f"*{what}*.json") if path.name[0] != ".")
-    named = [path for path in files if _has_word(path.name, split)]
+    files = sorted(
+        path
+        for path in folder.glob("*.[jJ][sS][oO][nN]")
+        if what in path.name.lower() and path.name[0] != "."
+    )
+    words = split_words(split)
+    named = next(filter(None, ([p for p in files if _has_word(p.name, w)] for w in words)), [])
     # VQA v1 has every question twice, once as multiple choice.
     open_ended = [path for path in named if "multiplechoice" not in path.name.lower()]
     named = open_ended or named
-    if not named and split == "train" and len(files) == 1:
-        named = [path for path in files if path.name == f"{what}.json"]
+    is_own = folder.name.lower() in words  # train/questions.json
+    if not named and (is_own or split == "train") and len(files) == 1:
+        named = [path for path in files if path.name.lower() == f"{what}.json"]
     if len(named) > 1:
-        raise UserError(f"{folder}: {len(named)} files for the {what} of {split}: {_list(named)}")
+        raise UserError(
+            f"{folder}: {len(named)} files for the {what} of {split}: {_list(named)}; keep one"
+        )
     return named[0] if named else None
 
 
@@ -150,6 +203,8 @@ def _images_by_id(folder: Path) -> dict[str, list[Path]]:
     for level in levels:
         for name, paths in level.items():
             merged.setdefault(name, paths)
+    for name, paths in list(merged.items()):
+        merged.setdefault(name.lower(), paths)  # "A.JPG" may be called a.jpg
     return merged
 
 

@@ -23,7 +23,7 @@ GQA_SUFFIX = "_balanced_questions.json"
 # The words for a split in file names; the first word that names a file wins.
 _WORDS = {
     "train": ("train", "training"),
-    "val": ("val", "validate", "validation", "valid", "dev"),
+    "val": ("val", "validate", "validation", "valid"),
     "test": ("test", "testing", "testdev"),
 }
 _IMAGE = (
@@ -34,12 +34,17 @@ _QUESTION = ("question", "query", "q")
 _ANSWER = ("answer", "answers", "label", "a")
 
 
+def split_words(split: str) -> tuple[str, ...]:
+    """Return the words that may stand for ``split`` in names, the usual one first."""
+    return _WORDS.get(split, (split,))
+
+
 def data_file(folder: Path, split: str) -> Path | None:
     """Return the file of ``folder`` with ``split`` in one of these formats, or None.
 
     Raise UserError if there are several, or if the folder is PathVQA's as published.
     """
-    for word in _WORDS.get(split, (split,)):
+    for word in (*split_words(split), *(("dev",) if split == "val" else ())):
         names = [f"{word}{suffix}" for suffix in (".csv", ".tsv", ".jsonl", ".json", GQA_SUFFIX)]
         pattern = re.compile(rf"textvqa_.*_{re.escape(word)}\.json", re.IGNORECASE)
         files = [path for path in _files(folder) if path.name in names or pattern.match(path.name)]

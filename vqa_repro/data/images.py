@@ -1,7 +1,7 @@
 """Image files: decode, check, and squash to a square as in the papers."""
 
 import io
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -72,12 +72,35 @@ def read_image_and_mode(source: ImageSource, size: int) -> tuple[npt.NDArray[np.
         reason = "no permission to read this image"
         raise DamagedImageError(f"{name}: {reason}", reason) from None
     except UnidentifiedImageError:  # its own text is the file's name, or an object's address
-        reason = "not a readable image: unknown format"
-        raise DamagedImageError(f"{name}: {reason}; replace the file", reason) from None
+        reason = f"not a readable image: {_kind_of_file(source)}"
+        raise DamagedImageError(f"{name}: {reason}", reason) from None
     except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
         reason = f"not a readable image: {first_line(error)}"
         raise DamagedImageError(f"{name}: {reason}; replace the file", reason) from None
     return np.array(squashed.transpose(upright) if upright is not None else squashed), mode
+
+
+def _kind_of_file(source: ImageSource) -> str:
+    """Return what a file that is no image of a known format is instead, by its first bytes."""
+    head = source if isinstance(source, bytes) else b""
+    if isinstance(source, str | Path):
+        with suppress(OSError), open(source, "rb") as file:
+            head = file.read(200)
+            if not head:
+                return "the file is empty: replace it"
+    text = head.lstrip().lower()
+    if head[4:8] == b"ftyp":
+        kind = "AVIF" if head[8:11] == b"avi" else "HEIC or a video"
+        return f"{kind}, which is not supported: convert it to JPEG or PNG"
+    if head[128:132] == b"DICM":
+        return "DICOM, which is not supported: convert it to PNG"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "a web page: download the image again"
+    if text.startswith((b"<svg", b"<?xml", b"%pdf", b"%!")):
+        return "a drawing (SVG, PDF or PostScript): convert it to PNG"
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the image itself: run `git lfs pull`"
+    return "no format that is known: replace the file"
 
 
 def _open(source: ImageSource) -> AbstractContextManager[Image.Image]:

@@ -12,6 +12,7 @@ from vqa_repro.data.folder import load_folder
 from vqa_repro.data.sources import MissingFileError
 from vqa_repro.data.types import Split
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.paths import expand
 
 
 class DataSet(NamedTuple):
@@ -54,7 +55,7 @@ def find_data_set(data: str) -> DataSet:
     """Return the data set called ``data``, or the one in the folder of that path."""
     if data in DATASETS:
         return DATASETS[data]
-    folder = Path(data)
+    folder = expand(data)
     if folder.is_dir():
         # Folders may share a name, and names of images too: the path distinguishes them.
         digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]

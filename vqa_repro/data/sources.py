@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vqa_repro.utils.errors import UserError, first_line
+from vqa_repro.utils.paths import dangling_link
 
 # The largest published file, VQA v2's training annotations, has 0.4 GB; the limit stops zip bombs.
 MAX_BYTES = 2**30
@@ -54,6 +55,11 @@ class Source:
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:
+            if error.msg == "Extra data" and error.colno == 1:
+                raise UserError(
+                    f"{self}: JSON lines (one record a line), where a single JSON value is wanted: "
+                    "[record, record, ...]"
+                ) from None
             ends_early = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
             raise UserError(
                 f"{self}: {'cut off' if ends_early else 'broken'} JSON: {error} of {len(text):,}; "
@@ -72,7 +78,8 @@ class Source:
                 most = status.st_size if stat.S_ISREG(status.st_mode) else MAX_BYTES
                 data = file.read(min(most, MAX_BYTES) + 1)
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None
+            why = dangling_link(self.path) or error.strerror
+            raise UserError(f"{self.path}: cannot be read: {why}") from None
         if len(data) > MAX_BYTES:
             raise UserError(f"{self.path}: more than {MAX_BYTES:,} bytes")
         return data

@@ -140,7 +140,9 @@ def read_pair(
             check_text(text)
             image_id = question.get("image_id")
             if type(image_id) is not int and (official or not isinstance(image_id, str)):
-                raise ValueError('no "image_id"' if image_id is None else f"image_id {image_id!r}")
+                wanted = "a whole number" if official else "a whole number or text"
+                found = f"image_id is {image_id!r:.60}; it must be {wanted}"
+                raise ValueError('no "image_id"' if image_id is None else found)
             image = key(question)
         except ValueError as error:
             raise UserError(f"{questions}: question {question_id}: {error}") from None
@@ -160,17 +162,11 @@ def read_pair(
             answers = read_answers(annotation)
             if official and len(answers) != ANSWERS:
                 raise ValueError(f"{len(answers)} answers instead of {ANSWERS}")
-            examples.append(
-                Example(
-                    question_id,
-                    image,
-                    text,
-                    answers,
-                    _string(annotation, "multiple_choice_answer") or most_common(answers),
-                    _string(annotation, "answer_type"),
-                    _string(annotation, "question_type"),
-                )
-            )
+            label = _string(annotation, "multiple_choice_answer") or most_common(answers)
+            if not label.strip():
+                raise ValueError("the answer is empty")
+            kinds = (_string(annotation, f"{kind}_type") for kind in ("answer", "question"))
+            examples.append(Example(question_id, image, text, answers, label, *kinds))
         except ValueError as error:
             raise UserError(f"{annotations}: question {question_id}: {error}") from None
     return examples
@@ -180,30 +176,68 @@ def _records(source: Source, field: str) -> dict[int, dict[str, Any]]:
     """Return the records of the list ``field`` by question id."""
     content = source.json()
     if not isinstance(content, dict) or not isinstance(content.get(field), list):
-        raise UserError(f'{source}: not a VQA file: no list "{field}" at its top level')
+        raise UserError(
+            f'{source}: not a VQA file: no list "{field}" at its top level, but '
+            f"{describe_json(content)}; docs/data.md has the file names of other formats"
+        )
     records: dict[int, dict[str, Any]] = {}
     for number, record in enumerate(content[field], start=1):
-        question_id = record.get("question_id") if isinstance(record, dict) else None
-        # True would pass isinstance; arrays of ids are 64 bits wide.
-        if type(question_id) is not int or abs(question_id) >= 2**63:
-            raise UserError(f"{source}: record {number} of {field}: no integer question_id")
+        where = f"{source}: record {number} of {field}"
+        try:
+            question_id = read_question_id(record)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from None
         if question_id in records:
-            raise UserError(
-                f"{source}: record {number} of {field}: duplicate question {question_id}"
-            )
+            raise UserError(f"{where}: duplicate question {question_id}")
         records[question_id] = record
     if not records:
         raise UserError(f"{source}: contains no {field}")
     return records
 
 
+def read_question_id(record: Any) -> int:
+    """Return the question_id of a record. Raises ValueError, with the value found."""
+    if not isinstance(record, dict) or record.get("question_id") is None:
+        raise ValueError('no "question_id"')
+    question_id = record["question_id"]
+    if type(question_id) is not int:  # True would pass isinstance
+        kind = {str: "text", float: "a fraction"}.get(type(question_id), "no number")
+        raise ValueError(f"question_id {question_id!r:.60} is {kind}; write it as a whole number")
+    if abs(question_id) >= 2**63:  # cannot go into an array
+        raise ValueError(f"question_id {question_id!s:.60} is too large: it must fit in 64 bits")
+    return question_id
+
+
+def describe_json(content: Any) -> str:
+    """Return what the top of a JSON file is, in words, with its first fields."""
+    if isinstance(content, list):
+        first = content[0] if content else None
+        fields = f" with the fields {_fields(first)}" if isinstance(first, dict) else ""
+        return f"a list of {len(content):,} records{fields}"
+    if isinstance(content, dict):
+        return f"an object with the fields {_fields(content)}" if content else "an empty object"
+    return f"only {content!r:.60}"
+
+
+def _fields(record: dict[str, Any]) -> str:
+    names = [f"{name!s:.40}" for name in record]
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+
+
 def read_answers(annotation: dict[str, Any]) -> tuple[str, ...]:
-    """Return the "answers" of a record. Raise ValueError if they are not text, or missing."""
-    entries = annotation.get("answers")
-    if not isinstance(entries, list) or not entries:
+    """Return the list "answers" of an annotation, or the one "answer" it has instead.
+
+    Raise ValueError, with the value found, if they are not text, or missing.
+    """
+    found = annotation.get("answers")
+    if found is None and isinstance(annotation.get("answer"), str):
+        found = [annotation["answer"]]
+    if found is None or found == []:
         raise ValueError('no "answers"')
+    if not isinstance(found, list):
+        raise ValueError(f'"answers" is {found!r:.60}, not a list, such as ["red", "pink"]')
     answers = []
-    for number, entry in enumerate(entries, start=1):
+    for number, entry in enumerate(found, start=1):
         answer = entry.get("answer") if isinstance(entry, dict) else entry
         if not isinstance(answer, str):
             raise ValueError(f"answer {number} is {answer!r}, not text")

@@ -18,7 +18,7 @@ from vqa_repro.diagnostics.facts import (
     private,
     python_facts,
 )
-from vqa_repro.diagnostics.gpu import REINSTALL, Finding, diagnose, kernel_fix
+from vqa_repro.diagnostics.gpu import REINSTALL, SYNC, Finding, diagnose, kernel_fix
 from vqa_repro.diagnostics.installed import check_installed_files
 from vqa_repro.diagnostics.variables import MIN_ADDRESS_SPACE, address_space_limit, check_variables
 from vqa_repro.install import checkpoints
@@ -114,7 +114,7 @@ def examine_packages(
         versions = {"installed": installed_version(name), "locked": sorted(locked.get(name, ()))}
         packages[name] = {**versions, "imports": imports}
     if differing := differences(locked):
-        problems.append(Finding(f"not as in {LOCK.name}: {'; '.join(differing)}", REINSTALL))
+        problems.append(Finding(f"not as in {LOCK.name}: {'; '.join(differing)}", SYNC))
     return packages, problems
 
 

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 from vqa_repro.install.torch_builds import BUILDS, USE_CPU, hides_all, reinstall_advice, release
 
 REINSTALL = "delete .venv, then ./bootstrap.sh env"
+SYNC = "./bootstrap.sh env, which installs what the lock names"
 REBOOT = "reboot; if it persists, see the driver's messages: sudo dmesg | grep -i -e nvrm -e xid"
 # CUDA's own error codes that no setting of CUDA_VISIBLE_DEVICES causes (cudaError_t).
+CUDA_NO_DEVICE = (100, 101)  # no device, invalid device ordinal
 CUDA_FIXES = {
     46: "another process uses the GPU exclusively: wait, or sudo nvidia-smi -c DEFAULT",
     802: "the NVSwitch fabric is not up: sudo systemctl restart nvidia-fabricmanager",
@@ -79,7 +81,7 @@ def refusal(driver: dict[str, Any], torch: dict[str, Any]) -> tuple[str, str]:
         reason = "MIG is enabled, and there is no MIG instance to use"
         fix = "create instances (sudo nvidia-smi mig -cgi ... -C), or sudo nvidia-smi -mig 0"
         return reason, fix
-    if visible is not None:
+    if visible is not None and code in (0, *CUDA_NO_DEVICE):  # else CUDA's own trouble
         detail = f" ({warning})" if warning else ""
         reason = f"no card matches CUDA_VISIBLE_DEVICES={visible!r}{detail}"
         return reason, "unset CUDA_VISIBLE_DEVICES, or set it to numbers: 0,1"

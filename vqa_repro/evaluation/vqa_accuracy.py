@@ -15,6 +15,7 @@ from typing import TypedDict
 
 from vqa_repro.data.sources import Source
 from vqa_repro.data.types import Example
+from vqa_repro.data.vqa import describe_json, read_question_id
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import write_atomic
 
@@ -155,8 +156,12 @@ def _percent(values: Sequence[float]) -> float:
     return float(percent.quantize(Decimal("0.01"), ROUND_HALF_UP))
 
 
-def check_results(results: Mapping[int, str], question_ids: Collection[int]) -> None:
+def check_results(
+    results: Mapping[int, str], question_ids: Collection[int], where: str = "results"
+) -> None:
     """Raise UserError for results that omit a question or answer another one.
+
+    where: names their file in the message.
 
     The evaluation server rejects them too: for test-dev it requires all questions of test2015.
     """
@@ -166,28 +171,34 @@ def check_results(results: Mapping[int, str], question_ids: Collection[int]) -> 
     missing = [question_id for question_id in question_ids if question_id not in results]
     if missing:
         raise UserError(
-            f"results: no answer to {len(missing):,} of {len(expected):,} questions: "
+            f"{where}: no answer to {len(missing):,} of {len(expected):,} questions: "
             f"{_few(missing)}"
         )
     extra = [question_id for question_id in results if question_id not in expected]
     if extra:
-        raise UserError(f"results: answers to {len(extra):,} other questions: {_few(extra)}")
+        raise UserError(f"{where}: answers to {len(extra):,} other questions: {_few(extra)}")
 
 
 def read_results(path: Path) -> dict[int, str]:
     """Read a results file, ``[{"question_id": 1, "answer": "yes"}, ...]``, as id -> answer."""
     content = Source(path).json()
     if not isinstance(content, list):
-        raise UserError(f'{path}: not a results file: no list of {{"question_id", "answer"}}')
+        raise UserError(
+            f'{path}: not a results file, which is a list of {{"question_id": 1, "answer": "yes"}}'
+            f", but {describe_json(content)}"
+        )
     results: dict[int, str] = {}
     for number, record in enumerate(content, start=1):
         if not isinstance(record, dict):
             raise UserError(f"{path}: record {number}: not an object: {record!r:.60}")
-        question_id, answer = record.get("question_id"), record.get("answer")
-        if type(question_id) is not int:  # True would pass isinstance
-            raise UserError(f"{path}: record {number}: no whole number question_id")
+        try:
+            question_id = read_question_id(record)
+        except ValueError as error:
+            raise UserError(f"{path}: record {number}: {error}") from None
+        answer = record.get("answer")
         if not isinstance(answer, str):
-            raise UserError(f"{path}: record {number}: question {question_id}: no answer in text")
+            found = f'"answer" is {answer!r:.60}, not text' if "answer" in record else 'no "answer"'
+            raise UserError(f"{path}: record {number}: question {question_id}: {found}")
         if question_id in results:
             raise UserError(f"{path}: record {number}: question {question_id} again")
         results[question_id] = answer

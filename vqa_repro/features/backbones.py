@@ -4,7 +4,6 @@
 the last convolution of a ResNet, 14x14 regions of 32x32 pixels each.
 """
 
-import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vqa_repro.features.weights_file import read_weights
 from vqa_repro.install import checkpoints
 from vqa_repro.utils.errors import UserError, first_line
 from vqa_repro.utils.files import sha256_of
-from vqa_repro.utils.torch_utils import empty_weights, load_tar, load_torch
+from vqa_repro.utils.torch_utils import empty_weights
 
 # Per-channel statistics of the training images, in the channel order and scale of the inputs.
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR, 0..255 (Simonyan & Zisserman's release)
@@ -137,12 +137,13 @@ def exact_float32() -> Iterator[None]:
 def load_backbone(name: str, weights: Path) -> nn.Module:
     """Return the frozen, truncated network ``name`` with the state dict in the file ``weights``.
 
-    The classifier's weights may be missing from the file or have other names (they are not used);
-    all other keys and their shapes must match. Raise UserError otherwise.
+    The file may be any that ``read_weights`` reads. The classifier's weights may be missing from it
+    or have other names (they are not used); all other keys and their shapes must match. Raise
+    UserError otherwise.
     """
     import torchvision  # takes seconds, and networks trained with the model do not need it
 
-    state = _read_state_dict(weights)
+    state = read_weights(weights)
     with empty_weights():
         model: nn.Module = getattr(torchvision.models, name)()
     # Batch counters are used in training only, and older checkpoints lack them.
@@ -151,7 +152,7 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
     def needed(keys: Iterable[str]) -> set[str]:
         return {key for key in keys if not key.startswith(unused) and not key.endswith(unused)}
 
-    expected, found = needed(model.state_dict()), needed(map(str, state))
+    expected, found = needed(model.state_dict()), needed(state)
     # A deeper network of the same family has all the keys of a shallower one, and more.
     if differing := sorted(expected ^ found):
         raise UserError(
@@ -175,21 +176,6 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
     parts = list(model.children())
     kept = parts[0] if name.startswith("vgg") else nn.Sequential(*parts[:-2])
     return kept.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-
-
-def _read_state_dict(weights: Path) -> dict[Any, Any]:
-    """Return the content of a weights file. Raise UserError if it is missing or damaged."""
-    try:
-        state = load_tar(weights) if tarfile.is_tarfile(weights) else load_torch(weights)
-    except FileNotFoundError:
-        raise UserError(f"{weights}: no such checkpoint; see checkpoints_setup.py") from None
-    except Exception as error:  # many kinds, for a damaged file
-        raise UserError(
-            f"{weights}: not a checkpoint ({first_line(error)}); download it again"
-        ) from None
-    if not isinstance(state, dict):
-        raise UserError(f"{weights}: contains no state dict; is it another model's file?")
-    return state
 
 
 def preprocess(images: Tensor, style: Preprocess) -> Tensor:

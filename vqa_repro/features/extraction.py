@@ -30,6 +30,7 @@ from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import reason
 from vqa_repro.utils.memory import processes_here
+from vqa_repro.utils.paths import describe_missing
 from vqa_repro.utils.progress import Progress
 
 NUM_BUFFERS = 4  # batches in flight: decoding, copying, computing, writing
@@ -124,7 +125,8 @@ class ExtractionJob:
         new = [key for key in self.images if key not in old_rows and key not in left_out]
         if new and not any(self.images[key].exists() for key in new):  # before reserving space
             raise DamagedImagesError(
-                f"all {len(new):,} images are missing, e.g. {self.images[new[0]]}; add them"
+                f"all {len(new):,} images are missing, e.g. {self.images[new[0]]}; add them "
+                f"({describe_missing(self.images[new[0]])})"
             )
         keys = [*old_rows, *new]
         writer = self._writer(keys)

@@ -67,7 +67,8 @@ class Stages:
         code = Checks(self.session, self.environment).all()
         self.session.checked = True
         if code:
-            commands = f"{self.options.command()} (or {self.options.command('--skip', 'check')}"
+            same, skip = self.options.again(), self.options.again("--skip", "check")
+            commands = f"{same} (or {skip}"
             raise InstallError(
                 code,
                 "this machine is not fit yet",

@@ -105,18 +105,27 @@ def checkpoint_dir() -> Path:
 
 
 def require_absolute_dir() -> None:
-    """Raise InstallError where a relative variable makes the folder depend on where one stands."""
+    """Raise InstallError where the folder would depend on where one stands.
+
+    That is so for a relative variable, and for a user without a home folder.
+    """
     for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
         value = os.environ.get(name)
         if value:
-            if not os.path.isabs(os.path.expanduser(value)):
+            if not os.path.isabs(os.path.expanduser(value)) and value[0] != "~":
                 raise InstallError(
                     ExitCode.BAD_INPUT,
                     f"{name}={value} is relative, so each working folder would have checkpoints of "
                     "its own",
                     next=f"set {name}={os.path.abspath(value)}, or use --dir DIR",
                 )
-            return
+            break
+    if not checkpoint_dir().is_absolute():
+        raise InstallError(
+            ExitCode.BAD_INPUT,
+            "this user has no home folder to keep checkpoints in",
+            next="set TORCH_HOME=DIR, or use --dir DIR",
+        )
 
 
 # ---------------------------------------------------------------- verification

@@ -17,10 +17,11 @@ from vqa_repro.install.console import also, row
 from vqa_repro.install.driver import driver_facts
 from vqa_repro.install.environment import Environment, State
 from vqa_repro.install.errors import ExitCode, InstallError
+from vqa_repro.install.http_client import QUOTING, SourceFailed, is_socks, proxy_handler
 from vqa_repro.install.options import STATE, named_by_bundle
 from vqa_repro.install.redact import shown
 from vqa_repro.install.session import Session
-from vqa_repro.install.torch_builds import check_lines
+from vqa_repro.install.torch_builds import check_lines, how_to_have
 from vqa_repro.utils.subprocesses import run_limited
 
 # Measured: 6 GB of packages in the cache; linked into the environment where both are on one disk,
@@ -100,6 +101,10 @@ class Checks:
             self.problem(ExitCode.NO_PYTHON, "python", text)
         for why in session.rejected:
             also(why)
+        if not session.rejected and options.python:
+            also(f"no python{options.python} on PATH or in the usual folders")
+        also("without root: python3 -m venv ~/uv && ~/uv/bin/pip install uv && \\")
+        also("              ~/uv/bin/uv python install 3.13")
 
     def limits(self) -> None:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -135,7 +140,8 @@ class Checks:
         self.room(need, venv, what)
         for folder in (venv, STATE):
             if not settings.is_writable(folder):
-                text = f"not allowed in {folder}; try --venv DIR, or another copy"
+                move = "another copy" if folder == STATE else "--venv DIR, or another copy"
+                text = f"not allowed in {folder}; try {move}"
                 self.problem(ExitCode.NO_PERMISSION, "write", text)
             if os.statvfs(settings.existing(folder)).f_flag & getattr(os, "ST_NOEXEC", 0):
                 text = f"{folder} is on a disk mounted noexec, which runs no programs"
@@ -192,9 +198,8 @@ class Checks:
             return row("torch", "ok", f"the build {session.build}, as {session.lock.name} names it")
         text = f"the build {session.build} is wanted, and {session.lock.name} is not here"
         self.problem(ExitCode.NO_TORCH_BUILD, "torch", text)
-        make = f"python .ci/make_lock.py --torch {session.build}"
-        also(f"where its packages can be reached: {make};")
-        also("then copy that file here. Until then, on the CPU: export CUDA_VISIBLE_DEVICES=''")
+        also(how_to_have(session.build))
+        also("until then, on the CPU: export CUDA_VISIBLE_DEVICES=''")
 
     # ------------------------------------------------------------ network
 
@@ -219,14 +224,20 @@ def reach(url: str) -> tuple[bool, str]:
     try:
         parts = urllib.parse.urlsplit(url)
         host, port = parts.hostname, parts.port or PORTS.get(parts.scheme)
-    except ValueError as error:
-        return False, f"no (the index's address cannot be read: {error})"
+    except ValueError:  # its text may hold part of a password
+        return False, f"no (the index's address, {shown(url)}, cannot be read; {QUOTING})"
     if parts.scheme not in PORTS:
         return True, f"not needed: {shown(url)}"
     proxies = urllib.request.getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy and host and not urllib.request.proxy_bypass(host):
-        return True, f"yes, through a {'SOCKS ' if proxy.startswith('socks') else ''}proxy"
+        if is_socks(proxy):
+            return True, "yes, through a SOCKS proxy"
+        try:
+            proxy_handler(url)
+        except SourceFailed as failure:
+            return False, f"no ({failure})"
+        return True, "yes, through a proxy"
     try:
         socket.create_connection((host or "", port or 0), 1.5).close()
     except (OSError, UnicodeError) as error:

@@ -46,7 +46,7 @@ def driver_facts(seconds: float) -> dict[str, Any]:
     for line in filter(None, map(str.strip, answer.stdout.splitlines())):
         values = re.split(r"\s*,\s*", line)
         card = dict(zip(fields, values, strict=False))
-        lost = card.get("name", "").startswith("[")  # "[GPU is lost]", "[Unknown Error]"
+        lost = card.get("name", "").startswith(("[", "ERR"))  # "[GPU is lost]", "ERR!"
         if lost or len(values) != len(fields) or not VERSION.fullmatch(card["driver_version"]):
             facts["remarks"].append(line)
             continue

@@ -18,12 +18,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from vqa_repro.install import settings
 from vqa_repro.install.console import say
 from vqa_repro.install.errors import ExitCode, InstallError
 from vqa_repro.install.installer import Installer, canonical
 from vqa_repro.install.lockfile import entries
 from vqa_repro.install.options import PROJECT, STATE
 from vqa_repro.install.session import Session, remove
+from vqa_repro.utils.files import reason
 
 PROBE = """
 import importlib.util, json, platform, sys
@@ -110,6 +112,8 @@ class Environment:
         same = self.locks[0].is_file() and stamp.get("lock") == self.digest()
         if not same or wanted not in ("auto", stamp.get("installer")):
             return State.STALE
+        if self.session.options.verb != "env":
+            return State.READY  # other stages use what is there: the doctor reports changes
         changed = self.changed_package(stamp.get("python", ""))
         if changed:
             say(f"env: {changed}, as if by pip; it is replaced")
@@ -233,7 +237,7 @@ class Environment:
         return InstallError(
             ERRNO_CODES.get(error.errno or 0, ExitCode.NO_PERMISSION),
             f"cannot make {self.folder}",
-            f"{error.filename or self.folder}: {error.strerror or error}",
+            f"{error.filename or self.folder}: {reason(error, settings.existing(self.folder))}",
             f"{self.without_venv()} --venv DIR",
         )
 

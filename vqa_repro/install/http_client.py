@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import email.utils
+import functools
 import http.client
 import re
 import socket
@@ -17,12 +18,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vqa_repro.install.errors import ExitCode, InstallError
+from vqa_repro.install.progress import say
 from vqa_repro.install.redact import shown
 
 RETRY_AFTER_MAX_S = 120.0
 DRIP_WINDOW_S = 60.0
 DRIP_FLOOR = 1024  # bytes/s, averaged over a window
 
+QUOTING = "write / : @ # ? of a password as %2F %3A %40 %23 %3F"
 STATUS_REASONS = {
     401: "it asks for a password (401); put it in the URL: https://USER:PASSWORD@HOST/",
     403: "it refuses access to the file (403)",
@@ -65,7 +68,7 @@ def check_url(url: str) -> str:
     except ValueError:
         text = f"not a usable http(s) URL: {shown(url)}"
         if "@" in url.partition("://")[2]:
-            text += "; write / : @ # ? of a password as %2F %3A %40 %23 %3F"
+            text += f"; {QUOTING}"
         raise BadAddress(text) from None
     return parts._replace(path=urllib.parse.quote(parts.path, safe="/%~:@!$&'()*+,;=")).geturl()
 
@@ -111,12 +114,50 @@ def request_for(url: str, method: str, start: int, validator: str | None) -> url
     return request
 
 
+def proxy_handler(url: str) -> urllib.request.ProxyHandler:
+    """Return the handler of the environment's proxies; all_proxy serves where no other is named.
+
+    Raise SourceFailed where the proxy for ``url`` cannot be used.
+    """
+    parts = urllib.parse.urlsplit(url)
+    proxies = urllib.request.getproxies()
+    general = proxies.pop("all", "")
+    if general and parts.scheme not in proxies:
+        if is_socks(general):
+            note_once("note: all_proxy is a SOCKS proxy, which is not used here")
+        else:
+            proxies[parts.scheme] = general
+    proxy = proxies.get(parts.scheme, "").strip()
+    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
+        name = f"{parts.scheme}_proxy"
+        if is_socks(proxy):
+            raise SourceFailed(f"{name} is a SOCKS proxy, which cannot be used: name an HTTP proxy")
+        try:
+            address = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+            if not address.hostname or address.port == 0:
+                raise ValueError
+        except ValueError:
+            text = f"{name} is not an address like http://HOST:PORT"
+            raise SourceFailed(f"{text}; {QUOTING}" if "@" in proxy else text) from None
+        proxies[parts.scheme] = proxy
+    return urllib.request.ProxyHandler(proxies)
+
+
+def is_socks(proxy: str) -> bool:
+    return proxy.strip().lower().startswith("socks")
+
+
+@functools.cache
+def note_once(text: str) -> None:
+    say(text)
+
+
 @contextlib.contextmanager
 def open_url(
     url: str, timeout_s: float, start: int = 0, validator: str | None = None, method: str = "GET"
 ) -> Iterator[Answer]:
     """Open ``url`` from byte ``start`` on. Raise SourceFailed or TryAgain."""
-    opener = urllib.request.build_opener(Redirects, EveryStatus)
+    opener = urllib.request.build_opener(proxy_handler(url), Redirects, EveryStatus)
     with network_errors(timeout_s, resuming=start > 0):
         response = opener.open(request_for(url, method, start, validator), timeout=timeout_s)
     with response:

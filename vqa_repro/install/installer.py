@@ -231,14 +231,17 @@ class Installer:
         if not STATE.is_dir():
             why = f"{STATE} was removed while it was in use"
             return InstallError(ExitCode.PACKAGES, what, why, make)
+        if not folder.is_dir():
+            why = f"{folder} was removed while it was being filled"
+            return InstallError(ExitCode.PACKAGES, what, why, make)
         if re.search("hash mismatch|do not match the hashes", text):
             why = "what arrived is not what the *.lock files name"
             return InstallError(
                 ExitCode.HASH_MISMATCH,
                 what,
                 why,
-                "try another index or mirror; if it stays: python .ci/make_lock.py and read the "
-                "difference",
+                f"try another index or mirror, then {make}; if it stays, the lock is out of date: "
+                "git pull",
             )
         if "too many open files" in text:
             why = "too many open files are not allowed here"
@@ -246,6 +249,11 @@ class Installer:
         if re.search("memory allocation|cannot allocate memory|out of memory", text):
             why = "there is too little memory, or it is limited"
             return InstallError(ExitCode.PACKAGES, what, why, f"ulimit -v unlimited; then {make}")
+        killed = re.search(r"killed by signal .*", text)
+        if killed:
+            why = f"its program was {killed[0]}: too little memory, or a limit?"
+            next_ = f"raise that (ulimit -a shows the limits), then {make}"
+            return InstallError(ExitCode.PACKAGES, what, why, next_)
         if re.search("no space left|quota exceeded", text) or is_full(folder):
             why = "no room on the disk (df -h, df -i)"
             next_ = f"make room, then {make}; or --venv DIR, UV_CACHE_DIR=DIR"

@@ -70,6 +70,13 @@ class Options:
         repeated = [word for word in self.typed if not (without and word.startswith(without))]
         return shlex.join([program(), *words, *repeated])
 
+    def again(self, *words: str) -> str:
+        """Return the command that was typed: its stage, its options, and what it hands on."""
+        verb = [] if self.verb in ("all", "check") else [self.verb]
+        verb += [str(self.out)] if self.verb == "bundle" else []
+        rest = shlex.join(["--", *self.rest]) if self.rest and self.verb != "test" else ""
+        return f"{self.command(*verb, *words)} {rest}".strip()
+
 
 def program() -> str:
     """Return how ./bootstrap.sh is called from the current folder."""

@@ -127,6 +127,9 @@ def logged(
             reader.start()
             wait_with_progress(what, process, cwd)
             reader.join(5)
+            if process.returncode < 0:
+                name = signal.strsignal(-process.returncode)
+                log.write(f"killed by signal {-process.returncode} ({name})\n")
             return exit_code(process.returncode)
     except OSError as error:  # it is not there any more, or there are too many processes
         log.write(f"{error.filename or command[0]}: {error.strerror}\n")

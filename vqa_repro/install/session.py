@@ -127,7 +127,7 @@ class Session:
         command += ["--python", self.python, "--torch", self.build or "cu130"]
         code = processes.attached(command, dict(os.environ), PROJECT, CHILD)
         if code:
-            next_ = f"fix that, then {self.options.command()}"
+            next_ = f"fix that, then {self.options.again()}"
             raise InstallError(code, "nothing is taken from the bundle", "see above", next_)
         self.opened = True
 

@@ -11,6 +11,8 @@ import re
 import sys
 from typing import Any, NamedTuple
 
+from vqa_repro.install.lockfile import lock_of
+
 USE_CPU = "to run on the CPU, export CUDA_VISIBLE_DEVICES=''"
 LAST_FOR_OLD_CARDS = 580  # the last driver branch for compute capabilities below 7.5
 
@@ -89,7 +91,7 @@ def driver_advice(low: float, high: float, names: list[str]) -> str:
     text = f"update it to {'.'.join(map(str, oldest))} or newer"
     if low < 7.5:
         text += f" (up to the branch {LAST_FOR_OLD_CARDS}, the last one for this card)"
-    return text + "; until then"
+    return text
 
 
 def reinstall_advice(driver: str | None, capabilities: list[float]) -> str:
@@ -98,6 +100,16 @@ def reinstall_advice(driver: str | None, capabilities: list[float]) -> str:
     if not name:
         return reason
     return f"install {BUILDS[name].torch} for CUDA {BUILDS[name].cuda}: {command(name)}"
+
+
+def how_to_have(name: str) -> str:
+    """Return how to have the lock of build ``name`` where its file is missing."""
+    if name in BUILDS:
+        return f"it is part of the project: git checkout {lock_of(name)}, or copy it from a clone"
+    return (
+        f"make it where its packages can be reached (python .ci/make_lock.py --torch {name}, in "
+        "the environment), then copy it here"
+    )
 
 
 def command(name: str) -> str:

@@ -31,6 +31,7 @@ from vqa_repro.install.http_client import BadAddress, SourceFailed
 from vqa_repro.install.lockfile import Entry, entries, lock_of
 from vqa_repro.install.package_index import STALL_S, find_wheel, indexes, pages, platform_tags
 from vqa_repro.install.redact import redact
+from vqa_repro.install.torch_builds import how_to_have
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import sha256_of
 
@@ -45,8 +46,7 @@ def read_locks(folder: Path, torch: str) -> dict[str, bytes]:
         if not path.exists():
             raise InstallError(
                 ExitCode.NO_TORCH_BUILD,
-                f"no {name}, the lock of the {torch} build of torch; where its packages can be "
-                f"reached: python .ci/make_lock.py --torch {torch}",
+                f"no {name}, the lock of the {torch} build of torch; {how_to_have(torch)}",
             )
         locks[name] = path.read_bytes()
     return locks

@@ -136,6 +136,8 @@ class Trainer:
     def _stops_early(self) -> bool:
         """Return whether the last ``patience`` epochs were no better than the one before them."""
         patience, state = self._training.patience, self.state
+        if not len(self.data.validation):  # every epoch is as good
+            return False
         if not patience or state.epoch - state.best_epoch < patience:
             return False
         self._progress.line(f"  early stopping: no better epoch since epoch {state.best_epoch}")

@@ -80,6 +80,12 @@ def prepare(run: Run, splits: tuple[Split, Split], store: Store, runtime: Runtim
         raise UserError(f"{run.folder}: was trained on other features than {store.path}")
     train, test = (with_features(split, store) for split in splits)
     training, validation = train_validation_split(train.examples, recipe.data.validation)
+    if recipe.training.keep == "best" and not validation:
+        raise UserError(
+            f"{recipe.data.name}, {recipe.data.train}: too few images ({len(train.images):,}) to "
+            f"hold out data.validation = {recipe.data.validation:g} of them: raise it, or "
+            "--set training.keep=last --set training.patience=0"
+        )
 
     def arrays(examples: Sequence[Example]) -> Questions:
         return encode(examples, run.vocabulary, store.row_of).to(runtime.device)

@@ -4,6 +4,9 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.paths import expand
+
 Options = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
@@ -35,11 +38,9 @@ def path_argument(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError("the path is empty")
     try:
-        return Path(text).expanduser()
-    except RuntimeError:  # no such user, or no home folder
-        raise argparse.ArgumentTypeError(
-            f"{text}: cannot expand ~; write the path in full"
-        ) from None
+        return expand(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def name_or_path_argument(text: str) -> str:
