@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import LIMIT
 from installer_copy import UV_VERSION, Copy, program
 from wheel_index import served
 
@@ -154,8 +155,8 @@ def nothing_is_installed(copy: Copy) -> bool:
 def test_without_any_python_one_is_fetched_and_trains(bare: Copy, tools: tuple[str, ...]) -> None:
     hide_pythons(bare, *tools)
     process = bare.start("--skip", "checkpoint", "--", "--epochs", "1")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 7, out + err  # train's own
+    out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 7, out + err  # the exit code of train
     assert f"fetching Python {HERE}" in out.splitlines()[0] and str(managed(bare)) in out
     assert bare.python("import alpha; print(alpha.version)") == "1.0"
     assert f"uv {UV_VERSION}, as requirements.lock names it, kept from before" in out
