@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import LIMIT, environ
+from conftest import LIMIT, PROJECT, environ
 
 from vqa_repro.diagnostics.variables import check_variables
 
@@ -72,3 +72,13 @@ def test_a_locale_that_is_not_utf8_is_noted_and_printing_still_works() -> None:
     )
     assert in_a_process("", code, **ascii_only).split() == [r"\u7ea2\u8272"]
     assert os.environ.get("PYTHONINSPECT") is None
+
+
+def test_a_verb_names_the_variable_that_brings_a_broken_package(tmp_path: Path) -> None:
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "__init__.py").write_text("raise ImportError('\\n\\nof another Python')")
+    variables = {**environ(), "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PROJECT)])}
+    command = [sys.executable, "-m", "vqa_repro.check", str(tmp_path)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "of another Python" in done.stderr and "unset PYTHONPATH" in done.stderr

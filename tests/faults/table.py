@@ -171,7 +171,7 @@ SURROUNDINGS = {
         + of("test_variables", "test_a_locale_.*"),
         of("test_variables", "test_pythonpath_.*", "test_a_useless_.*", "test_pythoninspect_.*")
         + "|"
-        + of("test_variables", "test_limits_.*")
+        + of("test_variables", "test_limits_.*", "test_a_verb_names_.*")
         + "|"
         + of("test_bootstrap", "test_limits_are_named", "test_an_odd_index_.*"),
     ),

@@ -126,6 +126,8 @@ def locked_names() -> set[str]:
 def import_fix(failure: str) -> str:
     if (address_space_limit() or MIN_ADDRESS_SPACE) < MIN_ADDRESS_SPACE:
         return "raise the limit of virtual memory (ulimit -v unlimited), then run the doctor again"
+    if check_variables(True)[0]:  # PYTHONPATH: reinstalling would not help
+        return "unset PYTHONPATH, then run the doctor again"
     if "no answer" in failure:
         return "a first import from a network disk may take minutes: again with --timeout 600"
     if ".so" in failure and "LD_LIBRARY_PATH" in os.environ:

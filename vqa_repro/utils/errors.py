@@ -1,6 +1,7 @@
 """Errors of the user's input and environment: one line and exit code 2."""
 
 import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -27,8 +28,9 @@ def main_guard(main: Callable[[], int]) -> None:
     """Run a verb's ``main`` and exit with its exit code.
 
     ``UserError`` becomes one line on standard error and exit code 2; a broken pipe (``| head``)
-    and Ctrl-C end quietly, as a shell expects. Anything else is a bug and keeps its traceback.
-    Output is line-buffered, also in the log of a batch job.
+    and Ctrl-C end quietly, as a shell expects. A package that cannot be loaded is named with the
+    variables that may be the cause. Anything else is a bug and keeps its traceback. Output is
+    line-buffered, also in the log of a batch job.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Characters outside the locale's encoding are printed as \\uXXXX.
@@ -39,11 +41,37 @@ def main_guard(main: Callable[[], int]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = EXIT_INTERRUPTED
     except BrokenPipeError:
         # Python flushes stdout once more at exit; a closed pipe would then print a second error.
         sys.stdout = None
         code = 0
+    except (ImportError, OSError) as error:
+        if not is_foreign(error):
+            raise
+        print(f"error: {unloadable(error)}", file=sys.stderr)
+        code = EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
     sys.exit(code)
+
+
+def is_foreign(error: ImportError | OSError) -> bool:
+    """Return whether a package or library other than this one cannot be loaded."""
+    if isinstance(error, ImportError):
+        return not (error.name or "").startswith("vqa_repro")
+    return ".so" in str(error) and error.errno is None
+
+
+def unloadable(error: ImportError | OSError) -> str:
+    """Return why a package cannot be loaded, and the variables and limits that may be the cause."""
+    import resource  # not on Windows, where checkpoints may be fetched
+
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    names = [n for n in ("PYTHONPATH", "LD_LIBRARY_PATH", "LD_PRELOAD") if os.environ.get(n)]
+    causes = [f"unset {' '.join(names)}"] if names else []
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        causes.append("ulimit -v unlimited")
+    causes.append("see python -m vqa_repro.doctor")
+    reason = (lines or [type(error).__name__])[-1]
+    return f"a package cannot be loaded: {reason:.200}; {', or '.join(causes)}"
