@@ -307,7 +307,7 @@ def main() -> int:
         else:
             print(f"{lock.name} is not what pyproject.toml compiles to;", file=sys.stderr)
             again = f"python .ci/make_lock.py{f' --torch {build}' if build else ''}"
-            print(f"make it anew: {again}", file=sys.stderr)
+            print(f"make it again: {again}", file=sys.stderr)
             code = 1
     return code
 

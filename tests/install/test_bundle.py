@@ -234,7 +234,7 @@ def test_the_code_in_it_is_the_project_and_nothing_else(made: Project) -> None:
     git = ["git", "-C", str(made.root), "-c", "user.name=x", "-c", "user.email=x@y"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "add", "bootstrap.sh", "vqa_repro"], check=True)
-    assert "is to be brought up to date" in made.make()
+    assert "is outdated and will be updated" in made.make()
     with tarfile.open(made.out / "code.tar.gz") as tar:
         package = [str(path.relative_to(made.root)) for path in made.root.glob("vqa_repro/**/*.*")]
         code = sorted(name for name in package if "__pycache__" not in name)
@@ -294,7 +294,7 @@ def test_killed_while_building_it_resumes(project: Project) -> None:
         assert not project.out.exists()
     there = {path.name for path in (part / "wheels").iterdir()}
     project.requested.clear()
-    assert "is being continued" in project.make()
+    assert "is incomplete and will be continued" in project.make()
     fetched = {path.rpartition("/")[2] for path in project.requested if path.endswith(".whl")}
     assert len(there) >= 9 and not fetched & there
     project.open()
@@ -486,7 +486,7 @@ def link_the_new(out: Path) -> None:
 def test_building_again_repairs_it(made: Project, damage: Callable[[Path], None]) -> None:
     damage(made.out)
     made.requested.clear()
-    assert "is to be mended" in made.make()
+    assert "is damaged and will be completed" in made.make()
     wheels = [path for path in made.requested if path.endswith(".whl")]
     assert wheels == ["/usual/alpha-1.0-py3-none-any.whl"]
     made.open()
@@ -654,7 +654,7 @@ def test_a_stick_holds_a_bundle_but_no_project(project: Project, stick: Path) ->
     project.run("open", out, "--into", project.into, *options)
     assert len(list(project.into.glob("wheels/*.whl"))) == 5 + (PYTHON == "3.10")
     output = project.run("open", out, "--into", stick / "into", *options, exits=13)
-    assert "a disk that has no links, as FAT and exFAT" in output
+    assert "a disk without links, as FAT and exFAT" in output
 
 
 @pytest.mark.slow
@@ -662,10 +662,10 @@ def test_a_disk_that_fills_up_while_building(project: Project, small_disk: Path)
     out = small_disk / "out"
     arguments = ("make", out, "--python", PYTHON, "--torch", "cu130")
     output = project.run(*arguments, exits=12)
-    assert "no room on the disk" in output or "No space left" in output
+    assert "no space left on the disk" in output or "No space left" in output
     assert not out.exists()
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
-    assert "is being continued" in project.run(*arguments)
+    assert "is incomplete and will be continued" in project.run(*arguments)
     project.run("verify", out)
 
 

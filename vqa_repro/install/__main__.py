@@ -22,7 +22,7 @@ WHY_NO_CHECKPOINT = {
     ExitCode.NO_SOURCE: "no source had it",
     ExitCode.CHECKPOINT_MISMATCH: "only wrong bytes",
     ExitCode.CHECKPOINT_BUSY: "busy",
-    ExitCode.CHECKPOINT_DISK: "no room for it",
+    ExitCode.CHECKPOINT_DISK: "no space for it",
 }
 
 
@@ -259,7 +259,7 @@ def is_there(command: list[str]) -> bool:
 
 
 def known_build(options: Options) -> str:
-    """Return the build of torch that was asked for, or else the environment's; "" without one."""
+    """Return the requested build of torch, or else the environment's; "" without one."""
     if options.torch != "auto":
         return options.torch
     if options.verb == "bundle":

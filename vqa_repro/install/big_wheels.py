@@ -1,11 +1,11 @@
-"""The big wheels of an installation that was cut off: brought so that a further cut loses nothing.
+"""Fetch the big wheels of an interrupted installation, so that another interruption loses nothing.
 
     python -m vqa_repro.install.big_wheels INTO --python 3.X --uv UV --venv DIR LOCK...
 
-uv keeps what it has finished and begins a wheel anew that was cut off, also one of half a gigabyte.
-So bootstrap.sh, once it was cut off, lets this bring those that uv does not have yet, which go on
-where they were cut; installs them; and leaves the rest to uv. INTO holds the wheels, and a lock of
-them, wanted.lock, which is empty where there is nothing to bring.
+uv keeps what it has finished, but starts an interrupted wheel again, even one of half a gigabyte.
+So after an interruption bootstrap.sh lets this module fetch the wheels that uv does not have yet,
+with resume, installs them, and leaves the rest to uv. INTO holds the wheels and their lock,
+wanted.lock, which is empty where there is nothing to fetch.
 
 Exit code 1: it could not, for which uv may have the better reasons.
 """
@@ -25,7 +25,7 @@ BIG = re.compile(r"torch|triton|nvidia-.*|opencv-python-headless")
 
 
 def has_it(uv: str, venv: Path, entry: Entry, scratch: Path) -> bool:
-    """Whether uv would not download it: it lies in uv's cache."""
+    """Return whether uv has the wheel in its cache."""
     scratch.write_text(lock_text([entry]), encoding="ascii")
     asking = [uv, "pip", "sync", "--dry-run", "--require-hashes", "--only-binary", ":all:"]
     asking += ["--python", str(venv / "bin/python"), str(scratch)]

@@ -14,7 +14,7 @@ Needs nothing but Python, as bootstrap.sh runs it before there is an environment
     checkpoints/         as far as they were here, verified
     python/              with --with-python: a Python, for a server that has none that is fit
 
-A file that is larger than --split lies there in parts, NAME.001, NAME.002 and so on.
+A file that is larger than --split is stored in parts: NAME.001, NAME.002 and so on.
 
 A bundle is read as what a stranger hands over: sizes are compared before anything is read, names
 hold no way out, links are refused. What is installed from it is checked against the locks of the
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except OSError as error:
         where, what = error.filename or args.folder, error.strerror or str(error)
-        print(f"error: {where}: {what}; mend that; {AGAIN}", file=sys.stderr)
+        print(f"error: {where}: {what}; fix that; {AGAIN}", file=sys.stderr)
         return ERRNO_CODES.get(error.errno or 0, ExitCode.BUNDLE)
     return 0
 

@@ -121,15 +121,15 @@ def begin(out: Path, part: Path, settings: dict[str, Any], made_from: dict[str, 
             bundle = read_bundle(out)
             verify(out, bundle)
         except InstallError as problem:
-            say(f"{out} is to be mended: {problem}")
+            say(f"{out} is damaged and will be completed: {problem}")
         else:
             if {key: bundle.about.get(key) for key in made_from} == made_from:
                 say(f"{out}: complete, nothing to do")
                 return True
-            say(f"{out} is to be brought up to date")
+            say(f"{out} is outdated and will be updated")
         os.rename(out, part)
     elif part.exists():
-        say(f"{part} is being continued")
+        say(f"{part} is incomplete and will be continued")
     part.mkdir(parents=True, exist_ok=True)
     for path in list(part.rglob("*")):
         if path.is_symlink():  # writing would follow it
@@ -203,7 +203,7 @@ def code_files(out: Path) -> list[Path]:
 
 
 def cached_checkpoint(name: str) -> str | None:
-    """The file name of this checkpoint if it lies where torch.hub looks, verified."""
+    """The file name of this checkpoint if torch.hub finds it, verified."""
     try:
         there = checkpoints.is_verified(name)
     except OSError:

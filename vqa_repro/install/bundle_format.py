@@ -1,4 +1,4 @@
-"""The files of a bundle: whole, or in parts that are small enough; and how its faults are told."""
+"""The files of a bundle: whole, or in parts that are small enough; and the errors of a bundle."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ MANIFEST, DESCRIPTION = "MANIFEST.sha256", "bundle.json"
 FORMAT = 1
 BLOCK = 1 << 20
 AGAIN = "the same command continues, with what has arrived"
-MAKE_ANEW = "copy it again, or make it anew"
+MAKE_AGAIN = "copy or make it again"
 
 
 def refuse(text: str) -> NoReturn:
@@ -32,7 +32,7 @@ def megabytes(size: int) -> str:
 
 
 class Piece(NamedTuple):
-    """A file as it lies in the bundle: a whole one, or a part."""
+    """A file in the bundle: a whole one, or a part."""
 
     path: str  # in the bundle, with /
     size: int  # bytes
@@ -67,7 +67,7 @@ def part_name(name: str, number: int) -> str:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The parts that lie beside ``path``, in order."""
+    """Return the parts next to ``path``, in order."""
     parts: list[Path] = []
     while (part := path.with_name(part_name(path.name, len(parts) + 1))).exists():
         parts.append(part)
@@ -81,12 +81,12 @@ def open_regular(path: Path) -> BinaryIO:
         handle = os.open(path, flags)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            refuse(f"{path} is a link; {MAKE_ANEW}")
+            refuse(f"{path} is a link; {MAKE_AGAIN}")
         raise
     file = os.fdopen(handle, "rb")
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         file.close()
-        refuse(f"{path} is no regular file; {MAKE_ANEW}")
+        refuse(f"{path} is no regular file; {MAKE_AGAIN}")
     return file
 
 

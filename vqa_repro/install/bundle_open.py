@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from vqa_repro.install.bundle_format import (
     DESCRIPTION,
     FORMAT,
-    MAKE_ANEW,
+    MAKE_AGAIN,
     MANIFEST,
     Piece,
     Whole,
@@ -58,7 +58,7 @@ def read_small(path: Path) -> bytes:
         with open_regular(path) as file:
             content = file.read(INDEX_LIMIT + 1)
     except FileNotFoundError:
-        refuse(f"{path} is missing: no bundle, or half of one; {MAKE_ANEW}")
+        refuse(f"{path} is missing: no bundle, or half of one; {MAKE_AGAIN}")
     if len(content) > INDEX_LIMIT:
         refuse(f"{path} has more than {INDEX_LIMIT:,} bytes: no bundle of ours")
     return content
@@ -71,7 +71,7 @@ def read_bundle(folder: Path) -> Bundle:
     hashes = read_manifest(folder / MANIFEST)
     content = read_small(folder / DESCRIPTION)
     if hashes.pop(DESCRIPTION, None) != hashlib.sha256(content).hexdigest():
-        refuse(f"{folder / DESCRIPTION} is not what {MANIFEST} says; {MAKE_ANEW}")
+        refuse(f"{folder / DESCRIPTION} is not what {MANIFEST} says; {MAKE_AGAIN}")
     try:
         about = json.loads(content)
         if about["format"] != FORMAT:
@@ -87,13 +87,13 @@ def read_bundle(folder: Path) -> Bundle:
             agrees = len(pieces) != 1 or pieces[0].sha256 == whole.sha256
             if not (pieces and agrees and sum(sizes) == whole.size and SAFE_PATH.fullmatch(name)):
                 refuse(
-                    f"{folder / DESCRIPTION}: the parts of {name} do not make {name}; {MAKE_ANEW}"
+                    f"{folder / DESCRIPTION}: the parts of {name} do not make {name}; {MAKE_AGAIN}"
                 )
             files[name] = whole
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        refuse(f"{folder / DESCRIPTION} is damaged ({error!r}); {MAKE_ANEW}")
+        refuse(f"{folder / DESCRIPTION} is damaged ({error!r}); {MAKE_AGAIN}")
     if hashes:
-        refuse(f"{MANIFEST} names {min(hashes)}, {DESCRIPTION} does not; {MAKE_ANEW}")
+        refuse(f"{MANIFEST} names {min(hashes)}, {DESCRIPTION} does not; {MAKE_AGAIN}")
     return Bundle(about, files)
 
 
@@ -109,9 +109,11 @@ def read_manifest(path: Path) -> dict[str, str]:
     for number, line in enumerate(read_small(path).decode("utf-8", "replace").splitlines(), 1):
         sha256, _, name = line.partition("  ")
         if not re.fullmatch("[0-9a-f]{64}", sha256) or not SAFE_PATH.fullmatch(name):
-            refuse(f"{path}, line {number}: no path inside the bundle: {line[:200]!r}; {MAKE_ANEW}")
+            refuse(
+                f"{path}, line {number}: no path inside the bundle: {line[:200]!r}; {MAKE_AGAIN}"
+            )
         if name in hashes:
-            refuse(f"{path}, line {number}: {name} a second time; {MAKE_ANEW}")
+            refuse(f"{path}, line {number}: {name} a second time; {MAKE_AGAIN}")
         hashes[name] = sha256
     return hashes
 
@@ -119,16 +121,16 @@ def read_manifest(path: Path) -> dict[str, str]:
 def verify(folder: Path, bundle: Bundle) -> None:
     """Hash all of it. Raises InstallError with what is missing, damaged or a link.
 
-    Files that the manifest does not name are left alone: file managers leave theirs on every stick.
+    Files that the manifest does not name are ignored: file managers leave some on every stick.
     """
     for root, folders, files in os.walk(folder):
         for name in folders + files:
             if os.path.islink(os.path.join(root, name)):
-                refuse(f"{os.path.join(root, name)} is a link, and a bundle has none; {MAKE_ANEW}")
+                refuse(f"{os.path.join(root, name)} is a link, and a bundle has none; {MAKE_AGAIN}")
     pieces = [piece for whole in bundle.files.values() for piece in whole.pieces]
     damaged = [f"{piece.path} {flaw}" for piece in pieces if (flaw := wrong_size(folder, piece))]
     if not damaged:  # only now is it worth reading gigabytes
-        said = time.monotonic()
+        reported = time.monotonic()
         for number, piece in enumerate(pieces, 1):
             with open_regular(folder / piece.path) as file:
                 digest = hashlib.sha256()
@@ -136,12 +138,12 @@ def verify(folder: Path, bundle: Bundle) -> None:
                     digest.update(block)
             if digest.hexdigest() != piece.sha256:
                 damaged.append(f"{piece.path} has other bytes than it should")
-            if time.monotonic() - said > 20:
+            if time.monotonic() - reported > 20:
                 say(f"verified {number} of {len(pieces)} files")
-                said = time.monotonic()
+                reported = time.monotonic()
     if damaged:
         more = f", and {len(damaged) - 3} more" if len(damaged) > 3 else ""
-        refuse(f"{folder}: {'; '.join(damaged[:3])}{more}; {MAKE_ANEW}")
+        refuse(f"{folder}: {'; '.join(damaged[:3])}{more}; {MAKE_AGAIN}")
 
 
 def wrong_size(folder: Path, piece: Piece) -> str:
@@ -198,7 +200,7 @@ def select(folder: Path, bundle: Bundle, wanted: list[Entry]) -> dict[str, Whole
     for entry in wanted:
         if entry.hashes.isdisjoint(hashes):
             what = f"{entry.name}=={entry.version}, which the locks name"
-            refuse(f"{folder} lacks {what}; {MAKE_ANEW}")
+            refuse(f"{folder} lacks {what}; {MAKE_AGAIN}")
     locked = {sha256 for entry in wanted for sha256 in entry.hashes}
     return {
         name: whole
@@ -222,7 +224,7 @@ def join_parts(folder: Path, name: str, whole: Whole, into: Path) -> None:
     parts = [folder / piece.path for piece in whole.pieces]
     if join(parts, into / name) != whole.sha256:
         (into / name).unlink()
-        refuse(f"{folder}: the parts of {name} do not make it; {MAKE_ANEW}")
+        refuse(f"{folder}: the parts of {name} do not make it; {MAKE_AGAIN}")
 
 
 def link(source: Path, path: Path) -> None:
@@ -255,7 +257,7 @@ def platform_tag() -> str:
 def check_fit(
     folder: Path, bundle: Bundle, python: str, torch: str, locks: dict[str, bytes]
 ) -> None:
-    """Raises InstallError with the reason and the mend if the bundle is not for this machine."""
+    """Raises InstallError with the reason and the fix if the bundle is not for this machine."""
     for key, ours, fix in (
         ("platform", platform_tag(), "make the bundle on a machine of this kind"),
         ("python", python, f"on the other machine: ./bootstrap.sh bundle OUT --python {python}"),
@@ -268,6 +270,6 @@ def check_fit(
     for name, text in locks.items():
         if not isinstance(digests, dict) or digests.get(name) != hashlib.sha256(text).hexdigest():
             refuse(
-                f"{folder} was made for another {name} than lies here; use the code that came with "
-                "it (code.tar.gz), or make the bundle anew with this code"
+                f"{folder} was made for another {name} than the one here; use the code that came "
+                "with it (code.tar.gz), or make the bundle again with this code"
             )

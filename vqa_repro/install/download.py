@@ -1,6 +1,6 @@
 """Download one file over HTTP: resume, follow redirects, retry, detect stalls, check the hash.
 
-A download in progress is NAME.part; beside it NAME.part.json says which answer of which server it
+A download in progress is NAME.part; next to it, NAME.part.json says which answer of which server it
 belongs to. Both survive kills. A file gets its name only once its SHA-256 is right.
 """
 
@@ -92,7 +92,7 @@ def ensure_space(file: RemoteFile, folder: Path, present: int) -> None:
 
 
 def download(file: RemoteFile, url: str, target: Path, timeout_s: float) -> str:
-    """Download ``url`` to ``NAME.part`` beside ``target`` and publish it there; return its SHA-256.
+    """Download ``url`` to ``NAME.part`` next to ``target``, then publish it; return its SHA-256.
 
     Wrong bytes are downloaded once more from the start. Raise SourceFailed where this source does
     not serve the file, InstallError for a full disk.

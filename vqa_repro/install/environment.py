@@ -3,7 +3,7 @@
 FOLDER/.incomplete: being made or changed. FOLDER/.finished: done, and from what, as "key value"
 lines.
 Using an environment never deletes it. One that is finished but does not work here is made again
-only by the stage env, beside the old one, which is replaced when the new one is whole.
+only by the stage env, next to the old one, which is replaced when the new one is whole.
 """
 
 from __future__ import annotations

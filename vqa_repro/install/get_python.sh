@@ -69,7 +69,7 @@ fetch_python() {
       archive=${archive%.001}
       release=${archive%/*} release=$scratch/mirror/${release##*/}
       mkdir -p "$release"
-      whole "$archive" >"$release/${archive##*/}" || give_up 12 "no room in $release"
+      whole "$archive" >"$release/${archive##*/}" || give_up 12 "no space left in $release"
       mirror=file://$(encoded "$scratch/mirror")
     done
     [ -n "$mirror" ] || give_up 11 "$bundle has none: ./bootstrap.sh bundle OUT --with-python"
@@ -84,7 +84,7 @@ fetch_python() {
   "$uv" python install "$wanted" --install-dir "$pythons" --no-bin --reinstall >"$scratch/log" 2>&1 && return
   reason=$(sed -n 's/^ *\(error\|cause\): *//; /./h; $ { x; p; }' "$scratch/log")
   where=${mirror:-its usual place}
-  if grep -qi 'no space left\|quota' "$scratch/log"; then give_up 12 "no room: $reason"; fi
+  if grep -qi 'no space left\|quota' "$scratch/log"; then give_up 12 "no space left: $reason"; fi
   if grep -qi 'hash mismatch\|invalid tar file' "$scratch/log"; then
     give_up 15 "other bytes than uv $version knows came from $where: try another mirror"
   fi
@@ -230,7 +230,7 @@ hash_code='
 import hashlib, sys
 print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())
 '
-# The index that pip uses unless told otherwise, also of the pip that ensurepip carries.
+# The default index of pip, also of the pip that ensurepip carries.
 pip_code='
 import glob, importlib, os, sys
 try:

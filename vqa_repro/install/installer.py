@@ -19,7 +19,7 @@ from vqa_repro.install.options import STATE
 from vqa_repro.install.processes import free_bytes
 from vqa_repro.install.session import Session, remove
 
-ROOM_FOR_UV = 4000 << 20  # bytes, below which uv needs the room of half a download more
+SPACE_FOR_UV = 4000 << 20  # bytes, below which uv needs the space of half a download more
 TRIES = 3
 NETWORK = re.compile(
     "connect|timed? ?out|request|network|resolve|certificate|http|reset", re.IGNORECASE
@@ -71,7 +71,7 @@ class Installer:
         """Find uv, or settle for pip, and say why."""
         session = self.session
         if session.options.installer == "pip":
-            say("  installer: pip, as asked")
+            say("  installer: pip, as requested")
             return
         pinned = re.search(r"(?m)^uv==(\S+)", session.lock.read_text(encoding="utf-8"))
         version = pinned[1] if pinned else ""
@@ -193,7 +193,7 @@ class Installer:
         command += ["--python", session.python, "--uv", self.uv, "--venv", str(folder)]
         command += map(str, self.environment.locks)
         done = session.logged("fetching the big packages", command, folder)
-        if not done and free_bytes(STATE) < ROOM_FOR_UV:
+        if not done and free_bytes(STATE) < SPACE_FOR_UV:
             remove(big)
         lock = big / "wanted.lock"
         if not done or not lock.exists() or not lock.stat().st_size:
@@ -255,8 +255,8 @@ class Installer:
             next_ = f"raise that (ulimit -a shows the limits), then {make}"
             return InstallError(ExitCode.PACKAGES, what, why, next_)
         if re.search("no space left|quota exceeded", text) or is_full(folder):
-            why = "no room on the disk (df -h, df -i)"
-            next_ = f"make room, then {make}; or --venv DIR, UV_CACHE_DIR=DIR"
+            why = "no space left on the disk (df -h, df -i)"
+            next_ = f"free some space, then {make}; or --venv DIR, UV_CACHE_DIR=DIR"
             return InstallError(ExitCode.DISK_FULL, what, why, next_)
         if re.search("permission denied|read-only file system", text):
             next_ = f"{self.environment.without_venv()} --venv DIR, UV_CACHE_DIR=DIR"

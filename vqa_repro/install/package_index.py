@@ -28,7 +28,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!-]*\.whl")
 
 
 def indexes(pip: list[str]) -> list[str]:
-    """The indexes that pip or uv are told to use, the main one first; without any, pip's own."""
+    """Return the indexes that pip or uv are configured to use, the main one first; or pip's own."""
     get = os.environ.get
     if get("PIP_NO_INDEX") or get("UV_NO_INDEX"):
         return []
@@ -42,7 +42,7 @@ def indexes(pip: list[str]) -> list[str]:
 
 
 def pages() -> list[str]:
-    """Further pages that pip or uv are told to look at."""
+    """Further pages that pip or uv are configured to look at."""
     found = [os.environ.get(name, "") for name in ("PIP_FIND_LINKS", "UV_FIND_LINKS")]
     return addresses(*found)
 

@@ -179,7 +179,7 @@ def scratch(state: Path) -> Path:
 
 
 def default_index() -> str:
-    """Return the index that pip uses unless told otherwise; "" for a Python without pip."""
+    """Return pip's default index; "" for a Python without pip."""
     try:
         known = importlib.import_module("pip._internal.models.index")
     except ImportError:

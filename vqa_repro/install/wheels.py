@@ -1,9 +1,9 @@
-"""The wheels that the locks name, brought by a downloader that continues where it was cut.
+"""The wheels that the locks name, fetched by a downloader that resumes.
 
 A wheel's address stands in the index's page of its package, with its sha256. The downloader is that
 of the checkpoints: it survives kills, stalls and servers that misbehave, and a file gets its name
 only once its hash is one of the lock's. What cannot be had in this way (an index without hashes,
-PIP_FIND_LINKS, a password from a keyring) pip downloads: verified too, but anew after each cut.
+PIP_FIND_LINKS, a password from a keyring) pip downloads: verified too, but without resume.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ def wanted_wheels(locks: Iterable[bytes], python: str) -> list[Entry]:
             if not hashes:
                 raise UserError(
                     f"the locks name different wheels of {entry.name}=={entry.version}; make them "
-                    "anew: python .ci/make_lock.py"
+                    "again: python .ci/make_lock.py"
                 )
             found[key] = entry._replace(hashes=hashes)
     return list(found.values())
@@ -108,7 +108,7 @@ def fetch_wheels(folder: Path, arriving: Path, wanted: list[Entry], python: str)
 def fetch(
     entry: Entry, folder: Path, arriving: Path, python: str, sources: list[str], pip: list[str]
 ) -> Path:
-    """Download one wheel; it comes to lie in ``folder`` only if its hash is the lock's."""
+    """Download one wheel; it is put into ``folder`` only if its hash is the lock's."""
     named = [f"{index.rstrip('/')}/{entry.name}/" for index in sources]
     for page in [*named, *pages()]:
         with contextlib.suppress(SourceFailed, BadAddress):
@@ -185,17 +185,17 @@ def fetch_by_pip(
 
 def no_room(requirement: str) -> InstallError:
     return InstallError(
-        ExitCode.DISK_FULL, f"{requirement}: no room on the disk; make room, then {AGAIN}"
+        ExitCode.DISK_FULL, f"{requirement}: no space left on the disk; free some, then {AGAIN}"
     )
 
 
-def failed_download(requirement: str, said: str) -> InstallError:
-    said = redact(said)
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def failed_download(requirement: str, output: str) -> InstallError:
+    output = redact(output)
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")] or lines or ["no reason given"]
-    if re.search("no space left|quota exceeded", said, re.IGNORECASE):
+    if re.search("no space left|quota exceeded", output, re.IGNORECASE):
         return no_room(requirement)
-    if "DO NOT MATCH THE HASHES" in said:
+    if "DO NOT MATCH THE HASHES" in output:
         what = "what arrived is not what the lock names; try another index"
         return InstallError(ExitCode.HASH_MISMATCH, f"{requirement}: {what}")
     return InstallError(
