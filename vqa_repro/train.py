@@ -206,7 +206,6 @@ def main(arguments: list[str] | None = None) -> int:
     _, args = parse_arguments("train", __doc__, add_arguments, words)
     if type(args.folds) is int or len(args.seeds or []) > 1:
         return train_several(args, words)
-    recipe = read_recipe(args)
 
     from vqa_repro.features.provider import Runtime
     from vqa_repro.reporting.summary import table
@@ -219,11 +218,10 @@ def main(arguments: list[str] | None = None) -> int:
         use_deterministic_algorithms()
     code = 0
     with init_distributed(args.device) as (world, device):
-        if world.is_main and args.data and not args.recipe:
-            from vqa_repro.training.defaults import describe_choice
-
-            print(describe_choice(recipe))
         try:
+            recipe = world.run_together(lambda: read_recipe(args))
+            if world.is_main and args.data and not args.recipe:
+                print(describe_choice(recipe))
             run = train(
                 recipe,
                 out=args.out,
