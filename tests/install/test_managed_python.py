@@ -221,8 +221,8 @@ def test_managed_with_the_network_off(copy: Copy) -> None:
 
 
 def test_looking_fetches_nothing(bare: Copy) -> None:
-    assert "would fetch" in bare.run("check", exits=11).stdout
-    assert "would fetch" in bare.run("--dry-run").stdout
+    assert "would fetch" in bare.run("check", exits=11).stderr
+    assert "would be fetched" in bare.run("--dry-run").stdout
     assert nothing_is_installed(bare)
 
 

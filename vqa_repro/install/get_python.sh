@@ -13,10 +13,16 @@ get_python() {
     '' | managed | 3.1[0-4]) ;;
     *) return 1 ;;
   esac
-  if [ -n "$looking" ]; then
-    echo "python: none that is fit; ./bootstrap.sh env would fetch Python $wanted into $pythons"
-    exit "$looking"
-  fi
+  case $looking in
+    0)
+      echo "python: none that is fit; Python $wanted would be fetched into $pythons"
+      exit
+      ;;
+    11)
+      rejected=$rejected${rejected:+$newline}"managed Python $wanted: stage env would fetch it"
+      return
+      ;;
+  esac
   scratch=$project/.bootstrap/tmp-python-$$
   kept=$(ls -A "$pythons" 2>/dev/null)
   trap 'stop 129' HUP
