@@ -1,5 +1,6 @@
 """What train chooses for a data set that has no recipe."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,23 @@ def test_a_small_folder_keeps_all_answers_and_its_own_test_split(drawn_folder: P
     set_by_hand = {"data.num_answers": 2, "training.epochs": 1, "data.test": "train"}
     recipe = defaults.own_data_recipe(str(drawn_folder), Path("none"), set_by_hand)
     assert (recipe.data.num_answers, recipe.training.epochs, recipe.data.test) == (2, 1, "train")
+    assert (recipe.data.validation, recipe.training.keep) == (0.1, "best")
+    whole = defaults.own_data_recipe(str(drawn_folder), Path("none"), {"data.validation": 0})
+    assert whole.training.keep == "last"
+
+
+def test_a_handful_of_images_is_not_divided(drawn_folder: Path, tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        for kind in ("questions", "annotations"):
+            path = drawn_folder / f"{name}_{kind}.json"
+            records = json.loads(path.read_text())[kind]
+            few = sorted({record["image_id"] for record in records})[:5]
+            records = [record for record in records if record["image_id"] in few]
+            (tmp_path / path.name).write_text(json.dumps({kind: records}))
+    (tmp_path / "images").symlink_to(drawn_folder / "images")
+    recipe = defaults.own_data_recipe(str(tmp_path), Path("none"), {})
+    assert (recipe.data.validation, recipe.training.keep) == (0.0, "last")
+    assert "data.validation=0" in defaults.describe_choice(recipe)
 
 
 def test_answers_by_coverage_and_epochs_by_size() -> None:

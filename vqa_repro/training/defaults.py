@@ -26,6 +26,7 @@ MOST_ANSWERS = 5000
 SMALL = 128  # pixels: images up to this size are not photos
 QUESTIONS_SEEN = 400_000  # in all epochs together
 EPOCHS = (10, 40)
+FEWEST_TO_DIVIDE = 20  # training images; with fewer, all are trained on and none validated on
 IMAGES_OPENED = 50  # to learn their size
 
 
@@ -42,6 +43,10 @@ def own_data_recipe(data: str, root: Path, changes: Mapping[str, Any]) -> Recipe
         "training.epochs": epochs_for(len(split.examples)),
         **image_options(split),
     }
+    if len(split.images) < FEWEST_TO_DIVIDE:
+        sizes["data.validation"] = 0.0
+    if not (sizes | dict(changes)).get("data.validation", 1.0):
+        sizes["training.keep"] = "last"
     recipe = load_recipe("_own-data", {**sizes, **changes, "data.name": data})
     changed = [key for key in recipe.changed if key in changes and key != "data.name"]
     return replace(recipe, changed=changed)
@@ -112,7 +117,8 @@ def describe_choice(recipe: Recipe) -> str:
     pixels = f" ({data.picture_size} pixels a side)" if data.features == "cnn" else ""
     return (
         f"options for {data.name}: data.test={data.test}, data.num_answers={data.num_answers}, "
-        f"data.features={data.features}{pixels}, training.epochs={recipe.training.epochs}; "
+        f"data.features={data.features}{pixels}, training.epochs={recipe.training.epochs}, "
+        f"data.validation={data.validation}; "
         "--set changes any of them, --recipe takes all from a recipe"
     )
 
