@@ -101,7 +101,7 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, name: str) -> None:
     write(tmp_path, "train", [1], ["a"])
     (tmp_path / name).unlink(missing_ok=True)
     (tmp_path / name).symlink_to("/scratch/that/was/purged")
-    with pytest.raises(UserError, match=rf"{name}: .*/scratch/that/was/purged, which is not there"):
+    with pytest.raises(UserError, match=rf"{name}: .*/scratch/that/was/purged, which is missing"):
         load_folder(tmp_path, "train")
 
 

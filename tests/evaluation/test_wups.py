@@ -171,7 +171,7 @@ def test_another_wordnet_is_refused(tmp_path: Path) -> None:
     make(tmp_path, TREE)
     data = tmp_path / "data.noun"
     data.write_text(data.read_text().replace("WordNet 3.0", "WordNet 3.1"))
-    with pytest.raises(UserError, match=r"data\.noun: not of WordNet 3\.0"):
+    with pytest.raises(UserError, match=r"data\.noun: not WordNet 3\.0"):
         WordNet(tmp_path)
 
 

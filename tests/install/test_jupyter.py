@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import requests
-import test_bootstrap
 from conftest import LIMIT
+from installer_copy import ROOT, Copy
 from jupyter_client.blocking.client import BlockingKernelClient
-from test_bootstrap import ROOT, Copy, files_below, is_alive, lock_text, make_wheel, wait_for
+from test_bootstrap import files_below, is_alive, wait_for
+from wheel_index import lock_text, make_wheel
 
-copy, wheelhouse = test_bootstrap.copy, test_bootstrap.wheelhouse
 URL = re.compile(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)")
 
 # Writes its port and token where bootstrap.sh looks for them, and waits.

@@ -469,7 +469,7 @@ def test_slides_in_chinese_with_a_chinese_font(
     if not CHINESE:
         pytest.skip("no font with Chinese on this machine")
     made = chinese_slides(tmp_path)  # a character missing from the font is a warning, here an error
-    assert len(made) == 4
+    assert len(made) == 5
     output = capsys.readouterr()
     assert "English" not in output.out and output.err == ""
 
@@ -477,7 +477,7 @@ def test_slides_in_chinese_with_a_chinese_font(
 def test_slides_are_in_english_without_a_chinese_font_with_a_note(
     tmp_path: Path, without_chinese: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert len(chinese_slides(tmp_path)) == 4
+    assert len(chinese_slides(tmp_path)) == 5
     output = capsys.readouterr()
     assert "these are in English" in output.out
     assert output.err.count("question marks") == 1
