@@ -61,7 +61,8 @@ def test_an_old_checkpoint_resumes_to_the_same_weights(folder: Path) -> None:
     recipe = json.loads((run / "recipe.json").read_text())
     options = [f"{key}={_value(recipe, key)}" for key in recipe["changed"]]
     changes = [word for option in options for word in ("--set", option)]
-    done = run_verb("train", "--resume", "--out", "run", "--device", "cpu", *changes, cwd=folder)
+    command = ("train", "--recipe", "easy-vqa", "--resume", "--out", "run", "--device", "cpu")
+    done = run_verb(*command, *changes, cwd=folder)
     assert done.returncode == 0, done.stderr
     weights = load_file(run / "model.safetensors")
     assert weights.keys() == expected.keys()
