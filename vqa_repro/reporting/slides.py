@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from vqa_repro.evaluation.examples import ExampleRecord, Gallery
@@ -61,7 +62,8 @@ def accuracies(groups: Sequence[RunGroup]) -> list[figures.Accuracy]:
 def summary(groups: Sequence[RunGroup], path: Path, language: str) -> None:
     """Write one 16:9 slide: accuracies, validation or training curves, one attention example."""
     groups = groups[:SHOWN]
-    figure = Figure(figsize=(13.333, 7.5), layout="constrained")
+    margins = ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.15)
+    figure = Figure(figsize=(13.333, 7.5), layout=margins)
     title = translate("title", language)
     figure.suptitle(figures.drawable(title), fontsize=18, fontweight="bold")
     grid = figure.add_gridspec(2, 2, width_ratios=(5, 4), height_ratios=(5, 4))
