@@ -208,7 +208,7 @@ main() {
   scan "$@"
   [ -z "$help" ] || exec cat "$project/vqa_repro/install/usage.txt"
   venv=${venv:-$project/.venv} probe=$project/vqa_repro/install/probe.py
-  # Beside the environment: on the same disk, and there as long as it is.
+  # Next to the environment: on the same disk, and deleted together with it.
   pythons=$(CDPATH='' cd -- "$venv" 2>/dev/null && pwd -P) || pythons=$venv
   pythons=${pythons%/}.python
   if [ -n "$making" ]; then

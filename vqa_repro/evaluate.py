@@ -263,7 +263,7 @@ def _report(
     print(f"{scores['overall']:6.2f}%  of {len(results):,} questions")
     if known:
         print(f'{known["prior"]:6.2f}%  always answering "{classes[0]}"')
-        print(f"{known['coverage']:6.2f}%  of the questions have an answer it knows")
+        print(f"{known['coverage']:6.2f}%  of the questions have an answer of the model")
     for name, value in scores.items():
         if name.startswith("wups"):
             print(f"{value:6.2f}   {name}")

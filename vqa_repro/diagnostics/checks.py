@@ -154,7 +154,7 @@ def ask_torch(question: list[str], seconds: float) -> tuple[list[Facts], Process
 def examine_torch(
     driver: Facts, seconds: float
 ) -> tuple[Facts | None, list[Facts], set[str], list[Finding]]:
-    """(torch's facts, each device and its kernels, modules that import beside it, problems).
+    """Return torch's facts, each device and its kernels, the other modules that import, problems.
 
     No facts: it does not import.
     """

@@ -27,7 +27,7 @@ def prior_and_coverage(split: Split, classes: Sequence[str]) -> dict[str, float]
 def question_only(run: Run) -> float | None:
     """Return the accuracy of a finished question-only run on the data of ``run``, if there is one.
 
-    It is looked for among the folders beside that of ``run``; those that cannot be read are
+    The search covers the sibling folders of ``run``; those that cannot be read are
     skipped.
     """
     if run.recipe.model["name"] == "question-only":

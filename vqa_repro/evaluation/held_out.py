@@ -71,5 +71,5 @@ def held_out_record(
 def _wordnet() -> wups.WordNet | None:
     try:
         return wups.WordNet()
-    except UserError:  # said where the run's WUPS is computed
+    except UserError:  # reported where the run's WUPS is computed
         return None

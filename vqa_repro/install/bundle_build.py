@@ -39,7 +39,7 @@ CHECKPOINTS = ("vgg19", "vgg19-caffe")
 
 
 def make(out: Path, python: str, torch: str, limit: int, with_python: bool = False) -> None:
-    """Make or complete the bundle ``out``; nothing bears that name before it is whole."""
+    """Make or complete the bundle ``out``, whose name appears only once it is complete."""
     locks = read_locks(PROJECT, torch)
     settings = {"format": FORMAT, "python": python, "platform": platform_tag(), "torch": torch}
     code = tar_of_code(out)
@@ -107,14 +107,14 @@ def begin(out: Path, part: Path, settings: dict[str, Any], made_from: dict[str, 
             continue  # killed before its first file
         try:
             found = json.loads((folder / DESCRIPTION).read_bytes())
-            theirs = {key: found[key] for key in settings}
+            existing = {key: found[key] for key in settings}
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(
                 f"{folder} is there and is no bundle; remove it, or name another folder"
             ) from None
         for key, ours in settings.items():
-            if theirs[key] != ours:
-                what = f"a bundle of {key} {theirs[key]!r}, not {ours!r}"
+            if existing[key] != ours:
+                what = f"a bundle of {key} {existing[key]!r}, not {ours!r}"
                 raise UserError(f"{folder} is {what}; remove it, or name another folder")
     if out.exists():
         try:

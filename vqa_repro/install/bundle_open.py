@@ -263,9 +263,9 @@ def check_fit(
         ("python", python, f"on the other machine: ./bootstrap.sh bundle OUT --python {python}"),
         ("torch", torch, f"on the other machine: ./bootstrap.sh bundle OUT --torch {torch}"),
     ):
-        theirs = bundle.about.get(key)
-        if theirs != ours:
-            refuse(f"{folder} is for {key} {theirs!r}, and here is {ours!r}; {fix}")
+        built_for = bundle.about.get(key)
+        if built_for != ours:
+            refuse(f"{folder} is for {key} {built_for!r}, and here is {ours!r}; {fix}")
     digests = bundle.about.get("locks")
     for name, text in locks.items():
         if not isinstance(digests, dict) or digests.get(name) != hashlib.sha256(text).hexdigest():

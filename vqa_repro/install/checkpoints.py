@@ -238,7 +238,7 @@ def ensure_locked(
 ) -> dict[str, str]:
     """Do the work of ``ensure``, alone at ``target``."""
     file = checkpoint.file
-    if sha256 := verified_sha256(file, target):  # another run has brought it
+    if sha256 := verified_sha256(file, target):  # another run has downloaded it
         return {"sha256": sha256, "how": "already there"}
     failures: list[SourceFailed] = []
     if target.exists():

@@ -130,14 +130,14 @@ class Checks:
             text = f"{venv} is a link to {os.readlink(venv)}, which is not there"
             return self.problem(ExitCode.NO_PERMISSION, "write", text)
         if not settings.same_disk(cache, venv):
-            self.room(CACHE_GB, cache, "the installer's cache")
+            self.disk_space(CACHE_GB, cache, "the installer's cache")
         parts = self.parts_gb()
         what = "the environment"
         if parts and settings.same_disk(STATE, venv):
             need, what = need + parts, f"{what}, with {parts} GB for joining the bundle's parts,"
         elif parts:
-            self.room(parts, STATE, "joining the bundle's parts")
-        self.room(need, venv, what)
+            self.disk_space(parts, STATE, "joining the bundle's parts")
+        self.disk_space(need, venv, what)
         for folder in (venv, STATE):
             if not settings.is_writable(folder):
                 move = "another copy" if folder == STATE else "--venv DIR, or another copy"
@@ -159,7 +159,7 @@ class Checks:
     def is_ready(self) -> bool:
         return self.environment.state() is State.READY
 
-    def room(self, need: int, folder: Path, what: str) -> None:
+    def disk_space(self, need: int, folder: Path, what: str) -> None:
         fields = answer(["df", "-Pk", str(settings.existing(folder))]).splitlines()[-1:]
         words = fields[0].split(None, 5) if fields else []
         if len(words) < 6 or not words[3].isdigit():

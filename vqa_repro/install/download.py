@@ -24,7 +24,7 @@ from vqa_repro.install.redact import shown
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import read_json, sha256_of, write_json
 
-ATTEMPTS = 5  # failures in a row that brought less than PROGRESS_BYTES each
+ATTEMPTS = 5  # failures in a row that transferred less than PROGRESS_BYTES each
 PROGRESS_BYTES = 1 << 20
 BACKOFF_S = 1.0
 HEAD_BYTES = 512  # enough to tell a web page from a binary file

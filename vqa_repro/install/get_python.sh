@@ -34,7 +34,7 @@ get_python() {
   trap - HUP INT TERM
   rm -rf "$scratch"
   patience=120 # the first start, perhaps from a network disk
-  consider_managed "$wanted" && return # or another process has brought it
+  consider_managed "$wanted" && return # or another process has installed it
   [ -n "$kept" ] || rm -rf "$pythons"
   [ "$code" != 0 ] || trouble="what was fetched does not run" code=11
   [ "$code" = 11 ] && [ "$python" != managed ] \

@@ -120,12 +120,12 @@ def applies(marker: str, python: str) -> bool:
                 left=ast.Name(id=name), ops=[op], comparators=[ast.Constant(value=str(value))]
             ) if name in names and type(op) in COMPARISONS:
                 ours: Any = names[name]
-                theirs: Any = value
+                other: Any = value
                 if name.startswith("python"):
-                    ours, theirs = _release(ours), _release(value.removesuffix(".*"))
+                    ours, other = _release(ours), _release(value.removesuffix(".*"))
                     if value.endswith(".*"):
-                        ours = ours[: len(theirs)]
-                return bool(COMPARISONS[type(op)](ours, theirs))
+                        ours = ours[: len(other)]
+                return bool(COMPARISONS[type(op)](ours, other))
         raise ValueError
 
     try:

@@ -165,8 +165,8 @@ def break_stale(path: Path, text: str) -> bool:
     guard = path.with_name(f"{path.name}.takeover")
     mine = signature()
     if not create(guard, mine):
-        theirs = read(guard)
-        if theirs is not None and is_stale(guard, theirs):  # killed within these few lines
+        content = read(guard)
+        if content is not None and is_stale(guard, content):  # killed within these few lines
             with contextlib.suppress(FileNotFoundError):
                 guard.unlink()
         return False

@@ -112,7 +112,7 @@ class RunGroup:
         return wilson(figure.mean, self.metrics[0]["questions"])
 
     def is_within_error(self, figure: Figure) -> bool:
-        """Return whether the published value lies within the interval."""
+        """Return whether the published value is within the interval."""
         low, high = self.interval(figure)
         return figure.published is not None and low <= figure.published <= high
 

@@ -98,8 +98,8 @@ def disagreements(groups: Sequence[RunGroup]) -> list[Disagreement]:
     for question_id, record in first.items():
         if question_id not in common:
             continue
-        theirs = [records[question_id] for _, records in shown]
-        answers = [(*r.answers[0], bool(r.accuracy)) for r in theirs if r.answers]
+        answered = [records[question_id] for _, records in shown]
+        answers = [(*r.answers[0], bool(r.accuracy)) for r in answered if r.answers]
         if len({answer for answer, _, _ in answers}) > 1:
             found.append(Disagreement(record, first_number, answers))
     found.sort(key=lambda one: len({right for _, _, right in one.answers}) == 1)

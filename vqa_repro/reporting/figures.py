@@ -151,7 +151,7 @@ Accuracy = tuple[str, Score, Score | None]  # title, ours, that of the most freq
 
 @with_fonts
 def beside_published(figures: Sequence[Accuracy], path: Path, language: str = "en") -> None:
-    """Draw accuracies beside the published ones and those of the most frequent answer."""
+    """Draw accuracies with the published ones and those of the most frequent answer."""
     rows = sum(max(2, len(textwrap.wrap(title, 44))) for title, *_ in figures)
     figure = Figure(figsize=(9, 1.4 + 0.25 * rows), layout="constrained")
     axes = figure.subplots()
@@ -176,7 +176,7 @@ def draw_accuracies(axes: Axes, figures: Sequence[Accuracy], language: str) -> N
         if prior is not None:
             (line,) = axes.plot([prior.mean] * 2, [y - 0.4, y + 0.4], "k:", linewidth=2)
             line.set_label(translate("prior", language))
-    axes.set_xlim(0, 108)  # room for the published number
+    axes.set_xlim(0, 108)  # space for the published number
     axes.set_xticks(range(0, 101, 20))
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()

@@ -110,7 +110,7 @@ def draw_some(run: Run, made: Gallery) -> None:
 
 
 def table(run: Run) -> str:
-    """Ours beside the published figure, and where to look."""
+    """Return our figures next to the published ones, and the files to open."""
     metrics = read_json(run.folder / "metrics.json")
     recipe = run.recipe
     ours = f"accuracy on {metrics['data']}, {metrics['split']} ({metrics['questions']:,} questions)"
@@ -122,7 +122,7 @@ def table(run: Run) -> str:
     if metrics.get("prior") is not None:
         answer = run.vocabulary.answers[0]
         lines += [f'    {metrics["prior"]:6.2f}%  always answering "{answer}"']
-        lines += [f"    {metrics['coverage']:6.2f}%  of the questions have an answer it knows"]
+        lines += [f"    {metrics['coverage']:6.2f}%  of the questions have an answer of the model"]
     if (accuracy := question_only(run)) is not None:
         lines += [f"    {accuracy:6.2f}%  question only, without the image"]
     if recipe.changed:
@@ -130,17 +130,17 @@ def table(run: Run) -> str:
     others = recipe.published.others if recipe.published else {}
     parts = {name: value for name, value in metrics.items() if name.startswith("wups")}
     for name, value in (parts | metrics["per_answer_type"]).items():
-        said = f" (published: {others[name]:.1f})" if name in others else ""
-        lines += [f"    {value:6.2f}%  {name}{said}"]
+        published = f" (published: {others[name]:.1f})" if name in others else ""
+        lines += [f"    {value:6.2f}%  {name}{published}"]
     return "\n".join(
         [
             *lines,
             "",
             f"  curves             {run.folder / 'curves.png'}",
-            f"  where it looked    {run.folder / 'attention'}",
+            f"  attention          {run.folder / 'attention'}",
             f"  answers            {run.folder / 'results.json'}",
-            f"  all of it, a page  python -m vqa_repro.report {shlex.quote(str(run.folder))}",
-            f"  ask it             python -m vqa_repro.predict {shlex.quote(str(run.folder))}"
+            f"  report             python -m vqa_repro.report {shlex.quote(str(run.folder))}",
+            f"  ask a question     python -m vqa_repro.predict {shlex.quote(str(run.folder))}"
             " --image PICTURE --question QUESTION --attention look.png",
         ]
     )

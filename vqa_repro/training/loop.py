@@ -75,7 +75,7 @@ class TrainState:
 class Trainer:
     """Trains ``network`` until the last epoch of the run's recipe, or until a signal.
 
-    soft_targets: targets beside the label. tensorboard: write event files into the run folder too.
+    soft_targets: targets in addition to the label. tensorboard: also write event files.
     """
 
     def __init__(

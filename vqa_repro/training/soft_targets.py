@@ -1,4 +1,4 @@
-"""Targets beside the label: answers similar to it, and what teachers answered."""
+"""Targets in addition to the label: similar answers, and the answers of teachers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class SoftTargets:
 
 
 def make_soft_targets(run: Run, data: PreparedData, runtime: Runtime) -> list[SoftTargets]:
-    """Return the targets beside the label that the recipe of ``run`` wants.
+    """Return the targets in addition to the label that the recipe of ``run`` wants.
 
     Raise UserError for teachers that do not fit, and if WordNet is needed and missing.
     """

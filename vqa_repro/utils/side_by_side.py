@@ -1,4 +1,4 @@
-"""Run several commands side by side, as many at a time as this machine has room for."""
+"""Run several commands side by side, as many at a time as this machine can run."""
 
 import os
 import subprocess

@@ -123,7 +123,7 @@ for (const part of document.querySelectorAll(".analysis")) {
       pairs.filter(([question, kind]) => questions.includes(question) && classes.includes(kind)));
   }
   function say(which) {
-    for (const message of sheet.querySelectorAll(".said")) {
+    for (const message of sheet.querySelectorAll(".notice")) {
       message.hidden = !message.classList.contains(which);
     }
   }
@@ -167,7 +167,7 @@ for (const part of document.querySelectorAll(".analysis")) {
     try {
       content = JSON.parse(await file.text());
     } catch {
-      // said below, as for any other file that holds no marks
+      // reported below, as for any other file without marks
     }
     if (!content || typeof content.marks !== "object") return say("not-marks");
     if (content.gallery !== sheet.dataset.fingerprint) return say("other-run");

@@ -120,7 +120,7 @@ $("file").addEventListener("change", () => {
   const [file] = $("file").files;
   if (file) choose(file, file.name);
 });
-// Anywhere on the page: an image dropped beside the frame would replace the page.
+// Anywhere on the page: an image dropped outside the frame would replace the page.
 addEventListener("dragover", (event) => {
   event.preventDefault();
   $("drop").classList.add("over");
