@@ -940,7 +940,7 @@ def test_all_stages_continue_without_the_checkpoint_to_train(copy: Copy) -> None
     process = copy.start("--", "--epochs", "3", "--out", "a b")
     out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 7, err  # the exit code of train
-    assert "going on without it" in out
+    assert "continuing without it" in out
     assert "healthy" in out
     last = out.splitlines()[-1]
     assert f"train in {copy.home} with ['--resume', '--epochs', '3', '--out', 'a b']" in last

@@ -140,7 +140,7 @@ class Stages:
         later = "python checkpoints_setup.py vgg19 [--from FILE|DIR|URL]"
         if code in WHY_NO_CHECKPOINT and self.options.verb in ("all", "bundle"):
             self.session.without.append(f"checkpoint: no VGG-19, {WHY_NO_CHECKPOINT[code]}")  # type: ignore[index]
-            say(f"  {console.color('yellow', 'going on without it')}; later: {later}")
+            say(f"  {console.color('yellow', 'continuing without it')}; later: {later}")
         elif code:
             raise InstallError(code, "no checkpoint", "see above", later)
 
