@@ -20,6 +20,7 @@ from typing import Any
 
 from vqa_repro.install import checkpoints
 from vqa_repro.install.errors import InstallError
+from vqa_repro.utils.arguments import path_argument
 from vqa_repro.utils.errors import UserError, main_guard
 
 EXIT_BROKEN = 1
@@ -121,7 +122,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--report",
-        type=Path,
+        type=path_argument,
         default=Path("gpu-report.md"),
         metavar="FILE",
         help="where --gpu writes its report; default: gpu-report.md",
