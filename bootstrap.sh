@@ -41,6 +41,7 @@ making='' help='' looking='' # the exit code of a call that changes nothing
 [ "${VQA_DRY_RUN-}" != 1 ] || looking=0
 
 # What the search for a Python depends on. All arguments are read and checked in Python.
+# shellcheck disable=SC2034 # offline, looking and mirror are read by get_python.sh
 scan() {
   while [ $# -gt 0 ]; do
     case $1 in

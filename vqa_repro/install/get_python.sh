@@ -37,8 +37,9 @@ get_python() {
   consider_managed "$wanted" && return # or another process has installed it
   [ -n "$kept" ] || rm -rf "$pythons"
   [ "$code" != 0 ] || trouble="what was fetched does not run" code=11
-  [ "$code" = 11 ] && [ "$python" != managed ] \
-    || fail "$code" "no managed Python $wanted: $trouble; nothing was installed"
+  if [ "$code" != 11 ] || [ "$python" = managed ]; then
+    fail "$code" "no managed Python $wanted: $trouble; nothing was installed"
+  fi
   rejected=$rejected${rejected:+$newline}"managed Python $wanted: $trouble"
 }
 
