@@ -60,3 +60,12 @@ def test_the_benchmark_runs(part: tuple[str, ...]) -> None:
     output = json.loads(done.stdout)
     assert "synthetic features of 40 images" in output["data"]
     assert output["figures"] and all(figure["value"] > 0 for figure in output["figures"])
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_shared_cores_runs() -> None:
+    command = [sys.executable, "benchmarks/shared_cores.py", "--rounds=1", "--seconds=1", "--json"]
+    output = subprocess.check_output(command, cwd=PROJECT, env=environ(), timeout=LIMIT)
+    figures = json.loads(output)
+    assert figures.keys() >= {"alone, default", "shared, package"}
+    assert all(value > 0 for value in figures.values())

@@ -6,6 +6,7 @@
 [('circle', 0.99), ('rectangle', 0.01)]
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "__version__", "load"]
+
+# Threads of GNU OpenMP that have nothing to do spin for milliseconds. Where other programs use the
+# cores as well, they keep them from the threads that compute (benchmarks/shared_cores.py). torch
+# reads this when it is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def load(

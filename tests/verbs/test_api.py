@@ -75,3 +75,14 @@ def test_all_lists_the_public_names() -> None:
     assert vqa_repro.__all__ == ["UserError", "__version__", "load"]
     assert all(hasattr(vqa_repro, name) for name in vqa_repro.__all__)
     assert vqa_repro.UserError is UserError
+
+
+@pytest.mark.parametrize(("given", "spins"), [({}, "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)])
+def test_idle_threads_do_not_spin_for_long_unless_asked(
+    given: dict[str, str], spins: str | None
+) -> None:
+    code = "import os, vqa_repro; print(os.environ.get('GOMP_SPINCOUNT'))"
+    clean = {key: value for key, value in environ().items() if key != "GOMP_SPINCOUNT"}
+    command = [sys.executable, "-c", code]
+    output = subprocess.check_output(command, env=clean | given, text=True, timeout=LIMIT)
+    assert output.strip() == str(spins)
