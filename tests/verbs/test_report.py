@@ -105,6 +105,34 @@ def test_hidden_answers_have_no_figure(tmp_path: Path) -> None:
     assert rows(tables.markdown([RunSummary.load(tmp_path / "hidden")]))[2][3] == ""
 
 
+def test_the_kinds_of_questions_have_columns_as_in_the_papers(tmp_path: Path) -> None:
+    runs = []
+    for seed, number in enumerate((40.0, 42.0)):
+        run = finished(tmp_path, seed, 45.0 + seed)
+        metrics = json.loads((run / "metrics.json").read_text())
+        metrics |= {"per_answer_type": {"number": number}, "prior": 12.25}
+        write_json(run / "metrics.json", metrics)
+        runs.append(RunSummary.load(run))
+    head, _, row = rows(tables.markdown(runs))
+    assert row[1 + head.index("number (published)")] == "41.0 ± 1.4"
+    assert row[1 + head.index("most frequent answer, %")] == "12.2"  # no seed changes it
+
+
+def test_the_place_of_the_features_is_no_part_of_the_title(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0, **{"data.features": "/scratch/photos.safetensors"})
+    assert "/scratch" not in tables.markdown([RunSummary.load(run)])
+
+
+def test_a_model_without_images_names_no_features(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    features = json.loads((run / "features.json").read_text())
+    write_json(run / "features.json", {**features, "made_by": {"backbone": "no picture"}})
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["data"]["features"] = "none"
+    write_json(run / "recipe.json", recipe)
+    assert "Features" not in tables.markdown([RunSummary.load(run)])
+
+
 def log(folder: Path, epochs: int, *, of: int = 20) -> None:
     lines: list[dict[str, Any]] = [
         {"type": "step", "step": 10 * n, "epoch": n / 10, "loss": 3.0, "accuracy": 2.0}

@@ -104,7 +104,8 @@ class RunGroup:
             published = self.published.others.get(name)
             if name == "overall":
                 published = self.published.accuracy
-        deviation = statistics.stdev(values) if len(values) > 1 else None
+        of_the_data = name in ("prior", "coverage")  # no seed changes it
+        deviation = statistics.stdev(values) if len(values) > 1 and not of_the_data else None
         return Figure(statistics.mean(values), deviation, published)
 
     def interval(self, figure: Figure) -> tuple[float, float]:
@@ -197,7 +198,10 @@ def metric_names(groups: Sequence[RunGroup], section: str = "") -> list[str]:
 
 def _changes(run: Run) -> list[str]:
     recipe = run.recipe.to_json()
-    changed = [k for k in run.recipe.changed if k not in {*IN_TITLE, "training.seed"}]
+    hidden = {*IN_TITLE, "training.seed"}
+    if Path(run.recipe.data.features).suffix:  # a file; what it was made with is shown elsewhere
+        hidden.add("data.features")
+    changed = [k for k in run.recipe.changed if k not in hidden]
     return [f"{key}={option(recipe, key)}" for key in changed]
 
 

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from vqa_repro.evaluation.titles import procedure
+from vqa_repro.features.provider import NO_IMAGE
 from vqa_repro.reporting.comparison import (
     RunGroup,
     RunSummary,
@@ -41,6 +42,7 @@ def _table(groups: Sequence[RunGroup]) -> list[str]:
     names = metric_names(groups)
     more = ("best_on_test", "prior", "coverage")
     names += [name for name in more if any(g.figure(name) for g in groups)]
+    names += metric_names(groups, "per_answer_type")
     columns = [_HEADS.get(name, f"{name} (published)") for name in names]
     head = ["", "seeds", "published", *columns, "95% interval", "procedure", "minutes", "epochs"]
     rows = [head, ["---", *["---:"] * (len(head) - 1)], *(_row(group, names) for group in groups)]
@@ -78,6 +80,8 @@ def _made_with(runs: Sequence[RunSummary]) -> list[str]:
     environments = [run.environment for run in runs]
     devices = {f"{e['device']}, torch {e['packages'].get('torch')}": None for e in environments}
     lines = ["Trained on " + "; ".join(devices) + "."]
-    for made in {str(made_by(run.run)): made_by(run.run) for run in runs}.values():
+    features = {str(made_by(run.run)): made_by(run.run) for run in runs}
+    features.pop(str(NO_IMAGE), None)
+    for made in features.values():
         lines += ["Features: " + ", ".join(f"{key} {value}" for key, value in made.items()) + "."]
     return lines
