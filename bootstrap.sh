@@ -1,7 +1,7 @@
 #!/bin/sh
 # From a bare machine to a verified environment and a trained model: ./bootstrap.sh --help
 #
-# Finds a Python 3.10 to 3.14, or has one fetched (get_python.sh), and hands over to
+# Finds a Python 3.10 to 3.15, or has one fetched (get_python.sh), and hands over to
 # vqa_repro/install. Any POSIX shell runs this.
 line_end='
 ' # two characters where Git has converted the line endings for Windows; hence the # below
@@ -155,7 +155,7 @@ is_new() { # FILE
   done
 }
 consider_all() {
-  for minor in 3.13 3.14 3.12 3.11 3.10 3 ''; do
+  for minor in 3.13 3.14 3.12 3.11 3.10 3.15 3 ''; do
     ! consider_version "$minor" || return 0
   done
   return 1
@@ -216,7 +216,7 @@ main() {
     case $python in 3.[0-9] | 3.[0-9][0-9]) python='' ;; esac # the one that the bundle is for
   elif [ -z "$python" ] && [ -f "$bundle/bundle.json" ]; then # not verified yet
     python=$(head -c 9999 "$bundle/bundle.json" \
-      | sed -n 's/^ "python": "\(3\.1[0-4]\)",$/\1/p' | head -n 1)
+      | sed -n 's/^ "python": "\(3\.1[0-5]\)",$/\1/p' | head -n 1)
   fi
   case $python in 3.*) wanted=$python ;; *) wanted=3.13 ;; esac
   choose_python || {

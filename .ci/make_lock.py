@@ -63,7 +63,7 @@ LOCKS = {
     PROJECT / "jupyter.lock": ["--group", "jupyter"],
     PROJECT / "docs.lock": ["--group", "docs"],
 }
-PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
 DOWNLOAD_SITE = "https://download.pytorch.org/whl/"
 
 
@@ -76,8 +76,8 @@ class Build(NamedTuple):
 
 
 BUILDS = {
-    "cu128": Build(("Linux x86_64",), PYTHONS, {"torch": "2.10.0", "torchvision": "0.25.0"}),
-    "cu126": Build(("Linux x86_64",), PYTHONS[:-1], {"torch": "2.7.1", "torchvision": "0.22.1"}),
+    "cu128": Build(("Linux x86_64",), PYTHONS[:-1], {"torch": "2.10.0", "torchvision": "0.25.0"}),
+    "cu126": Build(("Linux x86_64",), PYTHONS[:-2], {"torch": "2.7.1", "torchvision": "0.22.1"}),
     "cpu": Build(("Linux x86_64", "Linux aarch64"), PYTHONS),
 }
 # Each system a lock must serve: values of its markers, and the platform tags it can install.

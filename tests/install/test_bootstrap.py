@@ -139,7 +139,7 @@ def test_unsuitable_pythons_are_listed_with_the_reason(copy: Copy) -> None:
     program(hung, "sleep 100")
     out = copy.run("check", "--python", version, exits=11).stdout
     assert re.search(rf"shims/python{version}: exit code 127: pyenv: not found", out)
-    assert f"{old}: 3.9.18, and 3.10 to 3.14 is needed" in out
+    assert f"{old}: 3.9.18, and 3.10 to 3.15 is needed" in out
     assert f"{hung}: no answer within 15 s" in out
 
 

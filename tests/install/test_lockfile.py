@@ -27,7 +27,7 @@ MAKE_LOCK = ROOT / ".ci/make_lock.py"
 # requirements-cpu.lock exists only if made from PyTorch's download site.
 OTHER_BUILDS = [path.name for path in sorted(ROOT.glob("requirements-*.lock"))]
 LOCKS = ("requirements.lock", "wordnet.lock", "jupyter.lock", *OTHER_BUILDS)
-PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
 SYSTEMS = {
     "linux": ("Linux", "x86_64", "posix"),
     "linux-arm": ("Linux", "aarch64", "posix"),

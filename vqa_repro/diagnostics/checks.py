@@ -42,8 +42,8 @@ def examine(checkpoint: str, seconds: float, deep: bool = False) -> Facts:
     ``deep`` compares the hashes of all installed files, not only their sizes.
     """
     python, problems, notes = python_facts(), [], []
-    if not (3, 10) <= sys.version_info[:2] <= (3, 14):
-        what = f"Python {python['version']} is none of 3.10 to 3.14"
+    if not (3, 10) <= sys.version_info[:2] <= (3, 15):
+        what = f"Python {python['version']} is none of 3.10 to 3.15"
         problems.append(Finding(what, REINSTALL))
     if not LOCK.exists():
         notes.append(Finding(f"no {LOCK}: versions were not compared", f"git checkout {LOCK.name}"))

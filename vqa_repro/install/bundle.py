@@ -49,7 +49,7 @@ def bytes_of(text: str) -> int:
 
 
 def python_version(text: str) -> str:
-    if not re.fullmatch(r"3\.1[0-4]", text):
+    if not re.fullmatch(r"3\.1[0-5]", text):
         raise ValueError
     return text
 

@@ -97,7 +97,7 @@ class Checks:
             also(f"on the other machine: ./bootstrap.sh bundle OUT --python {version}")
             also("or --with-python, for a machine with any Python or none")
         else:
-            text = "none that is fit; install Python 3.10 to 3.14, or name one: --python PATH"
+            text = "none that is fit; install Python 3.10 to 3.15, or name one: --python PATH"
             self.problem(ExitCode.NO_PYTHON, "python", text)
         for why in session.rejected:
             also(why)

@@ -10,7 +10,7 @@
 # Install Python $wanted below $pythons and set base; exit where that is certain to be the end.
 get_python() {
   case $python in
-    '' | managed | 3.1[0-4]) ;;
+    '' | managed | 3.1[0-5]) ;;
     *) return 1 ;;
   esac
   case $looking in
@@ -280,7 +280,7 @@ no_python() {
       ;;
   esac
   {
-    echo "error: no usable Python; Python 3.10 to 3.14 is needed"
+    echo "error: no usable Python; Python 3.10 to 3.15 is needed"
     echo "  system: $(uname -s -m), $(getconf GNU_LIBC_VERSION 2>/dev/null || echo 'no glibc')"
     printf '%s\n' "${rejected:-none was found}" | sed 's/^/  /'
     echo "  next: one of"

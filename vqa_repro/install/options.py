@@ -212,7 +212,7 @@ def named_by_bundle(bundle: Path | None, key: str) -> str:
             text = file.read(9999).decode("utf-8", "replace")
     except OSError:
         return ""
-    found = re.search(rf'(?m)^ "{key}": "(3\.1[0-4]|cu130|cu128|cu126|cpu)",$', text)
+    found = re.search(rf'(?m)^ "{key}": "(3\.1[0-5]|cu130|cu128|cu126|cpu)",$', text)
     return found[1] if found else ""
 
 

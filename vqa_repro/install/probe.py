@@ -11,8 +11,8 @@ import sys
 def verdict(machine):  # type: ignore[no-untyped-def]
     """Return the words of the answer; ``machine`` is the processor as uname -m says."""
     version = ".".join(map(str, sys.version_info[:3]))
-    if not (3, 10) <= sys.version_info[:2] <= (3, 14):
-        return "no", version + ", and 3.10 to 3.14 is needed"
+    if not (3, 10) <= sys.version_info[:2] <= (3, 15):
+        return "no", version + ", and 3.10 to 3.15 is needed"
     import importlib.util
     import platform
     import sysconfig

@@ -31,7 +31,7 @@ class Build(NamedTuple):
 
 # In order of preference.
 BUILDS = {
-    "cu130": Build("13", "the newest torch", 7.5, math.inf, (580,), 14, ("x86_64", "aarch64")),
+    "cu130": Build("13", "the newest torch", 7.5, math.inf, (580,), 15, ("x86_64", "aarch64")),
     "cu128": Build("12.8", "torch 2.10.0", 7.0, math.inf, (525, 60, 13), 14, ("x86_64",)),
     "cu126": Build("12.6", "torch 2.7.1", 5.0, 9.9, (525, 60, 13), 13, ("x86_64",)),
 }

@@ -33,7 +33,8 @@ class _SkipInitialization(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in ("uniform_", "normal_"):
+        # In torch 2.7 and 2.10 what kaiming_uniform_ calls does not come through here.
+        if getattr(func, "__name__", "") in ("uniform_", "normal_", "kaiming_uniform_"):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
