@@ -10,14 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vqa_repro.utils.arguments import add_root_option, name_or_path_argument, parse_arguments
-from vqa_repro.utils.errors import UserError, main_guard
-
-if TYPE_CHECKING:
-    from vqa_repro.data.types import Split
+from vqa_repro.utils.errors import main_guard
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,29 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> int:
     _, args = parse_arguments("check", __doc__, add_arguments, arguments)
     from vqa_repro.data.check import report_lines, survey
-    from vqa_repro.data.registry import load_split
+    from vqa_repro.data.registry import load_scored, load_split
 
     train = load_split(args.data, args.root, "train")
-    facts = survey(train, _test_split(args.data, args.root))
+    facts = survey(train, load_scored(args.data, args.root))
     print(json.dumps(facts) if args.json else "\n".join(report_lines(facts)))
     return int(any(split["missing"] or split["damaged"] for split in facts["splits"]))
-
-
-def _test_split(data: str, root: Path) -> Split:
-    """Return the split "test" or, if it cannot be read or has no answers, "val"."""
-    from vqa_repro.data.registry import load_split
-
-    try:
-        test = load_split(data, root, "test")
-    except UserError as error:
-        try:
-            return load_split(data, root, "val")
-        except UserError:
-            raise error from None
-    try:
-        return load_split(data, root, "val") if test.hidden else test
-    except UserError:
-        return test
 
 
 if __name__ == "__main__":

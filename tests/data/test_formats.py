@@ -21,6 +21,17 @@ TEN = [{"answer": "Red"}] * 6 + [{"answer": "pink"}] * 4
 LAYOUTS = [
     ("train.csv", "Image,Question,Answer\na.png,What is it?,Red \n", "images/a.png"),
     ("train.csv", 'img_name;query;label\nx/a.png;"What is it?";Red\n', "images/x/a.png"),
+    ("Train.CSV", "Image,Question,Answer\na.png,What is it?,Red\n", "images/a.png"),
+    (
+        "train.csv",
+        "image,question,answer\na.png,What is it?,\"['Red' 'red'\n 'x']\"\n",
+        "images/a.png",
+    ),
+    (
+        "train.csv",
+        'image;question;answer\na.png;What is it?;"[""Red"", ""red""]"\n',
+        "images/a.png",
+    ),
     ("train.jsonl", json.dumps({"image": "a.png", "answer": "Red", **ASKED}), "images/a.png"),
     (
         "VQA_RAD Dataset Public.json",
@@ -76,6 +87,12 @@ def test_ok_vqa_in_its_own_folder(tmp_path: Path) -> None:
     ("name", "content", "facts"),
     [
         ("train.csv", "picture,question\n", ["train.csv", "line 1", "image"]),
+        (
+            "train.csv",
+            "image,question,answer\na.png,what?,\"[{'answer': 'red'}]\"\n",
+            ["line 2", '["red", "pink"]'],
+        ),
+        ("train.jsonl", '[{"image": "a.png",\n', ["line 1", "NAME.json"]),
         ("train.csv", "image,question,answer\na.png,what?,\n", ["train.csv", "line 2", "answer"]),
         ("train.csv", "image,question,answer\n../a,what?,b\n", ["train.csv", "line 2", "../a"]),
         ("train.jsonl", '{"image": 1\n', ["train.jsonl", "line 1"]),
@@ -97,3 +114,22 @@ def test_other_splits(tmp_path: Path) -> None:
     make(tmp_path, "test.jsonl", json.dumps({"image": "a.png", **ASKED}), "images/a.png")
     assert load_folder(tmp_path, "val").examples[0].answer == "b"
     assert load_folder(tmp_path, "test").hidden
+
+
+def test_text_of_other_encodings(tmp_path: Path) -> None:
+    text = "image\tquestion\tanswer\na.png\tWhat is it?\trosé\n"
+    make(tmp_path, "train.csv", text, "images/a.png")
+    (tmp_path / "train.csv").write_bytes(text.encode("utf-16"))  # as Excel saves "Unicode text"
+    assert load_folder(tmp_path, "train").examples[0].answer == "rosé"
+    (tmp_path / "train.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="save it as UTF-8"):
+        load_folder(tmp_path, "train")
+
+
+def test_a_missing_split_names_the_files_that_are_there(tmp_path: Path) -> None:
+    make(tmp_path, "train.ndjson", "", "images/a.png")
+    with pytest.raises(UserError, match=r"no train_questions\.json.*train\.ndjson"):
+        load_folder(tmp_path, "train")
+    (tmp_path / "train.xlsx").touch()
+    with pytest.raises(UserError, match=r"train\.xlsx: .*convert it to train\.csv"):
+        load_folder(tmp_path, "train")

@@ -1,5 +1,6 @@
 """The weight files that a frozen network accepts: every known kind of its own, no others."""
 
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -86,13 +87,21 @@ def test_another_networks_file_is_refused(
         (b"<html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
         (b"\x1f\x8b\x08", "gunzip"),
+        (b"BZh91AY", "bunzip2"),
+        (b"\xfd7zXZ\0", "unxz"),
+        (b"\x28\xb5\x2f\xfd", "unzstd"),
+        (b"7z\xbc\xaf\x27\x1c", "7z"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b'{"message": "Not Found"}', "JSON"),
+        (b'<?xml version="1.0"?><Error/>', "error page"),
+        (b"\x0a\x0fVGG_ILSVRC_19_layers", "neither PyTorch's formats nor safetensors"),
         (b"\0" * 10240, "download it again"),
         (b"PK\x03\x04", "download it again"),
     ],
 )
 def test_no_checkpoint_at_all(tmp_path: Path, content: bytes, fact: str) -> None:
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UserError, match=rf"w\.pth: not a checkpoint .*{fact}"):
+    with pytest.raises(UserError, match=rf"w\.pth: not a checkpoint\b.*{fact}"):
         load_backbone("vgg19", tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"none\.pth: no such checkpoint"):
         load_backbone("vgg19", tmp_path / "none.pth")
@@ -109,6 +118,10 @@ STATE = {"features.0.weight": torch.ones(2), "features.0.bias": torch.zeros(2)}
         {key.replace("features.", "features.module."): value for key, value in STATE.items()},
         {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in STATE.items()}},
         {"model_state_dict": STATE},
+        {"model": {"state_dict": {f"module.{key}": value for key, value in STATE.items()}}},
+        {"net": {f"module.module.{key}": value for key, value in STATE.items()}, "acc": 71.0},
+        {"state_dict": {f"model.{key}": value for key, value in STATE.items()}, "epoch": 3},
+        {f"_orig_mod.backbone.{key}": value for key, value in STATE.items()},
     ],
 )
 def test_wrappers_around_the_weights_are_removed(tmp_path: Path, saved: object) -> None:
@@ -117,12 +130,29 @@ def test_wrappers_around_the_weights_are_removed(tmp_path: Path, saved: object) 
 
 
 def test_safetensors_are_read_and_other_wrappers_are_named(tmp_path: Path) -> None:
-    save_file(STATE, tmp_path / "w.safetensors")
-    assert read_weights(tmp_path / "w.safetensors").keys() == STATE.keys()
+    for name in ("w.safetensors", "pytorch_model.bin"):
+        save_file(STATE, tmp_path / name)
+        assert read_weights(tmp_path / name).keys() == STATE.keys()
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
     torch.save(STATE, tmp_path / "w.pth")
     with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
         archive.write(tmp_path / "w.pth", "w.pth")
-    for name, fact in (("model.pt", r"state_dict\(\)"), ("w.zip", "unzip")):
+    with tarfile.open(tmp_path / "w.tar", "w") as tar:
+        tar.add(tmp_path / "w.pth", "w.pth")
+    (tmp_path / "link.pth").symlink_to(tmp_path / "scratch.pth")
+    for name, fact in (
+        ("model.pt", r"state_dict\(\)"),
+        ("w.zip", "unzip"),
+        ("w.tar", "a tar of w.pth"),
+        ("link.pth", "a link to .*scratch.pth"),
+    ):
         with pytest.raises(UserError, match=fact):
             read_weights(tmp_path / name)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    state = weights_of("vgg16")
+    state["features.0.bias"] = torch.full((64,), float("nan"))
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"features\.0\.bias is not finite"):
+        load_backbone("vgg16", tmp_path / "w.pth")

@@ -173,7 +173,7 @@ def test_damaged_images_are_counted_named_and_replaced_one_by_one(
     with pytest.raises(UserError) as error:
         store_pixels(images, path, 8)
     output = str(error.value)
-    assert output.startswith("2 of 5 images are damaged: ") and "\n" not in output
+    assert output.startswith("2 of 5 images are missing or damaged: ") and "\n" not in output
     assert f"{images['b']} (missing), {images['d']} (not a readable image" in output
     assert f"1 of 5 images read were not RGB and were converted: {images['e']} (grey)" in (
         capsys.readouterr().err
@@ -182,7 +182,7 @@ def test_damaged_images_are_counted_named_and_replaced_one_by_one(
     for name in "ace":
         images[name].unlink()  # read already
     picture(images["b"])
-    with pytest.raises(UserError, match=r"^1 of 5 images are damaged: .*d\.png"):
+    with pytest.raises(UserError, match=r"^1 of 5 images are missing or damaged: .*d\.png"):
         store_pixels(images, path, 8)
     picture(images["d"], size=(9, 9))
     store = store_pixels(images, path, 8)

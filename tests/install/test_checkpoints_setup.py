@@ -431,8 +431,8 @@ def test_proxy_that_refuses(run: Run) -> None:
     ("proxy", "fact"),
     [
         ("socks5h://127.0.0.1:1", "SOCKS"),
-        ("http:127.0.0.1:1", "http://HOST:PORT"),
-        ("http://127.0.0.1:99999", "http://HOST:PORT"),
+        ("http:127.0.0.1:1", "http://HOST:3128"),
+        ("http://127.0.0.1:99999", "http://HOST:3128"),
         ("http://user:a/b@127.0.0.1:1", "%2F"),
     ],
 )

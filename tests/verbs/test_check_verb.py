@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from vqa_repro.check import main
+from vqa_repro.training.defaults import own_data_recipe
 from vqa_repro.utils.errors import UserError
 
 
@@ -27,3 +28,28 @@ def test_facts_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "b.png (missing)" in capsys.readouterr().out
     with pytest.raises(UserError):
         main([str(tmp_path / "none")])
+
+
+def test_a_damaged_split_is_an_error_where_an_absent_one_is_not(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (9, 9)).save(images / "a.png")
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.csv").write_text("image,question,answer\na.png,what?,red\n")
+    assert main([str(tmp_path)]) == 0
+    (tmp_path / "test.csv").write_text('image,question,answer\na.png,"what?,red\n')
+    with pytest.raises(UserError, match=r"test\.csv: line"):
+        main([str(tmp_path)])
+    with pytest.raises(UserError, match=r"test\.csv: line"):
+        own_data_recipe(str(tmp_path), tmp_path, {})
+
+
+def test_a_link_to_a_missing_image_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").symlink_to("/scratch/a.png")
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.csv").write_text("image,question,answer\na.png,what?,red\n")
+    assert main([str(tmp_path)]) == 1
+    assert "a link to /scratch/a.png" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -159,3 +160,46 @@ def test_the_package_installs_with_its_data_and_the_command(tmp_path: Path) -> N
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "easy-vqa" in done.stdout
+
+
+OWN_DATA = {"train.csv": "image,question,answer\na.png,what?,red\n", "images/a.png": ""}
+
+
+@pytest.fixture
+def own_data(tmp_path: Path) -> Path:
+    for name, text in OWN_DATA.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "message"),
+    [(">&-", 0, ""), (">/dev/full", 2, "standard output cannot be written"), ("| true", 141, "")],
+)
+def test_a_standard_output_that_takes_nothing(redirection: str, code: int, message: str) -> None:
+    script = (
+        f"set -o pipefail; {{ sleep 1; {sys.executable} -m vqa_repro.cli list; }} {redirection}"
+    )
+    command = ["bash", "-c", script]
+    done = subprocess.run(command, cwd=PROJECT, env=environ(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == (1 if message else 0)
+
+
+@pytest.mark.parametrize("hidden", [".", "images", "images/sub"])
+def test_a_folder_without_permission_is_one_line(own_data: Path, hidden: str) -> None:
+    (own_data / "images/sub").mkdir()
+    (own_data / hidden).chmod(0)
+    # Root may read everything, but for this.
+    rights = ["setpriv", "--inh-caps=-all", "--bounding-set=-dac_override,-dac_read_search"]
+    command = [*(rights if os.geteuid() == 0 else []), sys.executable]
+    command += ["-m", "vqa_repro.cli", "check", str(own_data)]
+    try:
+        done = subprocess.run(command, cwd=PROJECT, env=environ(), capture_output=True, text=True)
+    finally:
+        (own_data / hidden).chmod(0o755)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert str(own_data / hidden) in done.stderr and "Permission denied" in done.stderr
+    assert done.stderr.count("\n") == 1

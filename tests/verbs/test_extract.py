@@ -200,7 +200,7 @@ def test_bad_input_of_several_processes_is_reported_once(
     small = Small(tmp_path, data, weights, *TORCHRUN)
     ran = small.run()
     assert ran.returncode == 1 and "exitcode  : 2" in ran.stderr, ran.stderr
-    assert ran.stderr.count("error: 2 of 52 images are damaged: ") == 1, ran.stderr
+    assert ran.stderr.count("error: 2 of 52 images are missing or damaged: ") == 1, ran.stderr
     assert "extract --skip-damaged" in ran.stderr and not small.path.exists()
 
 
@@ -236,7 +236,7 @@ def test_damaged_images_are_an_error_unless_skipped(
     with pytest.raises(UserError) as error:
         extract.main(given)
     output = str(error.value)
-    assert output.startswith("2 of 6 images are damaged: ") and "\n" not in output
+    assert output.startswith("2 of 6 images are missing or damaged: ") and "\n" not in output
     assert f"{picture} (not a readable image" in output and "41.jpg (missing)" in output
     assert output.endswith("`extract --skip-damaged`")
     assert not path.exists()

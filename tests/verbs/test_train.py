@@ -447,7 +447,7 @@ def test_questions_about_damaged_images_are_skipped_and_counted(
     images = {path.stem: path for path in (tmp_path / "data" / "images").iterdir()}
     for name in ("3", "42"):  # one of the training split, one of the test split
         images[name].write_bytes(images[name].read_bytes()[:50])
-    with pytest.raises(UserError, match="2 of 52 images are damaged"):
+    with pytest.raises(UserError, match="2 of 52 images are missing or damaged"):
         train.main(options(tmp_path / "data", tmp_path / "run", 1))
     assert not (tmp_path / "run").exists()
     given = options(tmp_path / "data", tmp_path / "run", 1)

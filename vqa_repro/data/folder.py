@@ -10,7 +10,7 @@ from typing import Any
 from vqa_repro.data.formats import (
     GQA_SUFFIX,
     data_file,
-    no_file_message,
+    missing_split,
     read_examples,
     split_words,
 )
@@ -52,7 +52,7 @@ def load_folder(folder: Path, split: str) -> Split:
     image_folder = _images_folder(folder)
     questions, annotations, other = _files_of(folder, split)
     if questions is None and other is None:
-        raise UserError(no_file_message(folder, split))
+        raise missing_split(folder, split)
     if questions and annotations is None and not split.startswith("test"):
         raise UserError(f"{folder}: {questions.name} has no {split}_annotations.json next to it")
     images = _Images(image_folder, split)
@@ -212,19 +212,23 @@ def _image_files(folder: Path) -> list[Path]:
     """Return all image files below ``folder``; visit each folder once, even with link cycles."""
     files: list[Path] = []
     visited: set[str] = set()
-    for name, subfolders, names in os.walk(folder, followlinks=True):
+    for name, subfolders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(name)
         if real in visited:
             subfolders.clear()
             continue
         visited.add(real)
-        subfolders[:] = [sub for sub in subfolders if sub[0] != "."]
+        subfolders[:] = [sub for sub in subfolders if sub[0] != "." and sub != "lost+found"]
         files += [
             Path(name, file)
             for file in names
             if file[0] != "." and os.path.splitext(file)[1].lower() in _IMAGE_SUFFIXES
         ]
     return sorted(files)
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
 
 
 def _list(paths: list[Path]) -> str:

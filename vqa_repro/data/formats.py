@@ -4,6 +4,7 @@ A record has an image name, a question and one or more answers; ``docs/data.md``
 Formats are recognised by the name of the file, fields by their names.
 """
 
+import ast
 import csv
 import io
 import json
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vqa_repro.data.sources import Source
+from vqa_repro.data.sources import MissingFileError, Source
 from vqa_repro.data.types import Example
 from vqa_repro.data.vqa import check_text, most_common, read_answers
 from vqa_repro.utils.errors import UserError
@@ -32,6 +33,7 @@ _IMAGE = (
 )
 _QUESTION = ("question", "query", "q")
 _ANSWER = ("answer", "answers", "label", "a")
+_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 
 
 def split_words(split: str) -> tuple[str, ...]:
@@ -47,7 +49,7 @@ def data_file(folder: Path, split: str) -> Path | None:
     for word in (*split_words(split), *(("dev",) if split == "val" else ())):
         names = [f"{word}{suffix}" for suffix in (".csv", ".tsv", ".jsonl", ".json", GQA_SUFFIX)]
         pattern = re.compile(rf"textvqa_.*_{re.escape(word)}\.json", re.IGNORECASE)
-        files = [path for path in _files(folder) if path.name in names or pattern.match(path.name)]
+        files = [p for p in _files(folder) if p.name.lower() in names or pattern.match(p.name)]
         if files:
             return _only(files, split)
     vqa_rad = re.compile(r"vqa[_-]?rad.*\.json", re.IGNORECASE)
@@ -56,18 +58,19 @@ def data_file(folder: Path, split: str) -> Path | None:
     return None
 
 
-def no_file_message(folder: Path, split: str) -> str:
-    """Return why ``folder`` has no ``split``, in one line."""
-    binary = [p for p in folder.rglob("*") if p.suffix in (".parquet", ".pkl", ".pickle")]
-    if binary:
-        return (
-            f"{binary[0]}: pickles and Parquet (PathVQA's formats) are not read; "
+def missing_split(folder: Path, split: str) -> UserError:
+    """Return the error of a folder without ``split``."""
+    suffixes = (".parquet", ".pkl", ".pickle", ".xlsx", ".xls")
+    if other := [p for p in folder.rglob("*") if p.suffix.lower() in suffixes]:
+        return UserError(
+            f"{other[0]}: pickles, Parquet (PathVQA's formats) and Excel's are not read; "
             f"convert it to {split}.csv with the columns image, question, answer"
         )
-    names = ", ".join(path.name for path in _files(folder)) or "none"
-    return (
+    files = sorted(p.name for p in folder.iterdir() if p.name[0] != "." and p.is_file())
+    names = ", ".join(files[:6]) + (", ..." if len(files) > 6 else "")
+    return MissingFileError(
         f"{folder}: no {split}_questions.json, {split}.csv, {split}.jsonl or {split}.json; "
-        f"question files there: {names}"
+        f"files there: {names or 'none'}"
     )
 
 
@@ -128,7 +131,19 @@ def _answers(record: Record) -> tuple[str, ...]:
         value = str(value)
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         return ()
+    if isinstance(value, str):
+        value = _printed_list(value.strip())
     return read_answers({"answers": value if isinstance(value, list) else [value]})
+
+
+def _printed_list(text: str) -> list[str]:
+    """Return the answers in a field of a CSV file: one, or a list that Python or NumPy printed."""
+    if text.startswith("[{"):
+        raise ValueError(f'the answers are {text!r:.60}; write them as ["red", "pink"]')
+    if not re.fullmatch(rf"\[\s*(?:{_QUOTED})(?:[\s,]+(?:{_QUOTED}))*\s*\]", text):
+        return [text]
+    # Not the whole as Python: NumPy prints no commas, and 'red' 'pink' would be "redpink".
+    return [ast.literal_eval(quoted) for quoted in re.findall(_QUOTED, text)]
 
 
 def _belongs(record: Record, split: str) -> bool:
@@ -146,7 +161,7 @@ def _field(record: Record, names: tuple[str, ...]) -> Any:
 def _records(source: Source) -> Iterator[tuple[str, Record]]:
     """Yield each record with its position in the file; field names in lower case."""
     readers = {".csv": _csv_records, ".tsv": _csv_records, ".jsonl": _json_lines}
-    for where, record in readers.get(source.path.suffix, _json_records)(source):
+    for where, record in readers.get(source.path.suffix.lower(), _json_records)(source):
         if not isinstance(record, dict):
             raise UserError(f"{source}: {where}: not a record with named fields")
         yield where, {str(name).strip().lower(): value for name, value in record.items()}
@@ -186,7 +201,10 @@ def _json_lines(source: Source) -> Iterator[tuple[str, Any]]:
         try:
             yield f"line {number}", json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{source}: line {number}: broken JSON: {error}") from None
+            hint = (
+                "; JSON Lines have a record a line, a list is NAME.json" if line[0] == "[" else ""
+            )
+            raise UserError(f"{source}: line {number}: broken JSON: {error}{hint}") from None
 
 
 def _json_records(source: Source) -> Iterator[tuple[str, Any]]:
@@ -204,7 +222,7 @@ def _json_records(source: Source) -> Iterator[tuple[str, Any]]:
 
 def _files(folder: Path) -> list[Path]:
     suffixes = (".csv", ".tsv", ".jsonl", ".json")
-    return sorted(p for p in folder.iterdir() if p.suffix in suffixes and p.name[0] != ".")
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and p.name[0] != ".")
 
 
 def _only(files: list[Path], split: str) -> Path:

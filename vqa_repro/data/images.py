@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from vqa_repro.utils.errors import UserError, first_line
+from vqa_repro.utils.paths import dangling_link
 
 # A file, its content, or pixels: an array is (H, W, 3) uint8 RGB or (H, W) grey.
 ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
@@ -64,7 +65,8 @@ def read_image_and_mode(source: ImageSource, size: int) -> tuple[npt.NDArray[np.
         reason = "too many pixels to be a photo"
         raise DamagedImageError(f"{name}: {reason}; scale it down first", reason) from None
     except FileNotFoundError:
-        raise DamagedImageError(f"{name}: no such image", "missing") from None
+        link = dangling_link(Path(name))
+        raise DamagedImageError(f"{name}: {link or 'no such image'}", link or "missing") from None
     except IsADirectoryError:
         reason = "is a folder, not an image"
         raise DamagedImageError(f"{name}: {reason}", reason) from None

@@ -80,10 +80,34 @@ def load_split(data: str, root: Path, split: str, *, single_answers: bool = Fals
     try:
         whole = data_set.load(root, split)
     except MissingFileError as error:
-        raise UserError(
+        if not data_set.address:
+            raise
+        raise MissingFileError(
             f"{error}; published at {data_set.address} (docs/data.md lists the files)"
         ) from None
     return data_set.single_answers(whole) if single_answers else whole
+
+
+def load_scored(data: str, root: Path) -> Split:
+    """Return the split to score: "test" or, if that is absent or its answers are hidden, "val".
+
+    With neither, "test" with its hidden answers. Raise UserError for a damaged split, or none.
+    """
+    hidden, absent = None, None
+    for name in ("test", "val"):
+        if name not in find_data_set(data).splits:
+            continue
+        try:
+            split = load_split(data, root, name)
+        except MissingFileError as error:
+            absent = absent or error
+            continue
+        if not split.hidden:
+            return split
+        hidden = hidden or split
+    if hidden is None:
+        raise absent or UserError(f"{data}: has neither a split test nor val")
+    return hidden
 
 
 def load_all(data: str, root: Path) -> list[Split]:

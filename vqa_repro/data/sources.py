@@ -3,6 +3,7 @@
 Zips are never unpacked: a member is read into memory, whole, up to ``MAX_BYTES``.
 """
 
+import codecs
 import json
 import os
 import stat
@@ -36,12 +37,15 @@ class Source:
         return f"{self.path}/{self.member}" if self.member else str(self.path)
 
     def text(self) -> str:
-        """Return the content, decoded as UTF-8 (a byte order mark is dropped)."""
+        """Return the content, decoded as UTF-8, or UTF-16 if its byte order mark says so."""
+        content = read_member(self.path, self.member) if self.member else self._bytes()
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Excel's Unicode
         try:
-            content = read_member(self.path, self.member) if self.member else self._bytes()
-            return content.decode("utf-8-sig")
+            return content.decode("utf-16" if utf16 else "utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError(f"{self}: not UTF-8 text: byte {error.start} cannot be read") from None
+            raise UserError(
+                f"{self}: not UTF-8 text: byte {error.start} cannot be read; save it as UTF-8"
+            ) from None
 
     def lines(self) -> list[str]:
         """Return the lines of the content, without empty ones at its end."""
@@ -95,7 +99,8 @@ def find(root: Path, name: str, zip_name: str | None = None) -> Source:
         raise MissingFileError(
             f"{root}: no such folder; name the folder of the data sets with --root"
         )
-    folders = list(_folders(root))
+    unreadable: list[str] = []
+    folders = list(_folders(root, unreadable))
     found = [folder / name for folder in folders if (folder / name).is_file()]
     if found:
         return Source(_only(found))
@@ -104,7 +109,8 @@ def find(root: Path, name: str, zip_name: str | None = None) -> Source:
         path = _only(zips)
         return Source(path, find_member(path, name))
     missing = f"{name} nor {zip_name}" if zip_name else name
-    raise MissingFileError(f"{root}: no {missing} in it or up to three folders below; add it")
+    why = f" (no permission to read {', '.join(unreadable)})" if unreadable else ""
+    raise MissingFileError(f"{root}: no {missing} in it or up to three folders below{why}; add it")
 
 
 def find_folder(root: Path, name: str) -> Path | None:
@@ -160,9 +166,15 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         raise UserError(f"{path}: damaged: {first_line(error)}; download it again") from None
 
 
-def _folders(root: Path) -> Iterator[Path]:
-    """Yield ``root`` and three levels of folders below it, except those with images."""
-    for name, subfolders, _ in os.walk(root, followlinks=True):
+def _folders(root: Path, unreadable: list[str] | None = None) -> Iterator[Path]:
+    """Yield ``root`` and three levels of folders below it, except those with images.
+
+    The names of folders that cannot be read are added to ``unreadable``.
+    """
+    denied = [] if unreadable is None else unreadable
+    for name, subfolders, _ in os.walk(
+        root, onerror=lambda error: denied.append(error.filename), followlinks=True
+    ):
         folder = Path(name)
         yield folder
         deeper = len(folder.relative_to(root).parts) < 3

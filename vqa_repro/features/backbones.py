@@ -172,6 +172,8 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
         model.load_state_dict(used, strict=False, assign=True)
     except RuntimeError as error:  # quantised or sparse tensors
         raise UserError(f"{weights}: not {name}: {first_line(error)}") from None
+    if broken := [key for key in sorted(used) if not used[key].isfinite().all()]:
+        raise UserError(f"{weights}: damaged: {broken[0]} is not finite; download it again")
     # The convolutions, up to VGG's last pooling: without average pooling and classifier.
     parts = list(model.children())
     kept = parts[0] if name.startswith("vgg") else nn.Sequential(*parts[:-2])

@@ -98,7 +98,7 @@ class ExtractionJob:
                 )
             if damaged and (not self.skip_damaged or len(damaged) == len(keys)):
                 raise DamagedImagesError(
-                    f"{len(damaged):,} of {len(self.images):,} images are damaged: "
+                    f"{len(damaged):,} of {len(self.images):,} images are missing or damaged: "
                     f"{few(damaged, self.images)}; fix them and re-run"
                 )
             self.world.run_on_main(lambda: writer.finish({**left_out, **damaged}))

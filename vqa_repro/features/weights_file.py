@@ -1,31 +1,45 @@
 """Read the weights of a backbone in any common format, or explain what the file is instead."""
 
 import pickle
+import re
 import tarfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 
 from vqa_repro.utils.errors import UserError, first_line
+from vqa_repro.utils.paths import dangling_link
 from vqa_repro.utils.torch_utils import load_tar, load_torch
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys of training checkpoints
+# Keys of training checkpoints, one inside the other or alone, and prefixes of the weights' names.
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
+MOST_WRAPPERS = 3
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
 # First bytes of files that are not checkpoints -> what they are.
 KINDS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull`",
     b"<!doctype html": "a web page: download the file again, logged in",
     b"<html": "a web page: download the file again, logged in",
+    b"<?xml": "an error page (XML): download the file again",
+    b"{": "JSON text: download the file again",
     b"\x1f\x8b": "compressed with gzip: gunzip it first",
+    b"bzh": "compressed with bzip2: bunzip2 it first",
+    b"\xfd7zxz": "compressed with xz: unxz it first",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: unzstd it first",
+    b"7z\xbc\xaf": "a 7z archive: unpack it first",
+    b"\x89hdf": "HDF5 (Keras): save the weights from PyTorch",
 }
 
 
 def read_weights(path: Path) -> dict[str, Any]:
     """Return the state dict at ``path``: torch.save's formats, safetensors, without wrappers.
 
-    The prefixes of DataParallel ("module.") and the dict around the weights of a training
-    checkpoint are removed. Raise UserError for any other file, naming what it is.
+    The prefixes of DataParallel ("module."), torch.compile and Lightning and the dicts around the
+    weights of a training checkpoint are removed. Raise UserError for any other file, naming what it
+    is.
     """
     if kind := _kind(path):
         raise UserError(f"{path}: not a checkpoint but {kind}")
@@ -33,19 +47,22 @@ def read_weights(path: Path) -> dict[str, Any]:
         state = _load(path)
     except pickle.UnpicklingError as error:
         if "unsupported global" not in str(error).lower():
-            raise _damaged(path, error) from None
+            raise UserError(
+                f"{path}: not a checkpoint: neither PyTorch's formats nor safetensors; download it "
+                "again"
+            ) from None
         raise UserError(
             f"{path}: not a checkpoint of weights alone but a whole model or other code: save its "
             "weights alone, torch.save(model.state_dict(), FILE)"
         ) from None
     except Exception as error:  # many kinds, for a damaged file
         raise _damaged(path, error) from None
-    for name in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
+    for _ in range(MOST_WRAPPERS):
+        if isinstance(state, dict):
+            state = next((state[n] for n in WRAPPERS if isinstance(state.get(n), dict)), state)
     if not isinstance(state, dict):
         raise UserError(f"{path}: contains no state dict; is it another model's file?")
-    return {_without_module(str(key)): value for key, value in state.items()}
+    return _without_prefixes({str(key): value for key, value in state.items()})
 
 
 def _kind(path: Path) -> str:
@@ -54,7 +71,8 @@ def _kind(path: Path) -> str:
         with path.open("rb") as file:
             head = file.read(100)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint; see checkpoints_setup.py") from None
+        why = dangling_link(path) or "no such checkpoint; see checkpoints_setup.py"
+        raise UserError(f"{path}: {why}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if not head:
@@ -72,11 +90,17 @@ def _kind(path: Path) -> str:
             return "TorchScript: save its weights alone, torch.save(model.state_dict(), FILE)"
         if not any(name.endswith("data.pkl") for name in names):
             return f"a zip of {', '.join(names[:3])}: unzip it first"
+    with suppress(tarfile.TarError, OSError, ValueError), tarfile.open(path, "r:") as tar:
+        first = next(iter(tar), None)
+        if first and first.name not in ("sys_info", "pickle", "tensors", "storages"):
+            return f"a tar of {first.name}: unpack it first"
     return ""
 
 
 def _load(path: Path) -> Any:
-    if path.suffix == ".safetensors":
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"  # after the length of the header
+    if is_safetensors:
         return safetensors.torch.load_file(path)
     return load_tar(path) if tarfile.is_tarfile(path) else load_torch(path)
 
@@ -85,5 +109,9 @@ def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: not a checkpoint ({first_line(error)}); download it again")
 
 
-def _without_module(key: str) -> str:
-    return key.removeprefix("module.").replace(".module.", ".")
+def _without_prefixes(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state dict without wrappers' names at the start and in the middle of its keys."""
+    state = {re.sub(r"\.(module|_orig_mod)\.", ".", key): value for key, value in state.items()}
+    while found := [p for p in PREFIXES if state and all(key.startswith(p) for key in state)]:
+        state = {key.removeprefix(found[0]): value for key, value in state.items()}
+    return state

@@ -137,7 +137,7 @@ def proxy_handler(url: str) -> urllib.request.ProxyHandler:
             if not address.hostname or address.port == 0:
                 raise ValueError
         except ValueError:
-            text = f"{name} is not an address like http://HOST:PORT"
+            text = f"{name} is not an address like http://HOST:3128"
             raise SourceFailed(f"{text}; {QUOTING}" if "@" in proxy else text) from None
         proxies[parts.scheme] = proxy
     return urllib.request.ProxyHandler(proxies)

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from vqa_repro.data.registry import load_split
+from vqa_repro.data.registry import load_scored, load_split
 from vqa_repro.data.types import Split
 from vqa_repro.evaluation.baselines import coverage, prior_and_coverage
 from vqa_repro.features.extractor import cached_checkpoint
@@ -38,7 +38,7 @@ def own_data_recipe(data: str, root: Path, changes: Mapping[str, Any]) -> Recipe
     """
     split = load_split(data, root, changes.get("data.train", "train"))
     sizes = {
-        "data.test": test_split(data, root),
+        "data.test": changes.get("data.test") or load_scored(data, root).name,
         "data.num_answers": answers_to_keep(split),
         "training.epochs": epochs_for(len(split.examples)),
         **image_options(split),
@@ -50,17 +50,6 @@ def own_data_recipe(data: str, root: Path, changes: Mapping[str, Any]) -> Recipe
     recipe = load_recipe("_own-data", {**sizes, **changes, "data.name": data})
     changed = [key for key in recipe.changed if key in changes and key != "data.name"]
     return replace(recipe, changed=changed)
-
-
-def test_split(data: str, root: Path) -> str:
-    """Return "test" if it has answers here, else "val"; "test" if there is neither."""
-    for name in ("test", "val"):
-        try:
-            if not load_split(data, root, name).hidden:
-                return name
-        except UserError:
-            continue  # absent, or damaged: then reading it for the training says so
-    return "test"
 
 
 def answers_to_keep(split: Split) -> int:

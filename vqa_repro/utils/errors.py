@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
 
 class UserError(Exception):
@@ -21,17 +22,21 @@ class UserError(Exception):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its type if there is none."""
-    return next((line.strip() for line in str(error).splitlines()), type(error).__name__)[:120]
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)[:120]
 
 
 def main_guard(main: Callable[[], int]) -> None:
     """Run a verb's ``main`` and exit with its exit code.
 
-    ``UserError`` becomes one line on standard error and exit code 2; a broken pipe (``| head``)
-    and Ctrl-C end quietly, as a shell expects. A package that cannot be loaded is named with the
-    variables that may be the cause. Anything else is a bug and keeps its traceback. Output is
-    line-buffered, also in the log of a batch job.
+    ``UserError``, a file that the system refuses and a full standard output become one line on
+    standard error and exit code 2; a broken pipe (``| head``) and Ctrl-C end quietly, with the exit
+    code that a shell expects. A package that cannot be loaded is named with the variables that may
+    be the cause. Anything else is a bug and keeps its traceback. Output is line-buffered, also in
+    the log of a batch job. Without a standard output (``>&-``) it is discarded.
     """
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 # until the process ends
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Characters outside the locale's encoding are printed as \\uXXXX.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
@@ -42,13 +47,13 @@ def main_guard(main: Callable[[], int]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_BAD_INPUT
     except BrokenPipeError:
-        # Python flushes stdout once more at exit; a closed pipe would then print a second error.
-        sys.stdout = None
-        code = 0
+        sys.stdout = None  # Python flushes it once more at exit, which would print a second error
+        code = EXIT_BROKEN_PIPE
     except (ImportError, OSError) as error:
-        if not is_foreign(error):
+        text = unloadable(error) if is_foreign(error) else refused(error)
+        if not text:
             raise
-        print(f"error: {unloadable(error)}", file=sys.stderr)
+        print(f"error: {text}", file=sys.stderr)
         code = EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -61,6 +66,23 @@ def is_foreign(error: ImportError | OSError) -> bool:
     if isinstance(error, ImportError):
         return not (error.name or "").startswith("vqa_repro")
     return ".so" in str(error) and error.errno is None
+
+
+def refused(error: ImportError | OSError) -> str:
+    """Return which file, or standard output, the system refuses and why; "" for other errors."""
+    if isinstance(error, ImportError):
+        return ""
+    why = error.strerror or str(error)
+    if error.errno is None:
+        return ""
+    if error.filename is not None:
+        return f"{error.filename}: {why}"
+    try:
+        print(flush=True)
+    except OSError:
+        sys.stdout = None  # see main_guard
+        return f"standard output cannot be written: {why}"
+    return ""
 
 
 def unloadable(error: ImportError | OSError) -> str:

@@ -69,8 +69,13 @@ def load_torch(path: Path) -> Any:
 def load_safetensors(path: Path) -> dict[str, Tensor]:
     """Return the weights in a safetensors file. Raise UserError if it is damaged."""
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        with path.open(
+            "rb"
+        ):  # whose error is the system's; the other's text is always "No such file"
+            return load_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except SafetensorError as error:
         raise UserError(f"{path}: damaged ({error}); train again, or copy the run again") from None
 
 
