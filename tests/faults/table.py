@@ -141,25 +141,34 @@ SURROUNDINGS = {
             *("test_an_image_is_found_.*", "test_every_split_may_.*", "test_links_hidden_.*"),
             *("test_question_files_.*", "test_spellings_.*", "test_one_answer_.*"),
         )
-        + of("test_formats", "test_layouts_.*", "test_ok_vqa_.*", "test_other_splits")
+        + of(
+            "test_formats", "test_layouts_.*", "test_ok_vqa_.*", "test_other_splits", "test_text_.*"
+        )
+    ),
+    "folders without permission, a full or closed standard output": Row(
+        (), of("test_cli", "test_a_standard_output_.*", "test_a_folder_without_.*")
     ),
     "files of another data set, wrong ids, links to nowhere": Row(
         (),
         of("test_check", "test_ok_vqa_.*", "test_a_link_that_leads_.*", "test_counts_.*")
-        + of("test_formats", "test_errors_.*")
+        + of("test_check_verb", "test_a_damaged_split_.*", "test_a_link_to_.*")
+        + of("test_formats", "test_errors_.*", "test_a_missing_split_.*")
         + of("test_vqa", "test_structure_.*")
         + of("test_vqa_accuracy", "test_bad_results"),
     ),
     "weights as people have them": Row(
         of("test_backbones", "test_wrappers_.*"),
-        of("test_backbones", "test_safetensors_.*", "test_no_checkpoint_.*"),
+        of(
+            "test_backbones", "test_safetensors_.*", "test_no_checkpoint_.*", "test_weights_that_.*"
+        ),
     ),
     "HEIC, DICOM, a web page or a pointer in place of a photo": Row(
         (), of("test_images", "test_what_is_no_photo_.*")
     ),
     "proxies of another kind; no home folder": Row(
         of(DOWNLOAD, "test_all_proxy_.*"),
-        of(DOWNLOAD, "test_a_proxy_that_cannot_.*", "test_a_user_without_a_home_.*"),
+        of(DOWNLOAD, "test_a_proxy_that_cannot_.*", "test_a_user_without_a_home_.*")
+        + of("test_doctor", "test_without_a_folder_.*"),
     ),
     "variables and limits of clusters": Row(
         of("test_bootstrap", "test_variables_that_.*", "test_a_terminal_with_tostop.*")
