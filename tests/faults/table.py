@@ -177,7 +177,7 @@ SURROUNDINGS = {
         + of("test_variables", "test_limits_.*", "test_a_verb_names_.*")
         + of("test_bootstrap", "test_limits_are_named", "test_an_odd_index_.*"),
     ),
-    "CUDA refuses the cards": Row((), of("test_doctor", "test_why_torch_sees_no_card")),
+    "CUDA refuses the cards": Row((), of("test_doctor", "test_why_torch_sees_no_gpu")),
     "damaged or altered packages in an environment": Row(
         of("test_bootstrap", "test_another_version_of_a_package_.*"),
         of("test_installed", "test_a_changed_file_.*", "test_damage_of_the_same_size_.*"),
