@@ -187,15 +187,20 @@ SURROUNDINGS = {
         of("test_bootstrap", "test_using_an_environment_.*", "test_a_dangling_link_.*"),
     ),
     "the installer's log vanishes, or the installer is killed": Row(
-        (), of("test_bootstrap", "test_a_log_that_.*", "test_an_installer_that_is_killed.*")
+        (), of("test_bootstrap", "test_losing_the_log_.*", "test_an_installer_that_is_killed.*")
     ),
     "bootstrap.sh called in odd ways": Row(
-        of("test_bootstrap", "test_any_shell_.*", "test_it_is_found_.*", "test_a_reader_.*"),
+        of(
+            "test_bootstrap",
+            "test_any_shell_.*",
+            "test_it_is_found_.*",
+            "test_a_closed_pipe_does_not_stop_the_installation",
+        ),
         of("test_bootstrap", "test_sourced_.*", "test_windows_line_.*"),
     ),
     "two trainings in one run folder": Row(
-        of("test_run_folder", "test_of_two_new_runs_of_one_default.*"),
-        of("test_run_folder", "test_a_second_training.*", "test_of_two_new_runs_of_one_chosen.*"),
+        of("test_run_folder", "test_the_second_of_two_runs_takes.*"),
+        of("test_run_folder", "test_a_second_training.*", "test_the_second_of_two_runs_with.*"),
     ),
 }
 OTHERS = {
