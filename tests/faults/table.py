@@ -141,25 +141,34 @@ SURROUNDINGS = {
             *("test_an_image_is_found_.*", "test_every_split_may_.*", "test_links_hidden_.*"),
             *("test_question_files_.*", "test_spellings_.*", "test_one_answer_.*"),
         )
-        + of("test_formats", "test_layouts_.*", "test_ok_vqa_.*", "test_other_splits")
+        + of(
+            "test_formats", "test_layouts_.*", "test_ok_vqa_.*", "test_other_splits", "test_text_.*"
+        )
+    ),
+    "folders without permission, a full or closed standard output": Row(
+        (), of("test_cli", "test_a_standard_output_.*", "test_a_folder_without_.*")
     ),
     "files of another data set, wrong ids, links to nowhere": Row(
         (),
         of("test_check", "test_ok_vqa_.*", "test_a_link_that_leads_.*", "test_counts_.*")
-        + of("test_formats", "test_errors_.*")
+        + of("test_check_verb", "test_a_damaged_split_.*", "test_a_link_to_.*")
+        + of("test_formats", "test_errors_.*", "test_a_missing_split_.*")
         + of("test_vqa", "test_structure_.*")
         + of("test_vqa_accuracy", "test_bad_results"),
     ),
     "weights as people have them": Row(
         of("test_backbones", "test_wrappers_.*"),
-        of("test_backbones", "test_safetensors_.*", "test_no_checkpoint_.*"),
+        of(
+            "test_backbones", "test_safetensors_.*", "test_no_checkpoint_.*", "test_weights_that_.*"
+        ),
     ),
     "HEIC, DICOM, a web page or a pointer in place of a photo": Row(
         (), of("test_images", "test_what_is_no_photo_.*")
     ),
     "proxies of another kind; no home folder": Row(
         of(DOWNLOAD, "test_all_proxy_.*"),
-        of(DOWNLOAD, "test_a_proxy_that_cannot_.*", "test_a_user_without_a_home_.*"),
+        of(DOWNLOAD, "test_a_proxy_that_cannot_.*", "test_a_user_without_a_home_.*")
+        + of("test_doctor", "test_without_a_folder_.*"),
     ),
     "variables and limits of clusters": Row(
         of("test_bootstrap", "test_variables_that_.*", "test_a_terminal_with_tostop.*")
@@ -168,7 +177,7 @@ SURROUNDINGS = {
         + of("test_variables", "test_limits_.*", "test_a_verb_names_.*")
         + of("test_bootstrap", "test_limits_are_named", "test_an_odd_index_.*"),
     ),
-    "CUDA refuses the cards": Row((), of("test_doctor", "test_why_torch_sees_no_card")),
+    "CUDA refuses the cards": Row((), of("test_doctor", "test_why_torch_sees_no_gpu")),
     "damaged or altered packages in an environment": Row(
         of("test_bootstrap", "test_another_version_of_a_package_.*"),
         of("test_installed", "test_a_changed_file_.*", "test_damage_of_the_same_size_.*"),
@@ -178,15 +187,20 @@ SURROUNDINGS = {
         of("test_bootstrap", "test_using_an_environment_.*", "test_a_dangling_link_.*"),
     ),
     "the installer's log vanishes, or the installer is killed": Row(
-        (), of("test_bootstrap", "test_a_log_that_.*", "test_an_installer_that_is_killed.*")
+        (), of("test_bootstrap", "test_losing_the_log_.*", "test_an_installer_that_is_killed.*")
     ),
     "bootstrap.sh called in odd ways": Row(
-        of("test_bootstrap", "test_any_shell_.*", "test_it_is_found_.*", "test_a_reader_.*"),
+        of(
+            "test_bootstrap",
+            "test_any_shell_.*",
+            "test_it_is_found_.*",
+            "test_a_closed_pipe_does_not_stop_the_installation",
+        ),
         of("test_bootstrap", "test_sourced_.*", "test_windows_line_.*"),
     ),
     "two trainings in one run folder": Row(
-        of("test_run_folder", "test_of_two_new_runs_of_one_default.*"),
-        of("test_run_folder", "test_a_second_training.*", "test_of_two_new_runs_of_one_chosen.*"),
+        of("test_run_folder", "test_the_second_of_two_runs_takes.*"),
+        of("test_run_folder", "test_a_second_training.*", "test_the_second_of_two_runs_with.*"),
     ),
 }
 OTHERS = {

@@ -203,3 +203,10 @@ def test_a_folder_without_permission_is_one_line(own_data: Path, hidden: str) ->
     assert (done.returncode, done.stdout) == (2, "")
     assert str(own_data / hidden) in done.stderr and "Permission denied" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_too_little_virtual_memory_is_said_before_torch_crashes(tmp_path: Path) -> None:
+    script = f"ulimit -v 3000000; exec {sys.executable} -m vqa_repro.cli list --root {tmp_path}"
+    command = ["bash", "-c", script]
+    done = subprocess.run(command, cwd=PROJECT, env=environ(), capture_output=True, text=True)
+    assert done.returncode == 0 and "ulimit -v" in done.stderr and done.stdout

@@ -80,6 +80,7 @@ def test_one_process_needs_no_torchrun(
     ("values", "named"),
     [
         ({"WORLD_SIZE": "4"}, "RANK is not set"),
+        ({"WORLD_SIZE": "x", "RANK": "0"}, "WORLD_SIZE is 'x', not a number"),
         ({"WORLD_SIZE": "4", "RANK": "0"}, "LOCAL_RANK is not set"),
         ({"WORLD_SIZE": "4(x2)"}, r"WORLD_SIZE is '4\(x2\)'"),
         (dict(zip(VARIABLES, "4404", strict=True)), "contradict"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -435,3 +436,19 @@ def test_environment_needs_no_torch() -> None:
     assert facts["packages"]["torch"] and facts["torch_build"] is None
     assert facts["cpu"]["cores"] >= 1
     assert facts_module.environment()["torch_build"] == torch.__version__
+
+
+def test_without_a_folder_for_checkpoints_the_variable_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: (_ for _ in ()).throw(KeyError(number)))
+    monkeypatch.delenv("TORCH_HOME", raising=False)
+    _, problems, (note,) = checks.examine_checkpoint("vgg19", False, 1)
+    assert not problems and "home folder" in note.what and note.fix == "set TORCH_HOME=DIR"
+    disk, _ = checks.examine_disk()
+    assert list(disk) == [str(checks.ROOT)]
+    monkeypatch.setenv("TORCH_HOME", "torch")
+    _, _, (note,) = checks.examine_checkpoint("vgg19", False, 1)
+    assert "relative" in note.what and note.fix.startswith("set TORCH_HOME=/")

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 from vqa_repro.diagnostics.facts import (
     NVIDIA_SMI_SECONDS,
@@ -20,9 +21,10 @@ from vqa_repro.diagnostics.facts import (
 )
 from vqa_repro.diagnostics.gpu import REINSTALL, SYNC, Finding, diagnose, kernel_fix
 from vqa_repro.diagnostics.installed import check_installed_files
-from vqa_repro.diagnostics.variables import MIN_ADDRESS_SPACE, address_space_limit, check_variables
+from vqa_repro.diagnostics.variables import MIN_ADDRESS_SPACE, check_variables
 from vqa_repro.install import checkpoints
 from vqa_repro.install.driver import driver_facts
+from vqa_repro.install.errors import InstallError
 from vqa_repro.install.lockfile import (
     build_here,
     differences,
@@ -30,6 +32,7 @@ from vqa_repro.install.lockfile import (
     lock_of,
     read_lock,
 )
+from vqa_repro.utils.errors import address_space_limit
 from vqa_repro.utils.subprocesses import ProcessResult, run_limited
 
 LOCK = ROOT / lock_of(build_here())
@@ -200,6 +203,10 @@ def examine_checkpoint(
     path = checkpoints.checkpoint_dir() / checkpoint.filename
     fetch = f"python checkpoints_setup.py {checkpoint.name}"
     facts: Facts = {"name": checkpoint.name, "path": str(path), "state": "absent"}
+    try:
+        checkpoints.require_absolute_dir()
+    except InstallError as error:
+        return facts, [], [Finding(error.what, error.next.removesuffix(", or use --dir DIR"))]
     if not os.path.lexists(path):
         note = Finding(f"the checkpoint {checkpoint.name} is not there yet ({path})", fetch)
         return facts, [], [note]
@@ -225,7 +232,7 @@ def examine_disk() -> tuple[Facts, list[Finding]]:
     """GiB free where the project and the checkpoints lie."""
     disk: Facts = {}
     problems = []
-    for folder in (ROOT, checkpoints.checkpoint_dir().absolute()):
+    for folder in filter(Path.is_absolute, (ROOT, checkpoints.checkpoint_dir())):
         there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
         free = shutil.disk_usage(there).free / 2**30
         disk[str(folder)] = round(free, 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vqa_repro.diagnostics.facts import PACKAGES
 from vqa_repro.diagnostics.gpu import Finding
+from vqa_repro.utils.errors import address_space_limit
 
 MIN_ADDRESS_SPACE = 16 << 30  # bytes: torch maps several GiB of libraries, CUDA far more
 MIN_OPEN_FILES = 256
@@ -24,12 +25,6 @@ def check_variables(torch_imports: bool) -> tuple[list[Finding], list[Finding]]:
         fix = "raise it (ulimit -v unlimited), or request more memory for the job"
         (notes if torch_imports else problems).append(Finding(what, fix))
     return problems, notes
-
-
-def address_space_limit() -> int | None:
-    """Return the limit of this process's virtual memory in bytes, None if there is none."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _shadowing_packages() -> list[Finding]:

@@ -186,8 +186,8 @@ def _torchrun_variables() -> tuple[int, int, int, int]:
     for name, value in values.items():
         if not value.isdecimal():
             raise UserError(
-                f"WORLD_SIZE={size}, but {name} is "
-                + (f"{value!r}" if value else "not set")
+                f"{name} is "
+                + (f"{value!r}, not a number" if value else f"not set, but WORLD_SIZE={size}")
                 + ": start several processes with torchrun, or one with `unset WORLD_SIZE RANK`"
             )
     world, rank, local, here = map(int, values.values())

@@ -8,6 +8,7 @@ from collections.abc import Callable
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
+CRASHES_BELOW = 4 << 30  # bytes of virtual memory: torch ends with a segmentation fault
 
 
 class UserError(Exception):
@@ -40,6 +41,10 @@ def main_guard(main: Callable[[], int]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Characters outside the locale's encoding are printed as \\uXXXX.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    limit = address_space_limit()
+    if limit is not None and limit < CRASHES_BELOW:
+        size = f"{limit / 2**30:.1f} GiB"
+        print(f"note: `ulimit -v` allows {size}: commands may crash; raise it", file=sys.stderr)
     try:
         code = main()
         sys.stdout.flush()
@@ -59,6 +64,16 @@ def main_guard(main: Callable[[], int]) -> None:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
     sys.exit(code)
+
+
+def address_space_limit() -> int | None:
+    """Return the limit of this process's virtual memory in bytes, None if there is none."""
+    try:
+        import resource
+    except ImportError:  # Windows, where checkpoints may be fetched
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def is_foreign(error: ImportError | OSError) -> bool:
@@ -87,12 +102,10 @@ def refused(error: ImportError | OSError) -> str:
 
 def unloadable(error: ImportError | OSError) -> str:
     """Return why a package cannot be loaded, and the variables and limits that may be the cause."""
-    import resource  # not on Windows, where checkpoints may be fetched
-
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     names = [n for n in ("PYTHONPATH", "LD_LIBRARY_PATH", "LD_PRELOAD") if os.environ.get(n)]
     causes = [f"unset {' '.join(names)}"] if names else []
-    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+    if address_space_limit() is not None:
         causes.append("ulimit -v unlimited")
     causes.append("see python -m vqa_repro.doctor")
     reason = (lines or [type(error).__name__])[-1]
