@@ -349,7 +349,8 @@ def test_without_bfloat16_float32_is_used_and_recorded(
     drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in ("utils.device", "models.network"):
+    users = ("models.network", "training.run_folder", "training.shortage")
+    for module in ("utils.device", *users):
         monkeypatch.setattr(f"vqa_repro.{module}.has_bfloat16", lambda device: False)
     for precision in ("float32", "bfloat16"):
         chosen = ["--set", f"training.precision={precision}", "--device", "cpu"]
