@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,6 +23,11 @@ PROJECT = Path(__file__).parent.parent
 Mount = Callable[[str], Path]
 # Seconds after which a process or a connection hangs; a busy machine is slow, so there are many.
 LIMIT = 1800
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+QUIET = (
+    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -132,6 +137,18 @@ def copy(tmp_path: Path, wheelhouse: Path) -> "Copy":
     from installer_copy import make_copy
 
     return make_copy(tmp_path / 'it\'s a "copy" [ü]', tmp_path / "home", wheelhouse)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Start the Chromium of this machine."""
+    if not CHROMIUM:
+        pytest.skip("no Chromium on this machine")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield running
+        running.close()
 
 
 def environ() -> dict[str, str]:

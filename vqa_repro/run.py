@@ -14,7 +14,8 @@ image_statistics.json  mean and deviation of the training images' features
 score_details.json  numbers of test questions by type, and the answers confused most often
 gallery.json        example questions for the report; gallery/ contains their images
 README.md           the model card
-curves.png, attention/, tensorboard/
+tracking.json       what Weights & Biases and MLflow call the run, if they were used
+curves.png, attention/, tensorboard/, wandb/
 """
 
 import io

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from vqa_repro.run import Run
     from vqa_repro.training.prepare import PreparedData
     from vqa_repro.training.soft_targets import SoftTargets
+    from vqa_repro.training.trackers import Trackers
 
 
 def train(
@@ -48,13 +49,14 @@ def train(
     *,
     out: Path | None = None,
     resume: bool = False,
-    tensorboard: bool = False,
+    trackers: Sequence[str] = (),
     runtime: Runtime | None = None,
 ) -> Run:
     """Train ``recipe`` and return the finished run.
 
     out: the run folder; by default the first free one of runs/NAME, runs/NAME-2, ...
     resume: continue the run in ``out``, or the newest of this recipe if there is one.
+    trackers: any of "tensorboard", "wandb", "mlflow".
     runtime: by default the best device of this machine.
     Raise UserError for bad input, ``training.loop.Stopped`` when a signal ended it early.
     """
@@ -64,10 +66,12 @@ def train(
     from vqa_repro.training.run_folder import choose_run, lock_run, record_start
     from vqa_repro.training.shortage import explain_shortage
     from vqa_repro.training.soft_targets import make_soft_targets
+    from vqa_repro.training.trackers import Trackers
     from vqa_repro.utils.device import choose_device
 
     runtime = runtime or Runtime(choose_device("auto"))
     world = runtime.world
+    tracking = world.run_together(lambda: Trackers(trackers))
     folder, resumed = world.run_on_main(lambda: choose_run(recipe, out, resume))
     if resumed and resumed.finished:
         print(f"{folder} is finished; --seed or --out makes another run")
@@ -84,7 +88,7 @@ def train(
         if not resumed:
             world.run_on_main(lambda: locks.enter_context(lock_run(run.folder)))
         describe_start(run, network, data, runtime)
-        fit(run, network, data, runtime, soft_targets, tensorboard)
+        fit(run, network, data, runtime, soft_targets, tracking)
     return run
 
 
@@ -111,7 +115,7 @@ def fit(
     data: PreparedData,
     runtime: Runtime,
     soft_targets: Sequence[SoftTargets],
-    tensorboard: bool,
+    trackers: Trackers,
 ) -> None:
     """Train ``network`` to the end, and write the results of the run."""
     from vqa_repro.evaluation.inference import predict_all
@@ -120,13 +124,12 @@ def fit(
     from vqa_repro.training.shortage import explain_shortage
 
     world = runtime.world
-    with explain_shortage(run.recipe.training, run.folder, runtime.device):
-        trainer = Trainer(
-            run, network, data, runtime, soft_targets=soft_targets, tensorboard=tensorboard
-        )
+    with explain_shortage(run.recipe.training, run.folder, runtime.device), closing(trackers):
+        trainer = Trainer(run, network, data, runtime, soft_targets=soft_targets, trackers=trackers)
         seconds = trainer.fit()
         predictions = predict_all(network, data.loader, data.test, world)
         world.run_on_main(lambda: summary.finish(run, network, data, predictions, seconds))
+        world.run_on_main(lambda: trackers.finish(run))
 
 
 def describe_start(run: Run, network: VQAModel, data: PreparedData, runtime: Runtime) -> None:
@@ -190,9 +193,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=path_argument, help="the run folder (default: below runs/)")
     parser.add_argument("--resume", action="store_true", help="resume an unfinished run")
-    parser.add_argument(
-        "--tensorboard", action="store_true", help="also write event files into the run folder"
-    )
+    for name, what in [
+        ("tensorboard", "also write event files into the run folder"),
+        ("wandb", "also log to Weights & Biases, if its package is installed"),
+        ("mlflow", "also log to MLflow, if its package is installed"),
+    ]:
+        parser.add_argument(
+            f"--{name}", action="append_const", const=name, dest="trackers", default=[], help=what
+        )
     parser.add_argument(
         "--deterministic",
         action="store_true",
@@ -226,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
                 recipe,
                 out=args.out,
                 resume=args.resume,
-                tensorboard=args.tensorboard,
+                trackers=args.trackers,
                 runtime=Runtime(
                     device=choose_device(device),
                     world=world,

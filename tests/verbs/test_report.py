@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from accessibility import unreachable, violations
 from conftest import LIMIT, environ
 from PIL import Image
 
@@ -29,11 +30,6 @@ from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import write_json
 from vqa_repro.utils.messages import LANGUAGES, messages
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-QUIET = (
-    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
 VOCABULARY = Vocabulary(("<pad>", "<unk>", "what"), ("chair", "table"))
 
 
@@ -512,17 +508,6 @@ def test_slides_are_in_english_without_a_chinese_font_with_a_note(
     assert figures.drawable("这 is $5\ud800") == r"? is \$5?"
 
 
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM:
-        pytest.skip("no Chromium on this machine")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        yield running
-        running.close()
-
-
 @pytest.mark.slow
 def test_paging_and_the_error_sheet_in_a_browser(browser: Any, tmp_path: Path) -> None:
     run = finished(tmp_path, 0, 45.0)
@@ -582,3 +567,31 @@ def test_paging_and_the_error_sheet_in_a_browser(browser: Any, tmp_path: Path) -
     assert tab.locator("button:visible, fieldset:visible").count() == 0
     assert errors == []
     assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_axe_and_the_keyboard_find_nothing_wrong(
+    browser: Any, tmp_path: Path, finished_hiecoatt: Path, scheme: str, language: str
+) -> None:
+    """Five seeds, a run with other options, one of another data set, one that still trains."""
+    runs = [finished(tmp_path, seed, 45.0 + seed) for seed in range(5)]
+    runs.append(finished(tmp_path, 0, 40.0, **{"model.layers": 1}))
+    for wrong, run in enumerate((runs[0], runs[-1]), start=3):
+        log(run, 3)
+        add_gallery(run, wrong)
+    (tmp_path / "training").mkdir()
+    runs += [unfinished(tmp_path / "training", 2), finished_hiecoatt]
+    out = tmp_path / "r.html"
+    report.write(runs, out, language, None)
+    context = browser.new_context(color_scheme=scheme, viewport={"width": 1300, "height": 900})
+    tab = context.new_page()
+    tab.goto(out.as_uri())
+    assert violations(tab) == []
+    assert unreachable(tab) == []
+    tab.set_viewport_size({"width": 360, "height": 700})
+    assert violations(tab) == [], "on a phone"
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert tab.evaluate(overflow) <= 0
+    context.close()

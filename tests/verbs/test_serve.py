@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,14 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from accessibility import unreachable, violations
 from conftest import LIMIT, environ, run_verb
 from PIL import Image
 
 import vqa_repro
 from vqa_repro.evaluation import examples
 from vqa_repro.web.server import IMAGE_BYTES, JSON_BYTES, QUESTION_CHARACTERS, texts
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 class Served(NamedTuple):
@@ -463,19 +461,6 @@ def test_runs_that_cannot_be_served_are_one_clear_line(finished: Path, tmp_path:
 # ---------------------------------------------------------------- the page, in a browser
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium here to drive")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    quiet += ["--disable-background-networking", "--disable-component-update"]
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet)
-        yield launched
-        launched.close()
-
-
 @pytest.fixture
 def page(browser: Any, served: Served) -> Iterator[Any]:
     """Open the page with the printed URL; errors in the browser's console fail the test."""
@@ -629,10 +614,27 @@ def test_every_control_has_a_name_and_nothing_is_wider_than_a_phone(page: Any) -
 
 
 @pytest.mark.slow
-def test_the_page_is_chinese_in_a_chinese_browser(browser: Any, served: Served) -> None:
-    context = browser.new_context(locale="zh-CN")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("locale", "title"), [("en", "Ask about"), ("zh-CN", "向图片提问")])
+def test_axe_and_the_keyboard_find_nothing_wrong(
+    browser: Any, served: Served, drawn_folder: Path, scheme: str, locale: str, title: str
+) -> None:
+    context = browser.new_context(locale=locale, color_scheme=scheme)
     page = context.new_page()
-    page.goto(f"http://127.0.0.1:{served.port}/?token={served.token}")
-    page.wait_for_selector("#samples button")
-    assert page.inner_text("h1") == "向图片提问"
+    address = f"http://127.0.0.1:{served.port}/"
+    page.goto(address)
+    assert violations(page) == [], "the page without a token"
+    page.goto(f"{address}?token={served.token}")
+    page.locator("#samples button").first.wait_for()
+    assert title in page.inner_text("h1")
+    assert violations(page) == [], "before the first question"
+    page.fill("#question", "what color is the zebra?")
+    page.set_input_files("#file", drawn_folder / "images" / "1.png")
+    page.locator("#form button").click()
+    page.locator(".run").nth(1).wait_for()
+    assert violations(page) == [], "with answers"
+    page.evaluate(DROP, ["huge.png", IMAGE_BYTES + 1])
+    page.set_viewport_size({"width": 360, "height": 700})
+    assert violations(page) == [], "on a phone, with an error"
+    assert unreachable(page) == []
     context.close()

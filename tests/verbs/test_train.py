@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from vqa_repro.features.provider import Runtime, open_features
 from vqa_repro.models.network import load_model
 from vqa_repro.reporting import summary
 from vqa_repro.run import open_run, record_resumed
+from vqa_repro.training import trackers
 from vqa_repro.training.prepare import load_splits, prepare
 from vqa_repro.utils.errors import UserError
 
@@ -496,3 +498,78 @@ def test_tensorboard_shows_the_log_of_a_resumed_run(
         logged = [(line["step"], line["loss"]) for line in log if line["type"] == kind]
         assert shown == [(step, pytest.approx(loss)) for step, loss in logged]
     assert len(seen.Scalars("epoch/validation_accuracy")) == 8
+    assert len([tag for tag in seen.Tags()["images"] if tag.startswith("attention/")]) == 8
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert seen.Scalars("test/overall")[0].value == pytest.approx(metrics["overall"])
+    hparams = seen.SummaryMetadata("_hparams_/session_start_info")
+    assert b"training.learning_rate" in hparams.plugin_data.content
+
+
+def test_mlflow_gets_options_numbers_scores_and_images_of_a_resumed_run(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_spec("mlflow") is None:
+        pytest.skip("mlflow is not installed")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    out = tmp_path / "run"
+    stop_in_the_middle(drawn_folder, out, tmp_path, signal.SIGTERM, ("--mlflow",), epochs=8)
+    done = run_verb("train", *options(drawn_folder, out, 8), "--mlflow", "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "mlruns").glob("[0-9]*/*/params")  # one, although it was resumed
+    assert (run / "training.learning_rate").read_text() == "0.002"
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    logged = [line for line in log if line["type"] == "epoch"]
+    lines = (run.parent / "metrics" / "epoch" / "loss").read_text().splitlines()
+    shown = {int(line.split()[2]): float(line.split()[1]) for line in lines}
+    assert shown == {line["step"]: pytest.approx(line["loss"]) for line in logged}
+    overall = (run.parent / "metrics" / "test" / "overall").read_text().split()[1]
+    assert float(overall) == json.loads((out / "metrics.json").read_text())["overall"]
+    assert len(list((run.parent / "artifacts" / "attention").glob("*.png"))) == 8
+
+
+def test_wandb_gets_options_numbers_scores_and_images(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_spec("wandb") is None:
+        pytest.skip("wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    out = tmp_path / "run"
+    done = run_verb("train", *options(drawn_folder, out, 2), "--wandb", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--wandb failed" not in done.stdout
+    (kept,) = out.glob("wandb/offline-run-*/*.wandb")
+    content = kept.read_bytes()
+    for name in (b"training.learning_rate", b"epoch/loss", b"test/overall"):
+        assert name in content
+    assert len(list((kept.parent / "files" / "media" / "images").glob("*.png"))) == 8
+
+
+def test_a_tracker_that_is_not_installed_or_cannot_start_is_one_line(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site" / "mlflow").mkdir(parents=True)
+    (tmp_path / "site" / "mlflow" / "__init__.py").write_text("raise OSError('no server')")
+    monkeypatch.chdir(tmp_path)
+    if find_spec("wandb") is None:
+        with pytest.raises(UserError, match=r"wandb is not installed.*docs/remote\.md"):
+            train.main([*options(drawn_folder, tmp_path / "a", 1), "--wandb"])
+        assert not (tmp_path / "a").exists()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.delitem(sys.modules, "mlflow", raising=False)
+    with pytest.raises(UserError, match=r"--mlflow: cannot start: no server.*--resume"):
+        train.main([*options(drawn_folder, tmp_path / "b", 1), "--mlflow"])
+
+
+def test_a_tracker_that_fails_during_training_does_not_stop_it(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def refuse(*_: object) -> None:
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trackers.TensorBoard, "log", refuse)
+    assert train.main([*options(drawn_folder, tmp_path / "run", 1), "--tensorboard"]) == 0
+    assert capsys.readouterr().out.count("the server is gone") == 1
+    assert open_run(tmp_path / "run").finished

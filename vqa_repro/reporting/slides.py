@@ -72,7 +72,10 @@ def summary(groups: Sequence[RunGroup], path: Path, language: str) -> None:
         figures.draw_accuracies(bars, scores, language)
         handles, labels = bars.get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
-        bars.legend(once.values(), once.keys(), fontsize=8, loc="lower right")
+        above = (0, 1)  # where it covers no bar
+        bars.legend(
+            once.values(), once.keys(), fontsize=8, loc="lower left", bbox_to_anchor=above, ncols=3
+        )
     logs = [[run.log for run in group.runs] for group in groups]
     measured = [key for key in reversed(charts.QUANTITIES) if charts.has_curve(logs, key)]
     if measured:

@@ -15,7 +15,6 @@ from vqa_repro.evaluation.titles import model_title
 from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.models.network import VQAModel
 from vqa_repro.reporting import contrasts, figures
-from vqa_repro.reporting.events import write_results
 from vqa_repro.reporting.model_card import model_card
 from vqa_repro.run import Run
 from vqa_repro.utils.errors import UserError
@@ -76,8 +75,6 @@ def finish(
     card = model_card(run, metrics).encode()
     write_atomic(run.folder / "README.md", lambda file: file.write(card))
     write_json(run.folder / "metrics.json", metrics)
-    if (run.folder / "tensorboard").is_dir():
-        write_results(run)
 
 
 def score_run(run: Run, results: dict[int, str], split: Split) -> dict[str, Any]:

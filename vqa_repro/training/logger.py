@@ -1,7 +1,4 @@
-"""Training log: log.jsonl, TensorBoard events, and the first batch with a non-finite loss.
-
-tensorboard --logdir runs     # then open it in a browser, through an SSH tunnel
-"""
+"""Training log: log.jsonl, experiment trackers, and the first batch with a non-finite loss."""
 
 from __future__ import annotations
 
@@ -9,27 +6,15 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vqa_repro.run import Run
+from vqa_repro.training.trackers import Trackers
 from vqa_repro.utils.distributed import SharedError, World
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-# Fields of a record that TensorBoard shows, steps and epochs in separate charts.
-SCALARS = (
-    "loss",
-    "accuracy",
-    "rate",
-    "validation_accuracy",
-    "test_accuracy",
-    "questions_per_second",
-)
 TRACKED = 100  # steps; the loss is read far more often
 NAMED = 5  # questions named in a message
 
@@ -51,24 +36,18 @@ class _Pending(NamedTuple):
 
 
 class Logger:
-    """Appends records to the log of ``run``; only the main process writes.
+    """Appends records to the log of ``run`` and to ``trackers``; only the main process writes.
 
     The others check the loss too, so that all stop at the same step. ``show`` displays a text next
     to the progress bar.
     """
 
-    def __init__(self, run: Run, world: World, show: Callable[[str], None]) -> None:
+    def __init__(
+        self, run: Run, world: World, trackers: Trackers, show: Callable[[str], None]
+    ) -> None:
         self._path = run.folder / "log.jsonl"
-        self._is_main, self._show = world.is_main, show
+        self._is_main, self._trackers, self._show = world.is_main, trackers, show
         self._pending: _Pending | None = None
-        self._events: SummaryWriter | None = None
-
-    def open_tensorboard(self, folder: Path, step: int) -> None:
-        """Also write event files; events of an interrupted run after ``step`` are hidden."""
-        if self._is_main:
-            from torch.utils.tensorboard import SummaryWriter  # takes seconds
-
-            self._events = SummaryWriter(str(folder), purge_step=step + 1)
 
     def defer(self, record: dict[str, Any], totals: Tensor) -> None:
         """Write ``record`` with the means of ``totals`` (3,) without waiting for a GPU.
@@ -102,20 +81,12 @@ class Logger:
         self.flush()
         self._write(record)
 
-    def close(self) -> None:
-        if self._events:
-            self._events.close()
-
     def _write(self, record: dict[str, Any]) -> None:
         if not self._is_main:
             return
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        if self._events:
-            for name in SCALARS:
-                if name in record:
-                    tag = f"{record['type']}/{name}"
-                    self._events.add_scalar(tag, record[name], record["step"])
+        self._trackers.log(record)
 
 
 def means(totals: Tensor, step: int) -> dict[str, float]:

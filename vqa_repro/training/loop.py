@@ -24,6 +24,7 @@ from vqa_repro.training.optim import resume as resume_optimizer
 from vqa_repro.training.prepare import RANK_SEED, PreparedData
 from vqa_repro.training.soft_targets import SoftTargets
 from vqa_repro.training.step import Step
+from vqa_repro.training.trackers import Trackers
 from vqa_repro.utils.progress import Progress
 from vqa_repro.utils.signals import SignalHandler
 
@@ -75,7 +76,7 @@ class TrainState:
 class Trainer:
     """Trains ``network`` until the last epoch of the run's recipe, or until a signal.
 
-    soft_targets: targets in addition to the label. tensorboard: also write event files.
+    soft_targets: targets in addition to the label. trackers: of the log's records.
     """
 
     def __init__(
@@ -86,12 +87,12 @@ class Trainer:
         runtime: Runtime,
         *,
         soft_targets: Sequence[SoftTargets] = (),
-        tensorboard: bool = False,
+        trackers: Trackers | None = None,
     ) -> None:
         self.run, self.network, self.data = run, network, data
         self._training, self._world = run.recipe.training, runtime.world
         self._device = runtime.device
-        self._tensorboard = tensorboard
+        self._trackers = trackers or Trackers()
         self._weights = run.folder / "model.safetensors"
         use_precision(self._training.precision)
         self._eager = Step(self._training, network, self._world, soft_targets)
@@ -121,8 +122,8 @@ class Trainer:
             Progress("training", "questions", total, done, show=world.is_main) as self._progress,
             SignalHandler() as self._signals,
             self._tracker.explain(),
-            closing(self._open_log()) as self._log,
         ):
+            self._log = self._open_log()
             while state.epoch < training.epochs and not self._stops_early():
                 self._run_epoch()
         if self._average:
@@ -272,10 +273,8 @@ class Trainer:
     def _open_log(self) -> Logger:
         if self._world.is_main:
             self.run.keep_log_until(self.state.step)
-        log = Logger(self.run, self._world, self._progress.note)
-        if self._tensorboard:
-            log.open_tensorboard(self.run.folder / "tensorboard", self.state.step)
-        return log
+        self._world.run_on_main(lambda: self._trackers.start(self.run, self.state.step))
+        return Logger(self.run, self._world, self._trackers, self._progress.note)
 
     def _plan(self, epoch: int) -> list[BatchIndices]:
         training = self._training

@@ -191,7 +191,8 @@ def _token_page(language: str) -> Response:
     title = escape(table["token_title"])
     html = f'<!doctype html><html lang="{language}"><meta charset="utf-8">'
     html += '<meta name="color-scheme" content="light dark">'
-    html += f"<title>{title}</title><h1>{title}</h1>{lines}</html>"
+    html += '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    html += f"<title>{title}</title><main><h1>{title}</h1>{lines}</main></html>"
     return Response(html, 403, mimetype="text/html")
 
 
