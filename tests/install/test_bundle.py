@@ -106,7 +106,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     index.mkdir(parents=True)
     for name in ("alpha", "old", "words", "lab"):
         make_wheel(index, name, "1.0", {f"{name}.py": b"version = 1\n"})
-    for python in ("310", "311", "312", "313", "314"):
+    for python in ("310", "311", "312", "313", "314", "315"):
         tag = f"cp{python}-cp{python}-manylinux_2_28_{MACHINE}"
         make_wheel(index, "native", "1.0", {"native.py": b""}, tag=tag)
     make_wheel(index, "big", "1.0", {"big.bin": os.urandom(2_500_000)})

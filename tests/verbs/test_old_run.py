@@ -67,7 +67,7 @@ def test_an_old_checkpoint_resumes_to_the_same_weights(folder: Path) -> None:
     weights = load_file(run / "model.safetensors")
     assert weights.keys() == expected.keys()
     for name, values in weights.items():  # another processor may sum in a different order
-        np.testing.assert_allclose(values, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(values, expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def _value(recipe: dict[str, Any], key: str) -> str:

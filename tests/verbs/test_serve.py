@@ -277,7 +277,8 @@ def test_malformed_http_is_refused(served: Served) -> None:
         b"GET / HTTP/9.9\r\n\r\n",
         b"GET /\r\n\r\n",
     ):
-        assert raw(served, request) == (0, b"")  # HTTP/0.9 has no status line
+        # Before Python 3.15 the answer is HTTP/0.9's, which has no status line.
+        assert raw(served, request) in ((0, b""), (403, b""))
     assert raw(served, b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n") == (403, b"")
     many = b"".join(b"X-%d: 1\r\n" % n for n in range(200))
     assert raw(served, b"GET / HTTP/1.1\r\n" + many + b"\r\n") == (403, b"")

@@ -125,13 +125,16 @@ class FrozenBackbone:
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Disable TensorFloat-32, which cuDNN uses for float32 convolutions by default."""
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"
+    cudnn: Any = torch.backends.cudnn
+    # Torch 2.7 has one switch for all of cuDNN; newer ones reject a mix of both kinds of switches.
+    newer = hasattr(cudnn, "conv")
+    switch, name = (cudnn.conv, "fp32_precision") if newer else (cudnn, "allow_tf32")
+    before = getattr(switch, name)
+    setattr(switch, name, "ieee" if newer else False)
     try:
         yield
     finally:
-        convolutions.fp32_precision = before
+        setattr(switch, name, before)
 
 
 def load_backbone(name: str, weights: Path) -> nn.Module:
