@@ -197,7 +197,7 @@ HOSTILE: dict[str, tuple[str, Callable[[Path], bytes], str]] = {
     "code in weights of oldest torch": (
         "weights.pth",
         lambda touched: tar({"storages": pickle.dumps(Code(touched), 2)}),
-        "not a checkpoint",
+        "not a checkpoint (it requests posix.mkdir)",
     ),
     "code in a plain pickle": ("weights.pth", lambda t: pickle.dumps(Code(t)), "not a checkpoint"),
     "code in a safetensors file": (

@@ -46,6 +46,8 @@ def read_weights(path: Path) -> dict[str, Any]:
     try:
         state = _load(path)
     except pickle.UnpicklingError as error:
+        if str(error).startswith("it requests"):  # code in a tar, named by load_tar
+            raise _damaged(path, error) from None
         if "unsupported global" not in str(error).lower():
             raise UserError(
                 f"{path}: not a checkpoint: neither PyTorch's formats nor safetensors; download it "
