@@ -68,8 +68,12 @@ class Copy:
         return subprocess.CompletedProcess(arguments, exits, out, err)
 
     def python(self, code: str) -> str:
-        """Return what ``code`` prints in the environment, run outside the project."""
-        command = [str(self.venv / "bin/python"), "-c", code]
+        """Return what ``code`` prints in the environment, run outside the project.
+
+        No bytecode is written: two builds of a small module, installed in the same second, have
+        the same size and time, and Python would take the first one's bytecode for the second.
+        """
+        command = [str(self.venv / "bin/python"), "-B", "-c", code]
         return subprocess.check_output(command, cwd=self.home, text=True).strip()
 
     def slow_uv(self, first: str) -> None:
