@@ -25,18 +25,18 @@ def test_both_give_the_same_answers_and_gradients(
     ours: type[torch.nn.Module], plain: type[torch.nn.Module], options: dict[str, float]
 ) -> None:
     torch.manual_seed(0)
-    network, yardstick = ours(20, 7, 6, **options).double(), plain(20, 7, 6, **options).double()
-    yardstick.load_state_dict(network.state_dict())
+    network, reference = ours(20, 7, 6, **options).double(), plain(20, 7, 6, **options).double()
+    reference.load_state_dict(network.state_dict())
     grid = torch.randn(3, 9, 6, dtype=torch.float64)
     image_of = torch.tensor([0, 0, 1, 2, 2])
     lengths = torch.tensor([4, 1, 6, 2, 3])
     tokens = torch.randint(1, 20, (5, 6)) * (torch.arange(6) < lengths[:, None])
     logits = network(grid, tokens, lengths, image_of).logits
-    expected = yardstick(grid[image_of], tokens, lengths)
+    expected = reference(grid[image_of], tokens, lengths)
     torch.testing.assert_close(logits, expected)
     logits.square().sum().backward()
     expected.square().sum().backward()
-    for (name, a), b in zip(network.named_parameters(), yardstick.parameters(), strict=True):
+    for (name, a), b in zip(network.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, msg=name)
 
 

@@ -334,7 +334,7 @@ class Count:
         if not properties:
             counts[ending] += 1
         counts["recovers"] += properties.get("recovered", 0)
-        counts["says"] += properties.get("said", 0)
+        counts["says"] += properties.get("refused", 0)
 
     def lines(self) -> Iterator[str]:
         total: Counter[str] = Counter()

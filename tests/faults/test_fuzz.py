@@ -430,7 +430,7 @@ def test_damaged_files_are_read_or_refused_in_one_line(
         few(given(st.randoms(use_true_random=False))(case))()
     assert sorted(tmp_path.iterdir()) == outside
     record_property("recovered", counts["read"])
-    record_property("said", counts["refused"])
+    record_property("refused", counts["refused"])
     if CASES:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         print(f"{name}: {counts}, peak {peak} MiB")

@@ -280,11 +280,11 @@ def test_hostile_files_are_refused(forks: ForkServerContext, what: str, tmp_path
     folder, touched = tmp_path / "given", tmp_path / "touched"
     folder.mkdir()
     (folder / name).write_bytes(content(touched))
-    process = forks.Process(target=read, args=(folder / name, tmp_path / "said"))
+    process = forks.Process(target=read, args=(folder / name, tmp_path / "output"))
     process.start()
     process.join(LIMIT)
     assert process.exitcode == 0
-    *_, outcome, peak = lines = (tmp_path / "said").read_text().splitlines()
+    *_, outcome, peak = lines = (tmp_path / "output").read_text().splitlines()
     assert outcome.startswith("refused: ") or not words
     assert any(words in line for line in lines)
     assert not touched.exists()
@@ -367,11 +367,11 @@ def test_sizes_beyond_any_memory_are_refused(
     if option == "model.filters":
         recipe = changed(recipe, "model.question", "cnn")
     (run / "recipe.json").write_text(json.dumps(recipe))
-    process = forks.Process(target=ask_all_verbs, args=(run, recipe, tmp_path / "said"))
+    process = forks.Process(target=ask_all_verbs, args=(run, recipe, tmp_path / "output"))
     process.start()
     process.join(LIMIT)
     assert process.exitcode == 0
-    *lines, peak = (tmp_path / "said").read_text().splitlines()
+    *lines, peak = (tmp_path / "output").read_text().splitlines()
     refusals = [line for line in lines if line.startswith("refused: ")]
     # The report does not build the model, so it may read the run.
     assert len(refusals) == 4 - lines.count("done") and lines.count("done") <= 1

@@ -82,7 +82,7 @@ def test_training(
     tmp_path: Path,
     record_property: Callable[[str, int], None],
 ) -> None:
-    log, root = tmp_path / "said", tmp_path / "root"
+    log, root = tmp_path / "output", tmp_path / "root"
 
     def begin(out: Path, save_every: float = 0.0) -> BaseProcess:
         arguments = ["--recipe", "easy-vqa", "--data", str(drawn_folder), *OPTIONS]
@@ -122,7 +122,7 @@ def test_extraction(
     record_property: Callable[[str, int], None],
 ) -> None:
     torch.manual_seed(0)
-    weights, log = tmp_path / "vgg16.pth", tmp_path / "said"
+    weights, log = tmp_path / "vgg16.pth", tmp_path / "output"
     state = torchvision.models.vgg16().features.state_dict()
     torch.save({f"features.{key}": value.half() for key, value in state.items()}, weights)
 

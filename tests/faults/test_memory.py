@@ -19,7 +19,7 @@ from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
 from vqa_repro.utils.memory import explain_out_of_memory
 
 MAIN = {"evaluate": evaluate.main, "extract": extract.main, "predict": predict.main}
-ROOM = 400 * 2**20  # bytes above the memory of the process at its start
+ALLOWANCE = 400 * 2**20  # bytes above the memory of the process at its start
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def starved(verb: str, arguments: list[str], output: Path) -> None:
     with torch.device("meta"):  # which imports many modules
         torch.nn.LSTM(1, 1)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + ROOM
+    limit = pages * resource.getpagesize() + ALLOWANCE
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     sys.stderr = output.open("w", buffering=1)
     main_guard(lambda: MAIN[verb](arguments))
@@ -75,7 +75,7 @@ def test_out_of_memory_in_a_verb_is_one_line(
     else:
         arguments += ["--run", of_size(tmp_path / "run", finished, 4096)]
         arguments += ["--image", picture, "--question", "is it red?"]
-    output = tmp_path / "said"
+    output = tmp_path / "output"
     process = forks.Process(target=starved, args=(verb, list(map(str, arguments)), output))
     process.start()
     process.join(LIMIT)

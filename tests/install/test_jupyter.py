@@ -31,8 +31,8 @@ print("started with", json.dumps([sys.argv[1:], dict(os.environ)]), flush=True)
 if "--fail" in sys.argv:
     sys.exit("no such option: --fail")
 if "--slow" not in sys.argv:
-    said = {"base_url": "/", "pid": os.getpid(), "port": 4711, "token": "secret%d" % os.getpid()}
-    text = json.dumps(said, indent=2, sort_keys=True)
+    state = {"base_url": "/", "pid": os.getpid(), "port": 4711, "token": "secret%d" % os.getpid()}
+    text = json.dumps(state, indent=2, sort_keys=True)
     (runtime / f"jpserver-{os.getpid()}.json").write_text(text)
 time.sleep(100)
 """

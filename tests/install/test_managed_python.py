@@ -39,7 +39,7 @@ ORIGIN = "https://github.com/astral-sh/python-build-standalone/releases/download
 
 @dataclass
 class Mirror:
-    """A mirror of Python builds in a folder, and what uv is told of them."""
+    """A mirror of Python builds in a folder, and the settings that point uv to it."""
 
     folder: Path
     url: str

@@ -1,4 +1,4 @@
-"""Targets beside the label: similar answers, teachers, two passes, averaged weights."""
+"""Targets in addition to the label: similar answers, teachers, two passes, averaged weights."""
 
 import math
 from dataclasses import replace
