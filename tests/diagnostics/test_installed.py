@@ -12,19 +12,25 @@ from vqa_repro.diagnostics.installed import check_installed_files
 CONTENT = b"VALUE = 1\n"
 
 
+def install(site: Path, package: str, name: str) -> Path:
+    """Write ``package`` with one file into ``site``; return that file."""
+    digest = base64.urlsafe_b64encode(hashlib.sha256(CONTENT).digest()).rstrip(b"=").decode()
+    info = site / f"{package}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    rows = [f"{name},sha256={digest},{len(CONTENT)}", "__pycache__/x.pyc,,"]
+    (info / "RECORD").write_text("\n".join(rows) + "\n")
+    file = site / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(CONTENT)
+    return file
+
+
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write a module of an installed package "some-package"."""
-    digest = base64.urlsafe_b64encode(hashlib.sha256(CONTENT).digest()).rstrip(b"=").decode()
-    info = tmp_path / "site" / "some_package-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some_package\nVersion: 1.0\n")
-    rows = [f"some_module.py,sha256={digest},{len(CONTENT)}", "__pycache__/x.pyc,,"]
-    (info / "RECORD").write_text("\n".join(rows) + "\n")
-    file = info.parent / "some_module.py"
-    file.write_bytes(CONTENT)
-    monkeypatch.syspath_prepend(info.parent)
-    return file
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    return install(tmp_path / "site", "some_package", "some_module.py")
 
 
 def test_an_intact_package_has_no_problem(module: Path) -> None:
@@ -51,3 +57,15 @@ def test_damage_of_the_same_size_is_found_by_hash_and_the_cache_is_named(
     assert check_installed_files({"some-package"}, deep=False) == []
     (problem,) = check_installed_files({"some-package"}, deep=True)
     assert "cache clean some-package" in problem.fix and "bootstrap.sh env" in problem.fix
+
+
+def test_added_certificates_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "own"
+    certificates = install(site, "certifi", "certifi/cacert.pem")
+    monkeypatch.setattr("sys.path", [str(site)])  # not the environment's own
+    certificates.write_bytes(CONTENT + b"# a university's authority\n")
+    for deep in (False, True):
+        assert check_installed_files({"certifi"}, deep) == []
+    certificates.write_bytes(b"x" + CONTENT[1:] + b"# a university's authority\n")
+    (problem,) = check_installed_files({"certifi"}, deep=False)
+    assert "certifi/cacert.pem" in problem.what
