@@ -69,9 +69,7 @@ def load_torch(path: Path) -> Any:
 def load_safetensors(path: Path) -> dict[str, Tensor]:
     """Return the weights in a safetensors file. Raise UserError if it is damaged."""
     try:
-        with path.open(
-            "rb"
-        ):  # whose error is the system's; the other's text is always "No such file"
+        with path.open("rb"):  # names the system's error, which load_file does not
             return load_file(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
