@@ -539,6 +539,14 @@ def test_uv_gets_the_settings_of_pip_conf(copy: Copy) -> None:
     assert copy.python("import alpha; print(alpha.version)") == "1.0"
 
 
+def test_a_broken_pip_conf_is_refused_in_one_line(copy: Copy) -> None:
+    conf = copy.home / "pip.conf"
+    conf.write_text("index-url = http://user:secret@index/simple\n")
+    done = copy.run("env", exits=2, PIP_CONFIG_FILE=str(conf))
+    assert f"{conf}, line 1" in done.stderr and "secret" not in done.stdout + done.stderr
+    assert not copy.venv.exists()
+
+
 def test_the_pinned_uv_is_fetched(copy: Copy) -> None:
     copy.lock("alpha==1.0", uv_marker="")
     shutil.rmtree(copy.root / ".bootstrap")
