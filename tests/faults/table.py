@@ -182,7 +182,7 @@ SURROUNDINGS = {
     "variables and limits of clusters": Row(
         of("test_bootstrap", "test_variables_that_.*", "test_a_terminal_with_tostop.*")
         + of("test_variables", "test_a_locale_.*"),
-        of("test_variables", "test_pythonpath_.*", "test_a_useless_.*", "test_pythoninspect_.*")
+        of("test_variables", "test_pythonpath_.*", "test_a_useless_.*", "test_a_command_ends_.*")
         + of("test_variables", "test_limits_.*", "test_a_verb_names_.*")
         + of("test_bootstrap", "test_limits_are_named", "test_an_odd_index_.*"),
     ),
