@@ -20,6 +20,8 @@ if sys.version_info < (3, 10):  # noqa: UP036
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from vqa_repro.install.checkpoints_command import main
+from vqa_repro.utils.errors import leave_inspect_mode
 
 if __name__ == "__main__":
+    leave_inspect_mode()
     sys.exit(main())

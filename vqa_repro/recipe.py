@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import open_regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -174,7 +175,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in above:
         raise UserError(f"{path}: is based on itself")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             raw: dict[str, Any] = tomllib.load(file)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a TOML file: {error}") from None

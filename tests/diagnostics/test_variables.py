@@ -1,6 +1,7 @@
 """Environment variables and limits of clusters, as the doctor reports them."""
 
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from conftest import LIMIT, PROJECT, environ
 
 from vqa_repro.diagnostics.variables import check_variables
 
-NAMES = ("PYTHONPATH", "OMP_NUM_THREADS", "LC_ALL", "PYTHONINSPECT")
+NAMES = ("PYTHONPATH", "OMP_NUM_THREADS", "LC_ALL")
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +38,6 @@ def test_a_useless_number_of_threads_is_noted(value: str, monkeypatch: pytest.Mo
     for good in ("8", "8,2"):
         monkeypatch.setenv("OMP_NUM_THREADS", good)
         assert not any("OMP_NUM_THREADS" in note.what for note in check_variables(True)[1])
-
-
-def test_pythoninspect_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONINSPECT", "1")
-    assert any("PYTHONINSPECT" in note.fix for note in check_variables(True)[1])
 
 
 def in_a_process(limits: str, code: str, **variables: str) -> str:
@@ -71,7 +67,6 @@ def test_a_locale_that_is_not_utf8_is_noted_and_printing_still_works() -> None:
         "main_guard(lambda: print('\\u7ea2\\u8272') or 0)"
     )
     assert in_a_process("", code, **ascii_only).split() == [r"\u7ea2\u8272"]
-    assert os.environ.get("PYTHONINSPECT") is None
 
 
 def test_a_verb_names_the_variable_that_brings_a_broken_package(tmp_path: Path) -> None:
@@ -82,3 +77,27 @@ def test_a_verb_names_the_variable_that_brings_a_broken_package(tmp_path: Path) 
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "of another Python" in done.stderr and "unset PYTHONPATH" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["-m", "vqa_repro.check", "/none"], 2),
+        (["-m", "vqa_repro", "check", "--bad"], 2),
+        (["-m", "vqa_repro", "--version"], 0),
+        ([str(PROJECT / "checkpoints_setup.py"), "--bad"], 2),
+    ],
+)
+def test_a_command_ends_under_pythoninspect(words: list[str], code: int) -> None:
+    ours, its = pty.openpty()  # at a prompt, Python would wait for this terminal's input
+    done = subprocess.run(
+        [sys.executable, *words],
+        env={**environ(), "PYTHONINSPECT": "1"},
+        stdin=its,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    os.close(its)
+    os.close(ours)
+    assert done.returncode == code and "Traceback" not in done.stderr

@@ -165,6 +165,15 @@ SURROUNDINGS = {
     "HEIC, DICOM, a web page or a pointer in place of a photo": Row(
         (), of("test_images", "test_what_is_no_photo_.*")
     ),
+    "a pipe, a socket or a device in place of a file": Row(
+        (),
+        of("test_files", "test_pipes_.*") + of("test_check_verb", "test_a_pipe_.*"),
+    ),
+    "a pip.conf or uv.toml that pip or uv refuses": Row(
+        (),
+        of("test_installer_parts", "test_a_pip_conf_that_.*", "test_a_uv_toml_.*")
+        + of("test_bootstrap", "test_a_broken_pip_conf_.*"),
+    ),
     "proxies of another kind; no home folder": Row(
         of(DOWNLOAD, "test_all_proxy_.*"),
         of(DOWNLOAD, "test_a_proxy_that_cannot_.*", "test_a_user_without_a_home_.*")
@@ -173,7 +182,7 @@ SURROUNDINGS = {
     "variables and limits of clusters": Row(
         of("test_bootstrap", "test_variables_that_.*", "test_a_terminal_with_tostop.*")
         + of("test_variables", "test_a_locale_.*"),
-        of("test_variables", "test_pythonpath_.*", "test_a_useless_.*", "test_pythoninspect_.*")
+        of("test_variables", "test_pythonpath_.*", "test_a_useless_.*", "test_a_command_ends_.*")
         + of("test_variables", "test_limits_.*", "test_a_verb_names_.*")
         + of("test_bootstrap", "test_limits_are_named", "test_an_odd_index_.*"),
     ),

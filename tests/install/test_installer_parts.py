@@ -95,10 +95,37 @@ def test_pip_conf_is_read_in_pips_order(tmp_path: Path, monkeypatch: pytest.Monk
     found = pip_config.settings()
     assert (found["index_url"], found["timeout"]) == ("http://named", "7")
     assert found["find_links"] == "/a /b"
-    named.write_bytes(b"\xff\xfe no configuration")
-    assert pip_config.settings()["index_url"] == "http://user"
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     assert pip_config.settings() == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"index-url = http://u:secret@index\n", 1),
+        (b"[global]\nindex-url = http://index\nhttp://u:secret@index\n", 3),
+        (b"[global\nindex-url = http://u:secret@index\n", 1),
+        (b"[global]\n# caf\xe9\nindex-url = http://u:secret@index\n", 2),
+        ("[global]\n".encode("utf-16"), 1),
+        (b"[global]\nindex-url = http://u:secret@a\nindex-url = http://u:secret@b\n", 3),
+    ],
+)
+def test_a_pip_conf_that_pip_refuses_is_named_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, line: int
+) -> None:
+    (tmp_path / "pip.conf").write_bytes(content)
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    with pytest.raises(InstallError) as error:
+        pip_config.settings()
+    assert error.value.code == ExitCode.BAD_INPUT
+    assert f"{tmp_path / 'pip.conf'}, line {line}: " in error.value.why
+    assert "secret" not in str(error.value)
+
+
+def test_a_uv_toml_that_uv_refuses_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "uv.toml").write_text('index-url = "http://index"\nno value\n')
+    with pytest.raises(InstallError, match=r"uv\.toml: .*line 2"):
+        settings.uv_index({"UV_CONFIG_FILE": str(tmp_path / "uv.toml")})
 
 
 # --- indexes and wheels --------------------------------------------------------------------------

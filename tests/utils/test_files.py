@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
+import socket
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
+from vqa_repro.data.images import read_image
+from vqa_repro.data.sources import Source
+from vqa_repro.features.weights_file import read_weights
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import WriteError, read_bounded, read_json, sha256_of, write_atomic
 
@@ -43,6 +48,37 @@ def test_reads_are_bounded(tmp_path: Path) -> None:
             read_bounded(path, limit)
     with pytest.raises(UserError, match="none: cannot be read"):
         read_json(tmp_path / "none", 8)
+
+
+def test_pipes_sockets_and_devices_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")  # relative, as such a path may have 107 bytes
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(UserError, match=f"{path.name}: cannot be read: not a regular file"):
+            read_bounded(path, 8)
+        with pytest.raises(UserError, match=f"{path.name}: cannot be read: not a regular file"):
+            Source(path).text()
+        with pytest.raises(UserError, match=f"{path.name}: .*not a regular file"):
+            read_image(path, 8)
+        with pytest.raises(UserError, match=f"{path.name}: cannot be read: not a regular file"):
+            read_weights(path)
+        with pytest.raises(OSError, match="not a regular file"):
+            sha256_of(path)
+    with pytest.raises(UserError, match="Is a directory"):
+        read_bounded(tmp_path, 8)
+
+
+def test_a_link_is_refused_on_request(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "f")
+    (tmp_path / "f").write_bytes(b"x")
+    assert read_bounded(tmp_path / "link", 8) == b"x"
+    with pytest.raises(UserError, match="a link"):
+        read_bounded(tmp_path / "link", 8, follow_links=False)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff\xfe\x00", b"\xff"])

@@ -1,6 +1,7 @@
 """The verb ``check`` on a folder of two images."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,24 @@ def test_a_damaged_split_is_an_error_where_an_absent_one_is_not(tmp_path: Path) 
         main([str(tmp_path)])
     with pytest.raises(UserError, match=r"test\.csv: line"):
         own_data_recipe(str(tmp_path), tmp_path, {})
+
+
+def test_a_pipe_in_place_of_a_file_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    os.mkfifo(tmp_path / "images" / "a.png")
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.csv").write_text("image,question,answer\na.png,what?,red\n")
+    assert main([str(tmp_path)]) == 1
+    assert "a.png (not a readable image: not a regular file" in capsys.readouterr().out
+    (tmp_path / "val.csv").unlink()
+    os.mkfifo(tmp_path / "val.csv")
+    with pytest.raises(UserError, match=r"val\.csv: .*not a regular file"):
+        main([str(tmp_path)])
+    os.mkfifo(tmp_path / "qa.37.raw.train.txt")
+    with pytest.raises(UserError, match=r"train\.txt: .*not a regular file"):
+        main(["daquar-reduced", "--root", str(tmp_path)])
 
 
 def test_a_link_to_a_missing_image_is_named(

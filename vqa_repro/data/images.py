@@ -1,7 +1,8 @@
 """Image files: decode, check, and squash to a square as in the papers."""
 
 import io
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from vqa_repro.utils.errors import UserError, first_line
+from vqa_repro.utils.files import open_regular
 from vqa_repro.utils.paths import dangling_link
 
 # A file, its content, or pixels: an array is (H, W, 3) uint8 RGB or (H, W) grey.
@@ -57,7 +59,7 @@ def read_image_and_mode(source: ImageSource, size: int) -> tuple[npt.NDArray[np.
     """Return the image as ``read_image`` does, and the mode of the file: "RGB", "grey", ..."""
     name = str(source) if isinstance(source, str | Path) else "the image"
     try:
-        with _open(source) as image:
+        with open_image(source) as image:
             mode = "grey" if image.mode.startswith("I;16") else _MODES.get(image.mode, image.mode)
             upright = _UPRIGHT.get(_orientation(image))
             squashed = _rgb(image).resize((size, size), Image.Resampling.BILINEAR)
@@ -77,7 +79,7 @@ def read_image_and_mode(source: ImageSource, size: int) -> tuple[npt.NDArray[np.
         reason = f"not a readable image: {_kind_of_file(source)}"
         raise DamagedImageError(f"{name}: {reason}", reason) from None
     except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
-        reason = f"not a readable image: {first_line(error)}"
+        reason = f"not a readable image: {getattr(error, 'strerror', None) or first_line(error)}"
         raise DamagedImageError(f"{name}: {reason}; replace the file", reason) from None
     return np.array(squashed.transpose(upright) if upright is not None else squashed), mode
 
@@ -86,7 +88,7 @@ def _kind_of_file(source: ImageSource) -> str:
     """Return what a file that is no image of a known format is instead, by its first bytes."""
     head = source if isinstance(source, bytes) else b""
     if isinstance(source, str | Path):
-        with suppress(OSError), open(source, "rb") as file:
+        with suppress(OSError), open_regular(Path(source)) as file:
             head = file.read(200)
             if not head:
                 return "the file is empty: replace it"
@@ -105,12 +107,17 @@ def _kind_of_file(source: ImageSource) -> str:
     return "no format that is known: replace the file"
 
 
-def _open(source: ImageSource) -> AbstractContextManager[Image.Image]:
+@contextmanager
+def open_image(source: ImageSource) -> Iterator[Image.Image]:
+    """Open an image, of a file its header alone; raise what Pillow and ``open_regular`` do."""
     if isinstance(source, np.ndarray):
-        return nullcontext(Image.fromarray(source))
-    if isinstance(source, Image.Image):
-        return nullcontext(source.copy())  # _rgb modifies it
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        yield Image.fromarray(source)
+    elif isinstance(source, Image.Image):
+        yield source.copy()  # _rgb modifies it
+    else:
+        file = io.BytesIO(source) if isinstance(source, bytes) else open_regular(Path(source))
+        with file, Image.open(file, formats=FORMATS) as image:
+            yield image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -6,7 +6,6 @@ Zips are never unpacked: a member is read into memory, whole, up to ``MAX_BYTES`
 import codecs
 import json
 import os
-import stat
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vqa_repro.utils.errors import UserError, first_line
+from vqa_repro.utils.files import open_regular
 from vqa_repro.utils.paths import dangling_link
 
 # The largest published file, VQA v2's training annotations, has 0.4 GB; the limit stops zip bombs.
@@ -76,11 +76,9 @@ class Source:
 
     def _bytes(self) -> bytes:
         try:
-            with self.path.open("rb") as file:
-                status = os.fstat(file.fileno())
+            with open_regular(self.path) as file:
                 # Python allocates the requested size, even if the file is far smaller.
-                most = status.st_size if stat.S_ISREG(status.st_mode) else MAX_BYTES
-                data = file.read(min(most, MAX_BYTES) + 1)
+                data = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
         except OSError as error:
             why = dangling_link(self.path) or error.strerror
             raise UserError(f"{self.path}: cannot be read: {why}") from None
@@ -101,16 +99,21 @@ def find(root: Path, name: str, zip_name: str | None = None) -> Source:
         )
     unreadable: list[str] = []
     folders = list(_folders(root, unreadable))
-    found = [folder / name for folder in folders if (folder / name).is_file()]
+    found = [folder / name for folder in folders if _is_there(folder / name)]
     if found:
         return Source(_only(found))
-    zips = [folder / zip_name for folder in folders if zip_name and (folder / zip_name).is_file()]
+    zips = [folder / zip_name for folder in folders if zip_name and _is_there(folder / zip_name)]
     if zips:
         path = _only(zips)
         return Source(path, find_member(path, name))
     missing = f"{name} nor {zip_name}" if zip_name else name
     why = f" (no permission to read {', '.join(unreadable)})" if unreadable else ""
     raise MissingFileError(f"{root}: no {missing} in it or up to three folders below{why}; add it")
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether there is a file, or what reading it will refuse, such as a pipe."""
+    return path.exists() and not path.is_dir()
 
 
 def find_folder(root: Path, name: str) -> Path | None:
@@ -153,6 +156,7 @@ def read_member(path: Path, member: str) -> bytes:
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
+        open_regular(path).close()
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile:
         with path.open("rb") as file:

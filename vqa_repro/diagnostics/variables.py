@@ -63,9 +63,6 @@ def _text() -> list[Finding]:
         what = f"the locale's encoding is {encoding} ({name}={os.environ.get(name)!r}): "
         what += "other characters are printed as \\uXXXX"
         notes.append(Finding(what, "export LC_ALL=C.UTF-8"))
-    if os.environ.get("PYTHONINSPECT"):
-        what = "PYTHONINSPECT keeps Python open after each command, so that jobs do not end"
-        notes.append(Finding(what, "unset PYTHONINSPECT"))
     return notes
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from msgspec import Meta
 from PIL import Image
 
-from vqa_repro.data.images import read_image
+from vqa_repro.data.images import open_image, read_image
 from vqa_repro.data.questions import Questions
 from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vocabulary import tokenize
@@ -238,7 +238,7 @@ def _small(path: Path) -> bytes:
 
 def _size(path: Path) -> tuple[int, int]:
     """Return width and height of the image, with its EXIF orientation applied."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         width, height = image.size
         try:
             rotated = image.getexif().get(0x0112, 1) >= 5

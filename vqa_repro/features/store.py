@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.files import reason, write_atomic
+from vqa_repro.utils.files import open_regular, reason, write_atomic
 
 FORMAT = "vqa_repro-store-1"
 MAX_HEADER = 64 * 1024 * 1024  # bytes; enough for the keys of a million images
@@ -178,7 +178,7 @@ def open_store(path: Path) -> Store:
     """
     try:
         total = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(MAX_HEADER, total - 8):
                 raise ValueError("the header's length is impossible")

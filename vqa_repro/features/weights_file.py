@@ -11,6 +11,7 @@ from typing import Any
 import safetensors.torch
 
 from vqa_repro.utils.errors import UserError, first_line
+from vqa_repro.utils.files import open_regular
 from vqa_repro.utils.paths import dangling_link
 from vqa_repro.utils.torch_utils import load_tar, load_torch
 
@@ -70,7 +71,7 @@ def read_weights(path: Path) -> dict[str, Any]:
 def _kind(path: Path) -> str:
     """Return what the file is, in words, if it cannot be a checkpoint."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(100)
     except FileNotFoundError:
         why = dangling_link(path) or "no such checkpoint; see checkpoints_setup.py"

@@ -1,16 +1,15 @@
 """The files of a bundle: whole, or in parts that are small enough; and the errors of a bundle."""
 
 import contextlib
-import errno
 import hashlib
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn
 
 from vqa_repro.install.errors import ExitCode, InstallError
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import open_regular
 
 MANIFEST, DESCRIPTION = "MANIFEST.sha256", "bundle.json"
 FORMAT = 1
@@ -74,20 +73,12 @@ def parts_of(path: Path) -> list[Path]:
     return parts
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file that is no link, pipe or device."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+def open_piece(path: Path) -> BinaryIO:
+    """Open a file of a bundle: no link, pipe or device."""
     try:
-        handle = os.open(path, flags)
+        return open_regular(path, follow_links=False)
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            refuse(f"{path} is a link; {MAKE_AGAIN}")
-        raise
-    file = os.fdopen(handle, "rb")
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        file.close()
-        refuse(f"{path} is no regular file; {MAKE_AGAIN}")
-    return file
+        refuse(f"{path}: cannot be read: {error.strerror}; {MAKE_AGAIN}")
 
 
 def cut(path: Path, name: str, limit: int) -> Whole:

@@ -24,7 +24,7 @@ from vqa_repro.install.bundle_format import (
     is_plain,
     join,
     megabytes,
-    open_regular,
+    open_piece,
     part_name,
     refuse,
     say,
@@ -33,7 +33,7 @@ from vqa_repro.install.errors import ExitCode, InstallError
 from vqa_repro.install.lockfile import Entry
 from vqa_repro.install.wheels import read_locks, wanted_wheels
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.files import sha256_of
+from vqa_repro.utils.files import read_bounded, sha256_of
 
 PROJECT = Path(__file__).resolve().parents[2]
 INDEX_LIMIT = 1 << 20  # bytes; of MANIFEST.sha256 and of bundle.json
@@ -54,14 +54,12 @@ SAFE_PATH = re.compile(
 
 
 def read_small(path: Path) -> bytes:
-    try:
-        with open_regular(path) as file:
-            content = file.read(INDEX_LIMIT + 1)
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         refuse(f"{path} is missing: no bundle, or half of one; {MAKE_AGAIN}")
-    if len(content) > INDEX_LIMIT:
-        refuse(f"{path} has more than {INDEX_LIMIT:,} bytes: no bundle of ours")
-    return content
+    try:
+        return read_bounded(path, INDEX_LIMIT, follow_links=False)
+    except UserError as error:
+        refuse(f"{error}; {MAKE_AGAIN}")
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -132,7 +130,7 @@ def verify(folder: Path, bundle: Bundle) -> None:
     if not damaged:  # only now is it worth reading gigabytes
         reported = time.monotonic()
         for number, piece in enumerate(pieces, 1):
-            with open_regular(folder / piece.path) as file:
+            with open_piece(folder / piece.path) as file:
                 digest = hashlib.sha256()
                 for block in blocks(file, piece.size + 1):
                     digest.update(block)
@@ -152,7 +150,7 @@ def wrong_size(folder: Path, piece: Piece) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return "is missing"
     if not stat.S_ISREG(info.st_mode):
-        return "is no regular file"
+        return "is not a regular file"
     if info.st_size != piece.size:
         return f"has {info.st_size:,} bytes, not {piece.size:,}"
     return ""

@@ -1,17 +1,19 @@
-"""pip.conf's way to the packages, for uv: PIP_NAME=value, one a line, where no variable says it.
-
-Run as a file by bootstrap.sh, before there is an environment.
-"""
+"""pip.conf's way to the packages, for uv, which does not read it."""
 
 import configparser
-import contextlib
 import os
 import sys
+from pathlib import Path
+
+from vqa_repro.install.errors import ExitCode, InstallError
+from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import read_bounded
 
 NAMES = (
     *("index_url", "extra_index_url", "no_index", "find_links", "trusted_host"),
     *("cert", "client_cert", "proxy", "cache_dir", "timeout", "retries", "keyring_provider"),
 )
+MAX_BYTES = 1 << 20
 
 
 def files() -> list[str]:
@@ -35,10 +37,13 @@ def files() -> list[str]:
 
 
 def settings() -> dict[str, str]:
-    conf = configparser.RawConfigParser(strict=False)
-    for file in files():
-        with contextlib.suppress(configparser.Error, UnicodeDecodeError):
-            conf.read(file, encoding="utf-8")
+    """Return the settings of all files, as name: value.
+
+    Raise InstallError for a file that pip refuses: without it, packages would come from elsewhere.
+    """
+    conf = configparser.RawConfigParser()
+    for file in filter(os.path.exists, files()):
+        add(conf, Path(file))
     found = {}
     for section in ("global", "download", "install"):
         for key, value in conf.items(section) if conf.has_section(section) else []:
@@ -46,8 +51,23 @@ def settings() -> dict[str, str]:
     return found
 
 
-if __name__ == "__main__":
-    found = settings()
-    for name in NAMES:
-        if found.get(name) and f"PIP_{name.upper()}" not in os.environ:
-            print(f"PIP_{name.upper()}={found[name]}")
+def add(conf: configparser.RawConfigParser, file: Path) -> None:
+    """Add the settings of one file; its lines are not shown, which may hold passwords."""
+    content = b""
+    try:
+        content = read_bounded(file, MAX_BYTES)
+        conf.read_string(content.decode("utf-8-sig"), str(file))
+    except UserError as error:
+        why = str(error)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        why = f"{file}, line {line}: not UTF-8 text; save it as UTF-8"
+    except configparser.ParsingError as error:  # with or without a line of its own
+        line = getattr(error, "lineno", None) or error.errors[0][0]
+        why = f"{file}, line {line}: neither a [section] nor NAME = VALUE"
+    except (configparser.DuplicateOptionError, configparser.DuplicateSectionError) as error:
+        why = f"{file}, line {error.lineno}: the same setting or section a second time"
+    else:
+        return
+    fix = "fix it, or set PIP_CONFIG_FILE=/dev/null to use no pip.conf"
+    raise InstallError(ExitCode.BAD_INPUT, "pip's configuration cannot be read", why, fix)

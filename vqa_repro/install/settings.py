@@ -15,6 +15,10 @@ from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from vqa_repro.install.errors import ExitCode, InstallError
+from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import read_bounded
+
 SET_ASIDE = re.compile(
     "PYTHON(HOME|PATH|STARTUP|INSPECT|OPTIMIZE|EXECUTABLE|PLATLIBDIR|SAFEPATH|USERBASE|WARNINGS|DEBUG|VERBOSE|DEVMODE)"
     "|VIRTUAL_ENV|__PYVENV_LAUNCHER__|PIP_.*|UV_.*"
@@ -26,6 +30,7 @@ KEPT = re.compile(
     "|UV_CONFIG_FILE|UV_CONCURRENT_.*|UV_LINK_MODE|UV_PYTHON_INSTALL_MIRROR"
     "|UV_PYTHON_DOWNLOADS_JSON_URL"
 )
+MAX_TOML = 1 << 20  # bytes
 SILENT = ("PIP_CONFIG_FILE", "PIP_DISABLE_PIP_VERSION_CHECK")  # obeyed, not worth a word
 
 
@@ -71,13 +76,22 @@ def uv_index(environ: MutableMapping[str, str]) -> str:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
+    """Return the content of a TOML file, {} without one; raise InstallError if uv refuses it."""
+    if not path.exists():
+        return {}
     for name in ("tomllib", "pip._vendor.tomli"):
         try:
             reader = importlib.import_module(name)
-            values: dict[str, Any] = reader.loads(path.read_text(encoding="utf-8"))
+            text = read_bounded(path, MAX_TOML).decode()
+            values: dict[str, Any] = reader.loads(text)
             return values
-        except (ImportError, OSError, ValueError):
+        except ImportError:
             continue
+        except UserError as error:
+            why = str(error)
+        except ValueError as error:  # with the line, and no part of the content
+            why = f"{path}: {error}"
+        raise InstallError(ExitCode.BAD_INPUT, "uv's configuration cannot be read", why, "fix it")
     return {}
 
 

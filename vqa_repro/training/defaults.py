@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from vqa_repro.data.images import open_image
 from vqa_repro.data.registry import load_scored, load_split
 from vqa_repro.data.types import Split
 from vqa_repro.evaluation.baselines import coverage, prior_and_coverage
@@ -93,7 +92,7 @@ def _typical_side(split: Split) -> float:
     sides = []
     for path in paths[:: max(1, len(paths) // IMAGES_OPENED)]:
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 sides.append(max(image.size))
         except Exception:  # missing or damaged: reading all images reports it
             continue

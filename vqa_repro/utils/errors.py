@@ -36,6 +36,7 @@ def main_guard(main: Callable[[], int]) -> None:
     be the cause. Anything else is a bug and keeps its traceback. Output is line-buffered, also in
     the log of a batch job. Without a standard output (``>&-``) it is discarded.
     """
+    leave_inspect_mode()
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 # until the process ends
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -64,6 +65,15 @@ def main_guard(main: Callable[[], int]) -> None:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
     sys.exit(code)
+
+
+def leave_inspect_mode() -> None:
+    """Start this program again without PYTHONINSPECT, which turns its end into a prompt.
+
+    Python has read the variable by now: it shows each exit as a traceback and waits for input.
+    """
+    if os.environ.pop("PYTHONINSPECT", ""):
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def address_space_limit() -> int | None:

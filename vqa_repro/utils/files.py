@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from vqa_repro.utils.errors import UserError
 
 BLOCK = 1 << 20  # bytes
 MAX_JSON = 1 << 24  # bytes; files may be untrusted
+NOT_REGULAR = "not a regular file (a pipe, a socket or a device)"
 
 
 class WriteError(UserError):
@@ -58,19 +60,44 @@ def write_json(path: Path, content: Any) -> None:
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
 
 
-def read_bounded(path: Path, limit: int) -> bytes:
-    """Return the content of a file of at most ``limit`` bytes.
+def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
+    """Open a file for reading; raise OSError if it is a pipe, a socket, a device or a folder.
+
+    Reading those may never end; even opening a pipe waits until another program writes to it.
+    Without ``follow_links`` a link is refused as well.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    flags |= getattr(os, "O_NONBLOCK", 0) | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0))
+    try:
+        handle = os.open(path, flags)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a device without a driver
+            raise OSError(errno.EINVAL, NOT_REGULAR, str(path)) from None
+        if error.errno == errno.ELOOP and not follow_links:
+            raise OSError(errno.ELOOP, "it is a link", str(path)) from None
+        raise
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
+
+
+def read_bounded(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
+    """Return the content of a regular file of at most ``limit`` bytes.
 
     Raise UserError for a larger one, whose content is not read, or one that cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path, follow_links=follow_links) as file:
             content = file.read(limit + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
