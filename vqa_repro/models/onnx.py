@@ -27,6 +27,7 @@ from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import reason, write_atomic
 
 MAX_BYTES = 2**31  # of a protobuf message
+MANY = 2**31  # torch 2.7 excludes the largest integer, and therefore wants a bound
 
 
 class _Flat(nn.Module):
@@ -71,15 +72,18 @@ def _serialized(run: Run, network: _Flat) -> bytes:
     inputs = (features, tokens, torch.tensor([MAX_QUESTION_LENGTH, 1]))
     with torch.inference_mode():
         maps = network.network(*inputs).attention
-    questions = Dim("questions")
+    questions = Dim("questions", max=MANY)
     sizes: dict[int, Dim] = {0: questions}
     if features.ndim == 3 and features.shape[1] > 1:
-        sizes[1] = Dim("regions")
+        sizes[1] = Dim("regions", max=MANY)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch, about its own internals
         program = torch.onnx.export(
             torch.export.export(
-                network, inputs, dynamic_shapes=(sizes, {0: questions}, {0: questions})
+                network,
+                inputs,
+                dynamic_shapes=(sizes, {0: questions}, {0: questions}),
+                strict=False,  # the default since torch 2.9
             ),
             input_names=["images" if features.ndim == 4 else "features", "tokens", "lengths"],
             output_names=["logits", *(re.sub(r"\W", "_", name) for name in maps)],
