@@ -2,9 +2,10 @@
 
     python -m vqa_repro.export runs/san --out san-coco-qa.tar
     python -m vqa_repro.predict san-coco-qa.tar --image IMAGE --question "what is it?"
+    python -m vqa_repro.export runs/san --onnx san.onnx
 
-Opened again by predict, serve, evaluate and vqa_repro.load, also from an address that ends in
-#sha256=CHECKSUM.
+The first is opened by predict, serve, evaluate and vqa_repro.load, also from an address that ends
+in #sha256=CHECKSUM. The second is the network alone, in float32, for programs without PyTorch.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", type=path_argument, metavar="RUN", help="the folder of a finished run"
     )
-    parser.add_argument(
-        "--out", type=path_argument, required=True, help="the release: a new .tar file or folder"
-    )
+    form = parser.add_mutually_exclusive_group(required=True)
+    form.add_argument("--out", type=path_argument, help="the release: a new .tar file or folder")
+    form.add_argument("--onnx", type=path_argument, metavar="FILE", help="a new ONNX model instead")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,6 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     from vqa_repro.utils.files import read_json
 
     run = open_run(args.run)
+    if args.onnx:
+        from vqa_repro.models.onnx import write_onnx
+
+        write_onnx(run, args.onnx)
+        print(f"ONNX model: {args.onnx} ({args.onnx.stat().st_size / 1e6:.1f} MB)")
+        return 0
     metrics = read_json(run.folder / "metrics.json") if run.finished else {}
     checksum = pack(run.folder, args.out, model_card(run, metrics))
     print(f"release: {args.out}")

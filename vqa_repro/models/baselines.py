@@ -192,11 +192,8 @@ class QuestionLSTM(nn.Module):
     def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Return hidden and cell states after the last words, (N, layers * hidden) each."""
         x = torch.tanh(self.dropout(self.embedding(tokens)))  # (N, T, embedding)
-        ends = (
-            self._in_time_order(x, lengths)
-            if x.device.type == "cpu"
-            else self._word_by_word(x, lengths)
-        )
+        blockwise = x.device.type == "cpu" and not torch.compiler.is_exporting()
+        ends = (self._in_time_order if blockwise else self._word_by_word)(x, lengths)
         h, c = zip(*ends, strict=True)
         return torch.cat(h, dim=1), torch.cat(c, dim=1)
 
@@ -216,7 +213,7 @@ class QuestionLSTM(nn.Module):
         """
         words = word_mask(x[:, :, 0], lengths)
         for cell in self.cells:
-            h = c = x.new_zeros(len(x), self.hidden)
+            h = c = x.new_zeros(x.shape[0], self.hidden)
             outputs = []
             for t in range(x.shape[1]):
                 h_t, c_t = cell(x[:, t], (h, c))

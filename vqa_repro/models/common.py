@@ -33,7 +33,8 @@ def group_by_image(image_index: Tensor | None, grid: Tensor) -> QuestionGroups:
 
     image_index: (N,) int64 rows of ``grid`` (I, ...), in any order; None if I == N.
     """
-    starts = torch.arange(len(grid) + 1, device=grid.device)
+    # Here and in the encoders not len(): torch.export would take the number as a constant.
+    starts = torch.arange(grid.shape[0] + 1, device=grid.device)
     if image_index is None:
         return QuestionGroups(None, starts[:-1], True, starts)
     ascending, order = image_index.sort(stable=True)

@@ -63,7 +63,7 @@ class ReleasedLSTMEncoder(nn.Module):
         steps = lengths[:, None] - 1 - torch.arange(T, device=tokens.device)  # (N, T)
         reversed_tokens = tokens.gather(1, steps.clamp(min=0))
         x = self.W_x(self.dropout(self.W_e(reversed_tokens)))  # (N, T, 4d)
-        h: Tensor = x.new_zeros(len(x), x.shape[2] // 4)
+        h: Tensor = x.new_zeros(x.shape[0], x.shape[2] // 4)
         c = h
         for t in range(T):
             i, f, o, g = (x[:, t] + self.W_h(h)).chunk(4, dim=1)

@@ -25,7 +25,7 @@ class LSTM(nn.LSTM):
 
         x: (N, T, inputs), ignored beyond a question's end. lengths: (N,) int64, 1 to T.
         """
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.compiler.is_exporting():
             states: Tensor = super().forward(x)[0]
             return states
         N, T, _ = x.shape
