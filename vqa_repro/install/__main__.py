@@ -186,8 +186,8 @@ class Stages:
         python = self.need_env()
         if self.session.fresh:
             say("  (first imports take long, on slow or network disks some minutes)")
-        aside = (name for name in self.session.set_aside if name != "PYTHONINSPECT")  # the verbs leave it
-        hidden = [name for name in aside if name.startswith("PYTHON")]
+        aside = {name for name in self.session.set_aside if name.startswith("PYTHON")}
+        hidden = sorted(aside - {"PYTHONINSPECT"})  # which the verbs set aside themselves
         if hidden:
             names = " ".join(hidden)
             say(f"  {names} is set aside here, but not by python -m vqa_repro.*: unset {names}")
