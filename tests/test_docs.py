@@ -698,6 +698,16 @@ def test_the_chinese_readme_has_the_same_commands_and_numbers() -> None:
     assert headings[0] == headings[1]
 
 
+def test_the_search_of_the_site_takes_every_chinese_character_as_a_word() -> None:
+    config = (PROJECT / "mkdocs.yml").read_text(encoding="utf-8")
+    found = re.search(r"separator: '(.*)'", config)
+    assert found and "lang: [en, zh]" in config
+    assert [word for word in re.split(found[1], "co-attention 注意力") if word] == [
+        *("co", "attention"),
+        *("注", "意", "力"),
+    ]
+
+
 def test_the_checks_have_input() -> None:
     """A changed layout must not leave the checks above without input."""
     languages = [block.language for document in DOCUMENTS for block in blocks(document)]

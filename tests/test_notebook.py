@@ -1,6 +1,7 @@
 """notebooks/tour.ipynb runs from top to bottom, on drawn images instead of easy-VQA."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from nbclient import NotebookClient
 TOUR = PROJECT / "notebooks" / "tour.ipynb"
 
 
-def test_the_committed_outputs_are_small() -> None:
+def test_the_committed_outputs_are_small_and_show_results_but_no_path() -> None:
     # As committed: a user's own run has other outputs.
     show = ["git", "-C", str(PROJECT), "show", f":{TOUR.relative_to(PROJECT)}"]
     shown = subprocess.run(show, capture_output=True, text=True)
@@ -26,6 +27,13 @@ def test_the_committed_outputs_are_small() -> None:
     assert all(
         output.output_type != "error" and output.get("name") != "stderr" for output in outputs
     )
+    data = [output.get("data", {}) for output in outputs]
+    assert sum("image/png" in each for each in data) == 3  # a reader on GitHub sees them
+    texts = [output.get("text", "") for output in outputs]
+    texts += [each.get(kind, "") for each in data for kind in ("text/plain", "text/html")]
+    assert "this run (seed 0)" in "".join(texts)
+    absolute = re.compile(r"(?<![\w.<])(?:/\w[\w.-]*){2,}|[A-Z]:\\|~/")
+    assert [match[0] for text in texts for match in absolute.finditer(text)] == []
 
 
 @pytest.fixture

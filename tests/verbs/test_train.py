@@ -534,13 +534,15 @@ def test_wandb_gets_options_numbers_scores_and_images(
     if find_spec("wandb") is None:
         pytest.skip("wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", str(LIMIT))  # its own process, on a busy machine
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", str(LIMIT))
     out = tmp_path / "run"
     done = run_verb("train", *options(drawn_folder, out, 2), "--wandb", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "--wandb failed" not in done.stdout
     (kept,) = out.glob("wandb/offline-run-*/*.wandb")
     content = kept.read_bytes()
-    for name in (b"training.learning_rate", b"epoch/loss", b"test/overall"):
+    for name in (b"training.learning_rate", b"epoch/loss", b"test/overall", b"test/prior"):
         assert name in content
     assert len(list((kept.parent / "files" / "media" / "images").glob("*.png"))) == 8
 
