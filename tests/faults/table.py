@@ -157,9 +157,11 @@ SURROUNDINGS = {
         + of("test_vqa_accuracy", "test_bad_results"),
     ),
     "weights as people have them": Row(
-        of("test_backbones", "test_wrappers_.*"),
+        of("test_backbones", "test_wrappers_.*", "test_the_weights_of_the_part_.*"),
         of(
-            "test_backbones", "test_safetensors_.*", "test_no_checkpoint_.*", "test_weights_that_.*"
+            "test_backbones",
+            *("test_safetensors_.*", "test_no_checkpoint_.*", "test_weights_that_.*"),
+            "test_a_truncated_file_.*",
         ),
     ),
     "HEIC, DICOM, a web page or a pointer in place of a photo": Row(

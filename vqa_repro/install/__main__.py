@@ -186,7 +186,8 @@ class Stages:
         python = self.need_env()
         if self.session.fresh:
             say("  (first imports take long, on slow or network disks some minutes)")
-        aside = (name for name in self.session.set_aside if name != "PYTHONINSPECT")  # the verbs leave it
+        # The verbs leave PYTHONINSPECT themselves.
+        aside = (name for name in self.session.set_aside if name != "PYTHONINSPECT")
         hidden = [name for name in aside if name.startswith("PYTHON")]
         if hidden:
             names = " ".join(hidden)
