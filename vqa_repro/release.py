@@ -15,9 +15,10 @@ import tarfile
 import tempfile
 import urllib.request
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.files import reason, sha256_of
+from vqa_repro.utils.files import reason, sha256_of, write_atomic
 from vqa_repro.utils.paths import expand
 
 WEIGHTS, CARD, SUMS = "model.safetensors", "README.md", "SHA256SUMS"
@@ -80,19 +81,15 @@ def half_precision(path: Path) -> bytes:
 
 def _write_tar(files: dict[str, bytes], out: Path) -> str:
     """Write a .tar that depends on the contents alone; return its sha256."""
-    with tempfile.NamedTemporaryFile(prefix=f".{out.name}.", dir=out.parent, delete=False) as file:
-        scratch = Path(file.name)
-    try:
-        with tarfile.open(scratch, "w", format=tarfile.PAX_FORMAT) as tar:
+
+    def write(file: BinaryIO) -> None:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for name in sorted(files):
                 member = tarfile.TarInfo(name)
                 member.size = len(files[name])
                 tar.addfile(member, io.BytesIO(files[name]))
-        scratch.chmod(0o644)
-        os.replace(scratch, out)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
+
+    write_atomic(out, write)
     return sha256_of(out)
 
 

@@ -101,3 +101,19 @@ def test_a_command_ends_under_pythoninspect(words: list[str], code: int) -> None
     os.close(its)
     os.close(ours)
     assert done.returncode == code and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("program", ["-m vqa_repro.check /none", "checkpoints_setup.py --list"])
+def test_a_umask_that_denies_the_user_is_named(program: str) -> None:
+    command = f'umask 777; exec "$0" {program}'
+    env = {**environ(), "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable],
+        env=env,
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "umask 0777" in done.stderr

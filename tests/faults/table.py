@@ -157,9 +157,11 @@ SURROUNDINGS = {
         + of("test_vqa_accuracy", "test_bad_results"),
     ),
     "weights as people have them": Row(
-        of("test_backbones", "test_wrappers_.*"),
+        of("test_backbones", "test_wrappers_.*", "test_the_weights_of_the_part_.*"),
         of(
-            "test_backbones", "test_safetensors_.*", "test_no_checkpoint_.*", "test_weights_that_.*"
+            "test_backbones",
+            *("test_safetensors_.*", "test_no_checkpoint_.*", "test_weights_that_.*"),
+            "test_a_truncated_file_.*",
         ),
     ),
     "HEIC, DICOM, a web page or a pointer in place of a photo": Row(
@@ -183,6 +185,8 @@ SURROUNDINGS = {
         of("test_bootstrap", "test_variables_that_.*", "test_a_terminal_with_tostop.*")
         + of("test_variables", "test_a_locale_.*"),
         of("test_variables", "test_pythonpath_.*", "test_a_useless_.*", "test_a_command_ends_.*")
+        + of("test_variables", "test_a_umask_.*")
+        + of("test_bootstrap", "test_a_umask_.*")
         + of("test_variables", "test_limits_.*", "test_a_verb_names_.*")
         + of("test_bootstrap", "test_limits_are_named", "test_an_odd_index_.*"),
     ),

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from test_torch_utils import save_tar
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqa_repro.features.backbones import load_backbone
 from vqa_repro.features.weights_file import read_weights
@@ -56,6 +56,46 @@ def test_every_kind_of_vgg19_file_is_taken(tmp_path: Path, kind: str) -> None:
         assert value.dtype == torch.float32
         assert torch.equal(value, state[key])
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 512, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["vgg19", "resnet50"])
+def test_the_weights_of_the_part_that_is_used_are_taken(tmp_path: Path, name: str) -> None:
+    state, path = weights_of(name), tmp_path / "w.pth"
+    with torch.device("meta"):
+        model = getattr(torchvision.models, name)()
+    parts = [nn.Sequential(*list(model.children())[:-1])]
+    parts += [model.features] if name == "vgg19" else []
+    model.load_state_dict(state, assign=True)
+    torch.save(state, path)
+    expected = load_backbone(name, path).state_dict()
+    for part in parts:
+        torch.save(part.state_dict(), path)
+        loaded = load_backbone(name, path).state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in expected.items())
+    torch.save({"0.weight": torch.ones(64, 3, 3, 3)}, path)
+    with pytest.raises(UserError, match=f"not {name}"):
+        load_backbone(name, path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "tar", "safetensors"])
+def test_a_truncated_file_is_called_so(tmp_path: Path, kind: str) -> None:
+    path, state = tmp_path / "w.pth", {"features.0.weight": torch.rand(64, 64)}
+    if kind == "safetensors":
+        save_file(state, path)
+    elif kind == "tar":
+        save_tar(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    content = path.read_bytes()
+    for size in (len(content) // 2, 5000):
+        path.write_bytes(content[:size])
+        with pytest.raises(UserError, match=rf"w\.pth: .*truncated after {size:,} bytes.* again"):
+            read_weights(path)
+    if kind == "zip":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes(8) + content[middle + 8 :])
+        with pytest.raises(UserError, match=r"w\.pth: .*checksum mismatch.* again"):
+            read_weights(path)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 the last convolution of a ResNet, 14x14 regions of 32x32 pixels each.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,7 +156,10 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
     def needed(keys: Iterable[str]) -> set[str]:
         return {key for key in keys if not key.startswith(unused) and not key.endswith(unused)}
 
-    expected, found = needed(model.state_dict()), needed(state)
+    expected = needed(model.state_dict())
+    fitting = (named for named in _full_names(state, model) if needed(named) == expected)
+    state = next(fitting, state)
+    found = needed(state)
     # A deeper network of the same family has all the keys of a shallower one, and more.
     if differing := sorted(expected ^ found):
         raise UserError(
@@ -181,6 +185,20 @@ def load_backbone(name: str, weights: Path) -> nn.Module:
     parts = list(model.children())
     kept = parts[0] if name.startswith("vgg") else nn.Sequential(*parts[:-2])
     return kept.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def _full_names(state: dict[str, Any], model: nn.Module) -> Iterator[dict[str, Any]]:
+    """Yield ``state`` with the keys of the whole network, if it was saved from a part of it.
+
+    Keys that begin with a number are those of ``vgg.features``, or of an nn.Sequential of the first
+    children of the network.
+    """
+    if not all(re.match(r"\d+\.", key) for key in state):
+        return
+    yield {f"features.{key}": value for key, value in state.items()}
+    children = {str(n): name for n, (name, _) in enumerate(model.named_children())}
+    parts = {key: key.partition(".") for key in state}
+    yield {f"{children.get(n, n)}.{rest}": state[key] for key, (n, _, rest) in parts.items()}
 
 
 def preprocess(images: Tensor, style: Preprocess) -> Tensor:

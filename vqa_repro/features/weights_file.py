@@ -19,6 +19,8 @@ from vqa_repro.utils.torch_utils import load_tar, load_torch
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 MOST_WRAPPERS = 3
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
+# How the readers of all formats say that a file ends too early.
+TRUNCATED = re.compile("EOF|end of data|not fully covered|header length|not a zip file")
 # First bytes of files that are not checkpoints -> what they are.
 KINDS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull`",
@@ -109,7 +111,11 @@ def _load(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: not a checkpoint ({first_line(error)}); download it again")
+    why = first_line(error)
+    if isinstance(error, EOFError) or TRUNCATED.search(why):
+        why = f"truncated after {path.stat().st_size:,} bytes"
+    fix = "download it again (checkpoints_setup.py verifies its downloads), or copy it again"
+    return UserError(f"{path}: not a checkpoint ({why}); {fix}")
 
 
 def _without_prefixes(state: dict[str, Any]) -> dict[str, Any]:

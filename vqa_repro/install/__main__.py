@@ -16,7 +16,7 @@ from vqa_repro.install.environment import Environment, State, read_stamp
 from vqa_repro.install.errors import ERRNO_CODES, ExitCode, InstallError
 from vqa_repro.install.options import PROJECT, STAGES, STATE, Options, parse, program
 from vqa_repro.install.session import CHILD, Session
-from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.errors import UserError, check_umask
 
 WHY_NO_CHECKPOINT = {
     ExitCode.NO_SOURCE: "no source had it",
@@ -271,6 +271,7 @@ def known_build(options: Options) -> str:
 
 def session_of(arguments: list[str], base: str, version: str, rejected: list[str]) -> Session:
     options = parse(arguments, os.environ)
+    check_umask()
     used, set_aside = settings.clean(os.environ)
     for name in ("requirements.lock", "wordnet.lock", "jupyter.lock"):
         if not (PROJECT / name).is_file():

@@ -28,6 +28,7 @@ from vqa_repro.install.download import part_of, size_of
 from vqa_repro.install.errors import ExitCode, InstallError
 from vqa_repro.install.http_client import check_url, join_url
 from vqa_repro.install.progress import mib, say
+from vqa_repro.utils.errors import UserError, check_umask
 from vqa_repro.utils.files import WriteError
 
 EXIT_CODES = """exit codes:
@@ -171,10 +172,11 @@ def main(arguments: list[str] | None = None) -> int:
     outcomes: list[dict[str, str]] = []
     report: dict[str, Any] = {"checkpoints": outcomes}
     try:
+        check_umask()
         code = run(args, outcomes)
-    except InstallError as error:
+    except UserError as error:
         say(f"error: {error}")
-        code, report["error"] = error.code, str(error)
+        code, report["error"] = getattr(error, "code", ExitCode.BAD_INPUT), str(error)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     if args.json:

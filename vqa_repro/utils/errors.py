@@ -47,6 +47,7 @@ def main_guard(main: Callable[[], int]) -> None:
         size = f"{limit / 2**30:.1f} GiB"
         print(f"note: `ulimit -v` allows {size}: commands may crash; raise it", file=sys.stderr)
     try:
+        check_umask()
         code = main()
         sys.stdout.flush()
     except UserError as error:
@@ -65,6 +66,16 @@ def main_guard(main: Callable[[], int]) -> None:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
     sys.exit(code)
+
+
+def check_umask() -> None:
+    """Raise UserError if the umask denies users the files and folders that they make."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    if mask & 0o700:
+        raise UserError(
+            f"umask {mask:04o} denies you the files that you make yourself: umask 022, then again"
+        )
 
 
 def leave_inspect_mode() -> None:

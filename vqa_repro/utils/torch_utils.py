@@ -62,7 +62,7 @@ def load_torch(path: Path) -> Any:
             if sum(record.file_size for record in records) > path.stat().st_size:
                 raise ValueError("its parts overlap")
             if damaged := archive.testzip():
-                raise ValueError(f"the checksum of {damaged} is wrong")
+                raise ValueError(f"checksum mismatch in {damaged}")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
