@@ -169,7 +169,9 @@ SURROUNDINGS = {
     ),
     "a pipe, a socket or a device in place of a file": Row(
         (),
-        of("test_files", "test_pipes_.*") + of("test_check_verb", "test_a_pipe_.*"),
+        of("test_files", "test_pipes_.*")
+        + of("test_check_verb", "test_a_pipe_.*")
+        + of(DOWNLOAD, "test_a_pipe_.*"),
     ),
     "a pip.conf or uv.toml that pip or uv refuses": Row(
         (),

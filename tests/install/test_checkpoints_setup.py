@@ -913,6 +913,12 @@ def test_a_folder_without_it(run: Run, tmp_path: Path) -> None:
     run.assert_nothing(3, "no file of 300,000 bytes in 3 levels of folders")
 
 
+def test_a_pipe_is_refused_at_once(run: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    run("toy", "--from", tmp_path / "pipe")
+    run.assert_nothing(2, "not a regular file")
+
+
 # ---------------------------------------------------------------- command line
 
 

@@ -29,7 +29,7 @@ from vqa_repro.install.errors import ExitCode, InstallError
 from vqa_repro.install.http_client import check_url, join_url
 from vqa_repro.install.progress import mib, say
 from vqa_repro.utils.errors import UserError, check_umask
-from vqa_repro.utils.files import WriteError
+from vqa_repro.utils.files import NOT_REGULAR, WriteError
 
 EXIT_CODES = """exit codes:
   0    all present and verified
@@ -92,11 +92,11 @@ def sources_of(args: argparse.Namespace, checkpoint: Checkpoint) -> list[Path | 
         sources.append(check_url(args.source))
     elif "://" in args.source:
         bases.insert(0, args.source)
-    elif (path := Path(args.source).expanduser()).exists():
+    elif (path := Path(args.source).expanduser()).is_file() or path.is_dir():
         sources.append(path)
     else:
-        what = f"--from {args.source}: no such file or folder"
-        raise InstallError(ExitCode.BAD_INPUT, what)
+        what = NOT_REGULAR if path.exists() else "no such file or folder"
+        raise InstallError(ExitCode.BAD_INPUT, f"--from {args.source}: {what}")
     if not args.offline:
         sources += [join_url(check_url(base), checkpoint.filename) for base in bases]
     return sources
