@@ -87,7 +87,7 @@ def test_a_truncated_file_is_called_so(tmp_path: Path, kind: str) -> None:
     else:
         torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
     content = path.read_bytes()
-    for size in (len(content) // 2, 5000):
+    for size in (len(content) // 2, 5000, 600, 50):
         path.write_bytes(content[:size])
         with pytest.raises(UserError, match=rf"w\.pth: .*truncated after {size:,} bytes.* again"):
             read_weights(path)

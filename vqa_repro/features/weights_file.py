@@ -20,7 +20,10 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "ne
 MOST_WRAPPERS = 3
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
 # How the readers of all formats say that a file ends too early.
-TRUNCATED = re.compile("EOF|end of data|not fully covered|header length|not a zip file")
+TRUNCATED = re.compile(
+    "EOF|end of data|not fully covered|header length|not a zip file"
+    "|pop from empty list|filename '.*' not found"  # tar: within its first members
+)
 # First bytes of files that are not checkpoints -> what they are.
 KINDS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull`",
