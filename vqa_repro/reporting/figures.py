@@ -276,7 +276,7 @@ def overlay(
         bar.set_ticks([0, 1, top], labels=["0", "1", f"{top:.1f}"])
         bar.ax.tick_params(labelsize=7)
         bar.set_label(translate("times_uniform", language), fontsize=7)
-        title += translate("with_largest_weight", language, value=f"{np.max(weights):.0%}")
+        title += "\n" + translate("largest_weight", language, value=f"{np.max(weights):.0%}")
     panel.set_title(drawable(title), fontsize=9)
 
 

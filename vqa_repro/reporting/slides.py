@@ -4,6 +4,7 @@ import io
 import re
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,9 @@ def summary(groups: Sequence[RunGroup], path: Path, language: str) -> None:
     title = translate("title", language)
     figure.suptitle(figures.drawable(title), fontsize=18, fontweight="bold")
     grid = figure.add_gridspec(2, 2, width_ratios=(5, 4), height_ratios=(5, 4))
-    if scores := accuracies(groups):
+    # Bars have the numbers of the legend: long titles would overlap.
+    numbered = [replace(group, title=str(n)) for n, group in enumerate(groups, start=1)]
+    if scores := accuracies(numbered):
         bars = figure.add_subplot(grid[0, 0])
         figures.draw_accuracies(bars, scores, language)
         handles, labels = bars.get_legend_handles_labels()
