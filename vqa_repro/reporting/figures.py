@@ -31,6 +31,7 @@ P = ParamSpec("P")
 Floats = npt.NDArray[np.floating[Any]]
 # Attention is smoothed with a Gaussian of half a region, as wide as one needs to hide the grid.
 SMOOTHING = 0.5
+CROWDED = 12  # multiples of uniform: on a longer scale the labels 0 and 1 overlap
 # (64, 4) uint8 RGBA, laid over the image: more opaque where there is more attention.
 _SHARES = np.linspace(0, 1, 64)
 HEAT = np.rint(
@@ -273,7 +274,8 @@ def overlay(
         panel.imshow(HEAT[indices])
         mappable = ScalarMappable(Normalize(0, top), COLOURS)
         bar = panel.figure.colorbar(mappable, ax=panel, location="bottom", shrink=0.8, pad=0.02)
-        bar.set_ticks([0, 1, top], labels=["0", "1", f"{top:.1f}"])
+        ticks = [0, 1, top] if top < CROWDED else [0, top]
+        bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
         bar.ax.tick_params(labelsize=7)
         bar.set_label(translate("times_uniform", language), fontsize=7)
         title += "\n" + translate("largest_weight", language, value=f"{np.max(weights):.0%}")
