@@ -39,6 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Under nohup. A handler is not inherited, so that processes of the tests end at a hang-up.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
     if not sys.dont_write_bytecode:
         return
     folder = tempfile.mkdtemp(prefix="bytecode-")
