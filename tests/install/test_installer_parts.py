@@ -103,7 +103,7 @@ def test_pip_conf_is_read_in_pips_order(tmp_path: Path, monkeypatch: pytest.Monk
     ("content", "line"),
     [
         (b"index-url = http://u:secret@index\n", 1),
-        (b"[global]\nindex-url = http://index\nhttp://u:secret@index\n", 3),
+        (b"[global]\nindex-url = http://index\nu/secret@index\n", 3),
         (b"[global\nindex-url = http://u:secret@index\n", 1),
         (b"[global]\n# caf\xe9\nindex-url = http://u:secret@index\n", 2),
         ("[global]\n".encode("utf-16"), 1),

@@ -139,9 +139,9 @@ def test_cards_older_than_triton_take_the_plain_form_and_say_why() -> None:
 def test_without_triton_the_plain_form_computes_with_a_note(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(
-        sys.modules, "vqa_repro.models.ops.triton_kernels", None
-    )  # hides the module
+    # Hides the module, also from `from package import module` after an earlier import.
+    monkeypatch.delattr("vqa_repro.models.ops.triton_kernels", raising=False)
+    monkeypatch.setitem(sys.modules, "vqa_repro.models.ops.triton_kernels", None)
     attention._triton_or_reference.cache_clear()
     try:
         assert attention._triton_or_reference(torch.device("cuda:0")) is reference
