@@ -199,7 +199,7 @@ def metric_names(groups: Sequence[RunGroup], section: str = "") -> list[str]:
 
 def _changes(run: Run) -> list[str]:
     recipe = run.recipe.to_json()
-    hidden = {*IN_TITLE, "training.seed"}
+    hidden = {*IN_TITLE, "training.seed", "training.test_every"}  # which only logs
     if Path(run.recipe.data.features).suffix:  # a file; what it was made with is shown elsewhere
         hidden.add("data.features")
     changed = [k for k in run.recipe.changed if k not in hidden]
