@@ -85,15 +85,18 @@ def started(
 
 
 def end_group(group: int, reap: Callable[[], object] = bool, seconds: float = 5.0) -> None:
-    """End a process and all that it has started, which have so long to obey."""
+    """End a process and all that it has started, which have so long to obey.
+
+    Return when they are gone: a killed process, too, needs a moment on a busy machine.
+    """
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGTERM)
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            reap()
-            os.killpg(group, 0)
-            time.sleep(0.05)
-        os.killpg(group, signal.SIGKILL)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            os.killpg(group, number)
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                reap()
+                os.killpg(group, 0)
+                time.sleep(0.05)
     reap()
 
 
