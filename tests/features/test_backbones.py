@@ -77,6 +77,12 @@ def test_the_weights_of_the_part_that_is_used_are_taken(tmp_path: Path, name: st
         load_backbone(name, path)
 
 
+def test_what_a_tar_is_refused_for_is_named(tmp_path: Path) -> None:
+    save_tar({"features.0.weight": torch.rand(4, 4)}, tmp_path / "w.pth", kind=torch.DoubleStorage)
+    with pytest.raises(UserError, match=r"w\.pth: not a checkpoint \(it contains a DoubleStorage"):
+        read_weights(tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("kind", ["zip", "legacy", "tar", "safetensors"])
 def test_a_truncated_file_is_called_so(tmp_path: Path, kind: str) -> None:
     path, state = tmp_path / "w.pth", {"features.0.weight": torch.rand(64, 64)}

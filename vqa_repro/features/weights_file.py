@@ -52,7 +52,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     try:
         state = _load(path)
     except pickle.UnpicklingError as error:
-        if str(error).startswith("it requests"):  # code in a tar, named by load_tar
+        if tarfile.is_tarfile(path):  # load_tar names what it refuses
             raise _damaged(path, error) from None
         if "unsupported global" not in str(error).lower():
             raise UserError(
