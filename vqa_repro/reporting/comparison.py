@@ -146,8 +146,9 @@ def group_runs(runs: Sequence[RunSummary]) -> list[RunGroup]:
         if len(namesakes) > 1:  # recipes that differ in more than their titles express
             options = differences([members[n][0].run.recipe for n in namesakes])
             recipe = members[number][0].run.recipe.to_json()
-            here = [k for k in options[:3] if option(recipe, k) is not None]
-            changes[number] = changes[number] + [f"{k}={option(recipe, k)}" for k in here]
+            values = {key: option(recipe, key) for key in options[:3]}
+            named = [f"{key}={value}" for key, value in values.items() if value is not None]
+            changes[number] = changes[number] + named
     return [
         RunGroup(", ".join([t, *c]), c, group)
         for t, c, group in zip(titles, changes, members, strict=True)
