@@ -75,6 +75,7 @@ scan() {
 # ---------------------------------------------------------------- candidates
 
 rejected='' # lines "PATH: why not"
+pipless=''  # a Python that only needs uv to be fit
 base='' version='' patience=15 # s that a Python may take to answer
 newline=$line_end
 
@@ -106,6 +107,7 @@ consider() { # PYTHON...
   )
   while IFS='|' read -r _ verdict first second tools; do
     if [ "$verdict" = ok ] && [ -z "$tools" ] && ! uv_is_at_hand; then
+      pipless=${pipless:-$second}
       verdict=no first="$first, with neither pip nor ensurepip (Debian: apt install python3-venv)"
     fi
     if [ "$verdict" = ok ]; then
@@ -227,8 +229,8 @@ main() {
   # With none that may be used, another one reports that, with all else that is wrong here.
   why=$rejected runner=$base
   if [ -z "$base" ]; then
-    consider_all || consider_managed 3.13 || no_python
-    runner=$base base='' rejected=$why
+    consider_all || consider_managed 3.13 || [ -n "$pipless" ] || no_python
+    runner=${base:-$pipless} base='' rejected=$why
   fi
   # -I: nothing of PYTHONPATH, PYTHONINSPECT and their like reaches it; -B: it writes nothing.
   exec "$runner" -I -B -X utf8 -c '

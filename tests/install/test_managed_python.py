@@ -173,6 +173,23 @@ def test_an_old_python_is_enough_to_fetch_a_new_one(bare: Copy) -> None:
     assert bare.python("import alpha; print(alpha.version)") == "1.0"
 
 
+def test_a_python_without_pip_needs_only_uv(bare: Copy) -> None:
+    hide_pythons(bare, "curl")
+    hide = "import sys, importlib.util as u; find = u.find_spec; "
+    hide += "u.find_spec = lambda name: None if 'pip' in name else find(name); "
+    hide += "exec(open(sys.argv.pop(1)).read())"
+    probe = f'case "$2" in */probe.py) exec {sys.executable!r} -c "{hide}" "$2" "$3" ;; esac\n'
+    python = program(bare.home / "tools/python3", f'{probe}exec {sys.executable!r} "$@"')
+    del bare.environ["VQA_PYTHON"]
+    assert "stage env would fetch it" in bare.run("check", exits=11).stdout
+    err = bare.run("env", "--installer", "pip", "--python", str(python), exits=11).stdout
+    assert "apt install python3-venv" in err
+    assert nothing_is_installed(bare)
+    bare.run("env")
+    assert bare.python("import alpha; print(alpha.version)") == "1.0"
+    assert not managed(bare).exists()
+
+
 def test_wrong_bytes_are_refused(bare: Copy, mirror: Mirror) -> None:
     hide_pythons(bare, "curl")
     content = bytearray(mirror.archive.read_bytes())
@@ -222,7 +239,7 @@ def test_managed_with_the_network_off(copy: Copy) -> None:
 
 def test_looking_fetches_nothing(bare: Copy) -> None:
     assert "would fetch" in bare.run("check", exits=11).stderr
-    assert "would be fetched" in bare.run("--dry-run").stdout
+    assert "would fetch" in bare.run("--dry-run").stdout
     assert nothing_is_installed(bare)
 
 

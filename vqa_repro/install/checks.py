@@ -103,8 +103,7 @@ class Checks:
             also(why)
         if not session.rejected and options.python:
             also(f"no python{options.python} on PATH or in the usual folders")
-        also("without root: python3 -m venv ~/uv && ~/uv/bin/pip install uv && \\")
-        also("              ~/uv/bin/uv python install 3.13")
+        also("without root: --python managed fetches one")
 
     def limits(self) -> None:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

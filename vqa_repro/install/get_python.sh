@@ -7,40 +7,54 @@
 # shellcheck shell=sh
 # shellcheck disable=SC2034,SC2154 # variables shared with bootstrap.sh
 
-# Install Python $wanted below $pythons and set base; exit where that is certain to be the end.
+# Fetch uv for a Python that lacks only pip, or else also Python $wanted, into $pythons, and set
+# base; exit where that is certain to be the end.
 get_python() {
+  [ "$python" != managed ] && [ "$installer" != pip ] || pipless=''
   case $python in
     '' | managed | 3.1[0-5]) ;;
-    *) return 1 ;;
+    *) [ -n "$pipless" ] || return 1 ;;
   esac
+  what="Python $wanted, managed by uv, into $pythons" short="managed Python $wanted"
+  [ -z "$pipless" ] || what="uv, for $pipless without pip" short="$pipless with uv"
   case $looking in
     0)
-      echo "python: none that is fit; Python $wanted would be fetched into $pythons"
+      echo "python: none that is fit; would fetch $what"
       exit
       ;;
     11)
-      rejected=$rejected${rejected:+$newline}"managed Python $wanted: stage env would fetch it"
+      rejected=$rejected${rejected:+$newline}"$short: stage env would fetch it"
       return
       ;;
   esac
-  scratch=$project/.bootstrap/tmp-python-$$
   kept=$(ls -A "$pythons" 2>/dev/null)
-  trap 'stop 129' HUP
-  trap 'stop 130' INT
-  trap 'stop 143' TERM
-  echo "python: none that is fit; fetching Python $wanted, managed by uv, into $pythons"
-  trouble=$(fetch_python)
-  code=$?
-  trap - HUP INT TERM
-  rm -rf "$scratch"
+  echo "python: none that is fit; fetching $what"
+  try_to get_uv
+  if [ "$code" = 0 ] && [ -n "$pipless" ]; then
+    rejected=''
+    choose_python && return
+    fail 1 "$pipless is no longer fit: $rejected"
+  fi
+  [ "$code" != 0 ] || try_to fetch_python
   patience=120 # the first start, perhaps from a network disk
-  consider_managed "$wanted" && return # or another process has installed it
+  if [ -z "$pipless" ] && consider_managed "$wanted"; then return; fi # or another has installed it
   [ -n "$kept" ] || rm -rf "$pythons"
   [ "$code" != 0 ] || trouble="what was fetched does not run" code=11
   if [ "$code" != 11 ] || [ "$python" = managed ]; then
-    fail "$code" "no managed Python $wanted: $trouble; nothing was installed"
+    fail "$code" "no $short: $trouble; nothing was installed"
   fi
-  rejected=$rejected${rejected:+$newline}"managed Python $wanted: $trouble"
+  rejected=$rejected${rejected:+$newline}"$short: $trouble"
+}
+
+try_to() { # FUNCTION, in a subshell: its exit code in $code, the reason in $trouble
+  scratch=$project/.bootstrap/tmp-python-$$
+  trap 'stop 129' HUP
+  trap 'stop 130' INT
+  trap 'stop 143' TERM
+  trouble=$(prepare && "$1")
+  code=$?
+  trap - HUP INT TERM
+  rm -rf "$scratch"
 }
 
 stop() { # EXIT CODE
@@ -56,8 +70,8 @@ give_up() { # CODE TEXT
   exit "$1"
 }
 
-fetch_python() {
-  mkdir -p "$scratch" "$pythons" 2>/dev/null || give_up 13 "cannot write $scratch and $pythons"
+prepare() {
+  mkdir -p "$scratch" 2>/dev/null || give_up 13 "cannot write $scratch"
   lock=$(sed -n '/^uv==/,/[^\\]$/p' "$project/requirements.lock")
   version=${lock#uv==} version=${version%%[!0-9.]*}
   hashes=$(printf '%s\n' "$lock" | sed -n 's/.*--hash=sha256:\([0-9a-f]*\).*/\1/p')
@@ -67,8 +81,10 @@ fetch_python() {
   proxy=${PIP_PROXY:-$(pip_conf proxy)}
   [ -z "$authority" ] || export SSL_CERT_FILE="$authority"
   [ -z "$proxy" ] || export https_proxy="${https_proxy:-$proxy}"
-  [ -x "$uv" ] || get_uv
+}
 
+fetch_python() {
+  mkdir -p "$pythons" 2>/dev/null || give_up 13 "cannot write $pythons"
   if [ -n "$bundle" ]; then
     mirror=''
     for archive in "$bundle"/python/*/cpython-*.tar.gz "$bundle"/python/*/cpython-*.tar.gz.001; do
@@ -102,6 +118,7 @@ fetch_python() {
 
 # The uv that the lock names, from the bundle, a folder of wheels or the package index.
 get_uv() {
+  [ ! -x "$uv" ] || return 0
   machine=$(uname -m) trouble="no package index is known: PIP_INDEX_URL=https://INDEX/simple"
   set -- "$bundle/wheels"
   set -f
@@ -282,7 +299,7 @@ no_python() {
   {
     echo "error: no usable Python; Python 3.10 to 3.15 is needed"
     echo "  system: $(uname -s -m), $(getconf GNU_LIBC_VERSION 2>/dev/null || echo 'no glibc')"
-    printf '%s\n' "${rejected:-none was found}" | sed 's/^/  /'
+    printf '%s\n' "${rejected:-none was found}" | awk '!seen[$0]++ { print "  " $0 }'
     echo "  next: one of"
     echo "    module load python, where the cluster has it; or --python PATH of one elsewhere"
     echo "    --python managed, with PIP_INDEX_URL=URL of a package index (for uv) and"
