@@ -140,9 +140,12 @@ SURROUNDINGS = {
             "test_check",
             *("test_an_image_is_found_.*", "test_every_split_may_.*", "test_links_hidden_.*"),
             *("test_question_files_.*", "test_spellings_.*", "test_one_answer_.*"),
+            *("test_the_field_image_.*", "test_fields_that_may_.*"),
         )
         + of(
-            "test_formats", "test_layouts_.*", "test_ok_vqa_.*", "test_other_splits", "test_text_.*"
+            "test_formats",
+            *("test_layouts_.*", "test_ok_vqa_.*", "test_other_splits", "test_text_.*"),
+            "test_numbers_.*",
         )
     ),
     "folders without permission, a full or closed standard output": Row(
@@ -151,6 +154,7 @@ SURROUNDINGS = {
     "files of another data set, wrong ids, links to nowhere": Row(
         (),
         of("test_check", "test_ok_vqa_.*", "test_a_link_that_leads_.*", "test_counts_.*")
+        + of("test_check", "test_images_of_one_name_.*", "test_swapped_.*")
         + of("test_check_verb", "test_a_damaged_split_.*", "test_a_link_to_.*")
         + of("test_formats", "test_errors_.*", "test_a_missing_split_.*")
         + of("test_vqa", "test_structure_.*")
