@@ -185,6 +185,7 @@ SURROUNDINGS = {
     "proxies of another kind; no home folder": Row(
         of(DOWNLOAD, "test_all_proxy_.*"),
         of(DOWNLOAD, "test_a_proxy_that_cannot_.*", "test_a_user_without_a_home_.*")
+        + of("test_installer_parts", "test_a_proxy_that_does_.*")
         + of("test_doctor", "test_without_a_folder_.*"),
     ),
     "variables and limits of clusters": Row(
