@@ -100,7 +100,10 @@ DOWNLOADS = {
         ),
     ),
     "passwords in addresses": Row(
-        of(DOWNLOAD, "test_passwords_.*", "test_a_password_is_not_carried_.*")
+        of(DOWNLOAD, "test_passwords_.*", "test_a_password_is_not_carried_.*"),
+        of("test_redact", "test_a_password_.*", "test_passwords_.*", "test_what_a_program_.*")
+        + of("test_managed_python", "test_no_password_.*")
+        + of("test_bootstrap", "test_an_address_that_pip_.*"),
     ),
     "a mirror lacks it": Row(of(DOWNLOAD, "test_sources_.*", "test_another_mirror_.*")),
     "corrupt or empty file of the right name": Row(
