@@ -152,7 +152,12 @@ SURROUNDINGS = {
         )
     ),
     "folders without permission, a full or closed standard output": Row(
-        (), of("test_cli", "test_a_standard_output_.*", "test_a_folder_without_.*")
+        (),
+        of(
+            "test_cli",
+            *("test_a_standard_output_.*", "test_a_folder_without_.*", "test_a_link_to_nowhere_.*"),
+            *("test_a_figure_of_.*", "test_a_folder_of_runs_.*"),
+        ),
     ),
     "files of another data set, wrong ids, links to nowhere": Row(
         (),
