@@ -211,7 +211,8 @@ SURROUNDINGS = {
         of("test_installed", "test_a_changed_file_.*", "test_damage_of_the_same_size_.*"),
     ),
     "an environment whose Python or path is not here": Row(
-        of("test_bootstrap", "test_an_environment_is_kept_.*", "test_a_leftover_.*"),
+        of("test_bootstrap", "test_an_environment_is_kept_.*", "test_a_leftover_.*")
+        + of("test_installed", "test_scripts_of_.*"),
         of("test_bootstrap", "test_using_an_environment_.*", "test_a_dangling_link_.*"),
     ),
     "the installer's log vanishes, or the installer is killed": Row(

@@ -51,7 +51,10 @@ def test_kinds_of_python_are_no_programs() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["env", "--with-python"], ["env", "--split", "1M"], ["stop"], ["bundle"], ["--torch", "cu1"]],
+    [
+        *(["env", "--with-python"], ["env", "--split", "1M"], ["stop"], ["bundle"]),
+        *(["--torch", "cu1"], ["--venv", "/"]),
+    ],
 )
 def test_arguments_that_make_no_sense(arguments: list[str]) -> None:
     with pytest.raises(UserError):
