@@ -830,11 +830,14 @@ def test_a_folder_with_other_files_is_left_alone(copy: Copy) -> None:
 
 def test_a_moved_project_keeps_its_environment(copy: Copy) -> None:
     copy.run("env")
+    (copy.venv / "bin/tool").write_text(f"#!{copy.venv}/bin/python\n")
     copy.root = copy.root.rename(copy.root.with_name("elsewhere"))
     before = files_below(copy.venv / "lib")
     assert "healthy" in copy.run("doctor").stdout
     assert files_below(copy.venv / "lib").keys() >= before.keys()
     assert copy.python("import vqa_repro; print(vqa_repro.__file__)").startswith(str(copy.root))
+    copy.run("env")
+    assert (copy.venv / "bin/tool").read_text() == f"#!{copy.venv}/bin/python\n"
 
 
 # --- interruptions and company -----------------------------------------------------------------

@@ -115,6 +115,10 @@ class Environment:
             return State.STALE
         if self.session.options.verb != "env":
             return State.READY  # other stages use what is there: the doctor reports changes
+        old = Path(stamp["venv"])
+        if not old.exists():  # moved; another stage may see a shared disk under another path
+            with contextlib.suppress(OSError):
+                rewrite_paths(self.folder, old)
         changed = self.changed_package(stamp.get("python", ""))
         if changed:
             say(f"env: {changed}, as if by pip; it is replaced")
@@ -164,8 +168,7 @@ class Environment:
                 return f"it belongs to the project in {other}, and this is {PROJECT}"
             try:
                 self.add_project(self.folder)
-                rewrite_paths(self.folder, Path(stamp["venv"]))
-            except (InstallError, OSError):
+            except InstallError:
                 return moved
         return ""
 
