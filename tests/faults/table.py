@@ -200,7 +200,7 @@ SURROUNDINGS = {
         of("test_bootstrap", "test_variables_that_.*", "test_a_terminal_with_tostop.*")
         + of("test_variables", "test_a_locale_.*"),
         of("test_variables", "test_pythonpath_.*", "test_a_useless_.*", "test_a_command_ends_.*")
-        + of("test_variables", "test_a_umask_.*")
+        + of("test_variables", "test_a_umask_.*", "test_a_name_that_.*")
         + of("test_bootstrap", "test_a_umask_.*")
         + of("test_variables", "test_limits_.*", "test_a_verb_names_.*")
         + of("test_bootstrap", "test_limits_are_named", "test_an_odd_index_.*"),
