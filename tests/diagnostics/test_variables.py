@@ -10,6 +10,7 @@ import pytest
 from conftest import LIMIT, PROJECT, environ
 
 from vqa_repro.diagnostics.variables import check_variables
+from vqa_repro.utils.subprocesses import run_limited
 
 NAMES = ("PYTHONPATH", "OMP_NUM_THREADS", "LC_ALL")
 
@@ -129,3 +130,16 @@ def test_a_umask_that_denies_the_user_is_named(program: str) -> None:
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "umask 0777" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "failure"),
+    [
+        ("ImportError('\\n\\nPLEASE READ\\n\\nOriginal error was: x')", "ImportError: Original"),
+        ("ImportError()", "ImportError"),
+        ("ValueError('one')", "ValueError: one"),
+    ],
+)
+def test_the_reason_of_a_failed_import_is_found(raised: str, failure: str) -> None:
+    outcome = run_limited([sys.executable, "-c", f"raise {raised}"], 600, environ())
+    assert outcome.failure.startswith(failure)
