@@ -117,6 +117,15 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def options(self) -> dict[str, Any]:
+        """Return all options, as "section.key": value."""
+        tables = self.to_json()
+        return {
+            f"{section}.{key}": value
+            for section in ("data", "model", "training")
+            for key, value in tables[section].items()
+        }
+
 
 _SECTIONS = {"data": Data, "training": Training, "published": Published}
 

@@ -42,6 +42,7 @@ def load_runs(folders: Sequence[Path]) -> tuple[list[RunSummary], list[str]]:
     ``runs/*``. Raise UserError for a damaged run folder, and if there is no run.
     """
     from vqa_repro.reporting.comparison import RunSummary
+    from vqa_repro.run import not_a_run
 
     runs, skipped = [], []
     for folder in folders:
@@ -49,7 +50,7 @@ def load_runs(folders: Sequence[Path]) -> tuple[list[RunSummary], list[str]]:
         if not missing:
             runs.append(RunSummary.load(folder))
         elif "recipe.json" in missing:
-            skipped.append(f"{folder}: not a run folder (it has no recipe.json)")
+            skipped.append(not_a_run(folder))
         else:
             skipped.append(f"{folder}: an incomplete copy of a run ({missing[0]} is missing)")
     if not runs:

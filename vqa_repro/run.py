@@ -37,6 +37,7 @@ from vqa_repro.recipe import Recipe
 from vqa_repro.release import local_run
 from vqa_repro.utils.errors import UserError, first_line
 from vqa_repro.utils.files import read_json, write_atomic, write_json
+from vqa_repro.utils.paths import why_not_created
 from vqa_repro.utils.schema import convert
 from vqa_repro.utils.torch_utils import load_torch
 
@@ -137,7 +138,8 @@ def create_run(run: Run, environment: dict[str, Any]) -> None:
             write_json(fresh / "recipe.json", run.recipe.to_json())
             os.rename(fresh, run.folder)
     except OSError as error:
-        raise UserError(f"--out {run.folder}: cannot be created: {error.strerror}") from None
+        why = why_not_created(run.folder, error)
+        raise UserError(f"--out {run.folder}: cannot be created: {why}") from None
 
 
 def record_resumed(run: Run, facts: dict[str, Any]) -> None:
@@ -159,7 +161,7 @@ def open_run(folder: Path) -> Run:
     folder = local_run(folder)
     path = folder / "recipe.json"
     if not path.is_file():
-        raise UserError(f"{folder}: not a run folder (it has no recipe.json)")
+        raise UserError(not_a_run(folder))
     recipe = recipes.from_json(recipes.upgrade(read_json(path)), str(path))
     path = folder / "vocabulary.json"
     vocabulary = Vocabulary.from_json(read_json(path), str(path))
@@ -173,6 +175,13 @@ def open_run(folder: Path) -> Run:
     if without_backbone.get(backbone) != (used if used in without_backbone.values() else None):
         raise UserError(f"{path}: features of {backbone!r:.80}, recipe.json: of {used!r:.80}")
     return Run(folder, recipe, vocabulary, features)
+
+
+def not_a_run(folder: Path) -> str:
+    """Return the error for a folder that is no run, and name a run in it if there is one."""
+    runs = sorted(path.parent for path in folder.glob("*/recipe.json"))
+    hint = f"; name a run in it, such as {runs[0]}" if runs else ""
+    return f"{folder}: not a run folder (it has no recipe.json){hint}"
 
 
 def _whole_lines(data: bytes) -> Iterator[dict[str, Any]]:

@@ -57,6 +57,8 @@ def test_words_of_every_alphabet_are_words() -> None:
         ("Scan.PNG", "scan.png"),
         ("images/a b.png", "a b.png"),
         (".\\a\\b.png", "a/b.png"),
+        ("caf\u00e9.png", "cafe\u0301.png"),  # as a Mac stores it
+        (7, "7.heic"),  # so that the report names it, and what to convert it to
     ],
 )
 def test_an_image_is_found_by_its_name(tmp_path: Path, image_id: object, name: str) -> None:
@@ -64,6 +66,39 @@ def test_an_image_is_found_by_its_name(tmp_path: Path, image_id: object, name: s
     touch(tmp_path / "images", name)
     (path,) = load_folder(tmp_path, "train").images.values()
     assert path == tmp_path / "images" / name
+
+
+def test_the_field_image_names_a_file_as_an_image_id_does(tmp_path: Path) -> None:
+    asked = [{"question_id": 1, "image_id": 1, "image": "A.PNG", "question": "what?"}]
+    write(tmp_path, "train", [1], ["a"])
+    (tmp_path / "test_questions.json").write_text(json.dumps({"questions": asked}))
+    touch(tmp_path / "images", "x/a.png", "1.png")
+    (path,) = load_folder(tmp_path, "test").images.values()
+    assert path == tmp_path / "images/x/a.png"
+
+
+def test_images_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    write(tmp_path, "train", [1], ["a"])
+    touch(tmp_path / "images", "a/1.png", "b/1.png")
+    with pytest.raises(UserError, match=r"image 1 exists 2 times: a/1\.png, b/1\.png; keep one"):
+        load_folder(tmp_path, "train")
+
+
+def test_fields_that_may_be_absent_may_be_null(tmp_path: Path) -> None:
+    write(tmp_path, "train", [1], ["a"])
+    given = {"question_id": 0, "answers": ["a"], "multiple_choice_answer": None}
+    annotations = {"annotations": [{**given, "answer_type": None}]}
+    (tmp_path / "train_annotations.json").write_text(json.dumps(annotations))
+    assert load_folder(tmp_path, "train").examples[0].answer == "a"
+
+
+def test_swapped_files_are_called_so(tmp_path: Path) -> None:
+    write(tmp_path, "train", [1], ["a"])
+    (tmp_path / "train_questions.json").rename(tmp_path / "other")
+    (tmp_path / "train_annotations.json").rename(tmp_path / "train_questions.json")
+    (tmp_path / "other").rename(tmp_path / "train_annotations.json")
+    with pytest.raises(UserError, match="swapped"):
+        load_folder(tmp_path, "train")
 
 
 def test_every_split_may_number_its_images(tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ LAYOUTS = [
         "imgs/x1/source.jpg",
     ),
     ("train.json", [{"image": "V_0.jpg", "answers": TEN, **ASKED}], "train/V_0.jpg"),
+    ("train.json", [{"image": "a.jpg", "answer": "Red", "answers": TEN, **ASKED}], "a.jpg"),
+    (
+        "train.json",  # CLEVR's fields
+        {"info": {}, "questions": [{"image_filename": "a.png", "answer": "red", **ASKED}]},
+        "images/a.png",
+    ),
     (
         "TextVQA_0.5.1_train.json",
         {"data": [{"image_id": "0054c", "answers": ["Red", "red", "x"], **ASKED}]},
@@ -93,6 +99,19 @@ def test_ok_vqa_in_its_own_folder(tmp_path: Path) -> None:
             ["line 2", '["red", "pink"]'],
         ),
         ("train.jsonl", '[{"image": "a.png",\n', ["line 1", "NAME.json"]),
+        ("train.csv", "image,question,answer,answer\na,what?,b,c\n", ["line 1", '"answer"']),
+        ("train.csv", "image,question,reply\na.png,what?,b\n", ["answer", "reply"]),
+        ("train.csv", 'image,question,answer\na,what?,b\na,"what?,b\n', ["line 3"]),
+        ("train.jsonl", '{"image": "a", "question": "q", "answer": NaN}', ["line 1", "no answer"]),
+        ("train.json", [{"image": ["a.png"], "answer": "b", **ASKED}], ["record 1", "['a.png']"]),
+        (
+            "train.json",
+            [{"image": "iVBO" * 99, "answer": "b", **ASKED}],
+            ["record 1", "image name", "iVBO"],
+        ),
+        ("train.json", [{"image": "a", "conversations": []}], ["record 1", "conversations"]),
+        ("train.json", [{"image": "a", "answers": {"red": 1.0}, **ASKED}], ["{'red': 1.0}"]),
+        ("train.json", {"rows": []}, ["train.json", "rows"]),
         ("train.csv", "image,question,answer\na.png,what?,\n", ["train.csv", "line 2", "answer"]),
         ("train.csv", "image,question,answer\n../a,what?,b\n", ["train.csv", "line 2", "../a"]),
         ("train.jsonl", '{"image": 1\n', ["train.jsonl", "line 1"]),
@@ -109,6 +128,14 @@ def test_errors_name_file_and_record(
     assert all(fact in str(error.value) for fact in facts)
 
 
+def test_numbers_are_answers_and_the_label_may_be_one_of_several(tmp_path: Path) -> None:
+    records = [{"answers": [3, 3.5, 3]}, {"answer": "no", "answers": ["yes", "yes", "no"]}]
+    make(tmp_path, "train.json", [{"image": "a", **ASKED, **r} for r in records], "images/a.png")
+    first, second = load_folder(tmp_path, "train").examples
+    assert (first.answers, first.answer) == (("3", "3.5", "3"), "3")
+    assert (second.answers, second.answer) == (("yes", "yes", "no"), "no")
+
+
 def test_other_splits(tmp_path: Path) -> None:
     make(tmp_path, "validate.json", [{"image": "a.png", "answer": "b", **ASKED}], "images/a.png")
     make(tmp_path, "test.jsonl", json.dumps({"image": "a.png", **ASKED}), "images/a.png")
@@ -123,6 +150,9 @@ def test_text_of_other_encodings(tmp_path: Path) -> None:
     assert load_folder(tmp_path, "train").examples[0].answer == "rosé"
     (tmp_path / "train.csv").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match="save it as UTF-8"):
+        load_folder(tmp_path, "train")
+    (tmp_path / "train.csv").write_bytes(b"PK\x03\x04\x14\x00\xff")
+    with pytest.raises(UserError, match="Excel"):
         load_folder(tmp_path, "train")
 
 

@@ -8,21 +8,22 @@ from pathlib import Path
 import pytest
 
 from vqa_repro.diagnostics.installed import check_installed_files
+from vqa_repro.install.scripts import rewrite_paths
 
 CONTENT = b"VALUE = 1\n"
 
 
-def install(site: Path, package: str, name: str) -> Path:
+def install(site: Path, package: str, name: str, content: bytes = CONTENT) -> Path:
     """Write ``package`` with one file into ``site``; return that file."""
-    digest = base64.urlsafe_b64encode(hashlib.sha256(CONTENT).digest()).rstrip(b"=").decode()
+    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
     info = site / f"{package}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    rows = [f"{name},sha256={digest},{len(CONTENT)}", "__pycache__/x.pyc,,"]
+    rows = [f"{name},sha256={digest},{len(content)}", "__pycache__/x.pyc,,"]
     (info / "RECORD").write_text("\n".join(rows) + "\n")
     file = site / name
     file.parent.mkdir(exist_ok=True)
-    file.write_bytes(CONTENT)
+    file.write_bytes(content)
     return file
 
 
@@ -57,6 +58,23 @@ def test_damage_of_the_same_size_is_found_by_hash_and_the_cache_is_named(
     assert check_installed_files({"some-package"}, deep=False) == []
     (problem,) = check_installed_files({"some-package"}, deep=True)
     assert "cache clean some-package" in problem.fix and "bootstrap.sh env" in problem.fix
+
+
+def test_scripts_of_a_moved_environment_are_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "venv.new", tmp_path / "venv"
+    site = old / "lib/python3.13/site-packages"
+    script = install(site, "some_package", "../../../bin/tool", f"#!{old}/bin/python\n".encode())
+    os.link(script, tmp_path / "cached")
+    old.rename(new)
+    rewrite_paths(new, old)
+    assert (new / "bin/tool").read_text() == f"#!{new}/bin/python\n"
+    assert (tmp_path / "cached").read_text() == f"#!{old}/bin/python\n"
+    monkeypatch.setattr("sys.path", [str(new / "lib/python3.13/site-packages")])
+    assert check_installed_files({"some-package"}, deep=True) == []
+    (new / "bin/tool").write_text("another")
+    assert len(check_installed_files({"some-package"}, deep=True)) == 1
 
 
 def test_added_certificates_are_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from conftest import LIMIT, PROJECT, environ
 
 from vqa_repro.diagnostics.variables import check_variables
+from vqa_repro.utils.subprocesses import run_limited
 
 NAMES = ("PYTHONPATH", "OMP_NUM_THREADS", "LC_ALL")
 
@@ -69,6 +70,18 @@ def test_a_locale_that_is_not_utf8_is_noted_and_printing_still_works() -> None:
     assert in_a_process("", code, **ascii_only).split() == [r"\u7ea2\u8272"]
 
 
+def test_a_name_that_the_locale_cannot_read_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "数据"
+    (folder / "images").mkdir(parents=True)
+    for split in ("train", "test"):
+        (folder / f"{split}.csv").write_text("image,question,answer\na.png,what?,red\n")
+    ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "vqa_repro.train", "--data", str(folder)]
+    done = subprocess.run(command, env={**environ(), **ascii_only}, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "export LC_ALL=C.UTF-8" in done.stderr
+
+
 def test_a_verb_names_the_variable_that_brings_a_broken_package(tmp_path: Path) -> None:
     (tmp_path / "numpy").mkdir()
     (tmp_path / "numpy" / "__init__.py").write_text("raise ImportError('\\n\\nof another Python')")
@@ -117,3 +130,16 @@ def test_a_umask_that_denies_the_user_is_named(program: str) -> None:
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "umask 0777" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "failure"),
+    [
+        ("ImportError('\\n\\nPLEASE READ\\n\\nOriginal error was: x')", "ImportError: Original"),
+        ("ImportError()", "ImportError"),
+        ("ValueError('one')", "ValueError: one"),
+    ],
+)
+def test_the_reason_of_a_failed_import_is_found(raised: str, failure: str) -> None:
+    outcome = run_limited([sys.executable, "-c", f"raise {raised}"], 600, environ())
+    assert outcome.failure.startswith(failure)

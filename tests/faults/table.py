@@ -100,7 +100,10 @@ DOWNLOADS = {
         ),
     ),
     "passwords in addresses": Row(
-        of(DOWNLOAD, "test_passwords_.*", "test_a_password_is_not_carried_.*")
+        of(DOWNLOAD, "test_passwords_.*", "test_a_password_is_not_carried_.*"),
+        of("test_redact", "test_a_password_.*", "test_passwords_.*", "test_what_a_program_.*")
+        + of("test_managed_python", "test_no_password_.*")
+        + of("test_bootstrap", "test_an_address_that_pip_.*"),
     ),
     "a mirror lacks it": Row(of(DOWNLOAD, "test_sources_.*", "test_another_mirror_.*")),
     "corrupt or empty file of the right name": Row(
@@ -140,17 +143,26 @@ SURROUNDINGS = {
             "test_check",
             *("test_an_image_is_found_.*", "test_every_split_may_.*", "test_links_hidden_.*"),
             *("test_question_files_.*", "test_spellings_.*", "test_one_answer_.*"),
+            *("test_the_field_image_.*", "test_fields_that_may_.*"),
         )
         + of(
-            "test_formats", "test_layouts_.*", "test_ok_vqa_.*", "test_other_splits", "test_text_.*"
+            "test_formats",
+            *("test_layouts_.*", "test_ok_vqa_.*", "test_other_splits", "test_text_.*"),
+            "test_numbers_.*",
         )
     ),
     "folders without permission, a full or closed standard output": Row(
-        (), of("test_cli", "test_a_standard_output_.*", "test_a_folder_without_.*")
+        (),
+        of(
+            "test_cli",
+            *("test_a_standard_output_.*", "test_a_folder_without_.*", "test_a_link_to_nowhere_.*"),
+            *("test_a_figure_of_.*", "test_a_folder_of_runs_.*"),
+        ),
     ),
     "files of another data set, wrong ids, links to nowhere": Row(
         (),
         of("test_check", "test_ok_vqa_.*", "test_a_link_that_leads_.*", "test_counts_.*")
+        + of("test_check", "test_images_of_one_name_.*", "test_swapped_.*")
         + of("test_check_verb", "test_a_damaged_split_.*", "test_a_link_to_.*")
         + of("test_formats", "test_errors_.*", "test_a_missing_split_.*")
         + of("test_vqa", "test_structure_.*")
@@ -181,13 +193,14 @@ SURROUNDINGS = {
     "proxies of another kind; no home folder": Row(
         of(DOWNLOAD, "test_all_proxy_.*"),
         of(DOWNLOAD, "test_a_proxy_that_cannot_.*", "test_a_user_without_a_home_.*")
+        + of("test_installer_parts", "test_a_proxy_that_does_.*")
         + of("test_doctor", "test_without_a_folder_.*"),
     ),
     "variables and limits of clusters": Row(
         of("test_bootstrap", "test_variables_that_.*", "test_a_terminal_with_tostop.*")
         + of("test_variables", "test_a_locale_.*"),
         of("test_variables", "test_pythonpath_.*", "test_a_useless_.*", "test_a_command_ends_.*")
-        + of("test_variables", "test_a_umask_.*")
+        + of("test_variables", "test_a_umask_.*", "test_a_name_that_.*")
         + of("test_bootstrap", "test_a_umask_.*")
         + of("test_variables", "test_limits_.*", "test_a_verb_names_.*")
         + of("test_bootstrap", "test_limits_are_named", "test_an_odd_index_.*"),
@@ -198,7 +211,8 @@ SURROUNDINGS = {
         of("test_installed", "test_a_changed_file_.*", "test_damage_of_the_same_size_.*"),
     ),
     "an environment whose Python or path is not here": Row(
-        of("test_bootstrap", "test_an_environment_is_kept_.*", "test_a_leftover_.*"),
+        of("test_bootstrap", "test_an_environment_is_kept_.*", "test_a_leftover_.*")
+        + of("test_installed", "test_scripts_of_.*"),
         of("test_bootstrap", "test_using_an_environment_.*", "test_a_dangling_link_.*"),
     ),
     "the installer's log vanishes, or the installer is killed": Row(

@@ -1,9 +1,12 @@
 """The weight files that a frozen network accepts: every known kind of its own, no others."""
 
+import pickle
 import tarfile
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -186,7 +189,13 @@ def test_safetensors_are_read_and_other_wrappers_are_named(tmp_path: Path) -> No
     with tarfile.open(tmp_path / "w.tar", "w") as tar:
         tar.add(tmp_path / "w.pth", "w.pth")
     (tmp_path / "link.pth").symlink_to(tmp_path / "scratch.pth")
+    torch.save({"state_dict": STATE, "args": Namespace()}, tmp_path / "args.pth")
+    (tmp_path / "vgg.pkl").write_bytes(pickle.dumps({"conv1": np.ones(3)}))
+    (tmp_path / "VGG.caffemodel").write_bytes(b"\n\x0fVGG_ILSVRC_19_layers")
     for name, fact in (
+        ("args.pth", r"\(argparse.Namespace\)"),
+        ("vgg.pkl", "not a checkpoint"),
+        ("VGG.caffemodel", "checkpoints_setup.py vgg19-caffe"),
         ("model.pt", r"state_dict\(\)"),
         ("w.zip", "unzip"),
         ("w.tar", "a tar of w.pth"),

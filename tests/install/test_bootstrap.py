@@ -800,6 +800,16 @@ def test_an_odd_index_is_a_note_without_its_password(copy: Copy) -> None:
     assert "3cr" not in done.stdout and "pa'" not in done.stdout
 
 
+@pytest.mark.parametrize("name", ["PIP_INDEX_URL", "UV_DEFAULT_INDEX", "PIP_EXTRA_INDEX_URL"])
+def test_an_address_that_pip_cannot_parse_is_refused_before(copy: Copy, name: str) -> None:
+    for name_of_copy in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        del copy.environ[name_of_copy]
+    index = "http://someone:s3cret/word@127.0.0.1:1/simple"
+    err = copy.run("env", "--skip", "check", exits=2, VQA_OFFLINE="0", **{name: index}).stderr
+    assert name in err and "%2F" in err and "s3cret" not in err and "Traceback" not in err
+    assert not copy.venv.exists()
+
+
 def test_limits_are_named(copy: Copy) -> None:
     copy.before = ["bash", "-c", 'ulimit -n 40; exec "$@"', "-"]
     assert re.search("limits +note .*ulimit -n", copy.run("check").stdout)
@@ -820,11 +830,14 @@ def test_a_folder_with_other_files_is_left_alone(copy: Copy) -> None:
 
 def test_a_moved_project_keeps_its_environment(copy: Copy) -> None:
     copy.run("env")
+    (copy.venv / "bin/tool").write_text(f"#!{copy.venv}/bin/python\n")
     copy.root = copy.root.rename(copy.root.with_name("elsewhere"))
     before = files_below(copy.venv / "lib")
     assert "healthy" in copy.run("doctor").stdout
     assert files_below(copy.venv / "lib").keys() >= before.keys()
     assert copy.python("import vqa_repro; print(vqa_repro.__file__)").startswith(str(copy.root))
+    copy.run("env")
+    assert (copy.venv / "bin/tool").read_text() == f"#!{copy.venv}/bin/python\n"
 
 
 # --- interruptions and company -----------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The parts of the installer that need no process: options, settings, indexes, wheels, console."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from wheel_index import lock_text, make_wheel, served
 
 from vqa_repro.install import console, package_index, pip_config, settings
+from vqa_repro.install.checks import reach
 from vqa_repro.install.errors import ExitCode, InstallError
 from vqa_repro.install.lockfile import Entry
 from vqa_repro.install.options import parse
@@ -49,7 +51,10 @@ def test_kinds_of_python_are_no_programs() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["env", "--with-python"], ["env", "--split", "1M"], ["stop"], ["bundle"], ["--torch", "cu1"]],
+    [
+        *(["env", "--with-python"], ["env", "--split", "1M"], ["stop"], ["bundle"]),
+        *(["--torch", "cu1"], ["--venv", "/"]),
+    ],
 )
 def test_arguments_that_make_no_sense(arguments: list[str]) -> None:
     with pytest.raises(UserError):
@@ -225,3 +230,17 @@ def test_old_logs_are_removed(tmp_path: Path) -> None:
         (tmp_path / f"2020-{number:02d}.log").touch()
     console.Log(tmp_path).begin()
     assert len(list(tmp_path.iterdir())) == console.LOGS_KEPT
+
+
+@pytest.mark.parametrize("kind", ["http", "socks5h"])
+def test_a_proxy_that_does_not_answer_is_no_network(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("https_proxy", f" {kind}://u:secret@127.0.0.1:{server.getsockname()[1]}")
+        reached, text = reach("https://packages.invalid/simple")
+        assert reached and "127.0.0.1 answers" in text
+    reached, text = reach("https://packages.invalid/simple")
+    assert not reached and "127.0.0.1" in text and "secret" not in text

@@ -213,6 +213,19 @@ def test_a_mirror_that_is_none_is_named(bare: Copy, mirror: Mirror) -> None:
     assert nothing_is_installed(bare)
 
 
+@pytest.mark.parametrize("password", ["s3cret", "pa/s3cret", "s3cret#x", "x@s3cret/y", "s3cret?"])
+def test_no_password_is_shown(bare: Copy, mirror: Mirror, password: str) -> None:
+    hide_pythons(bare, "curl")
+    bare.environ["VQA_PYTHON"] = "managed"
+    url = f"http://me:{password}@127.0.0.1:1"
+    err = bare.run("env", "--python-mirror", url, exits=11).stderr
+    assert "s3cret" not in err and "127.0.0.1:1" in err
+    shutil.rmtree(bare.root / ".bootstrap", ignore_errors=True)
+    err = bare.run("env", exits=11, PIP_INDEX_URL=f"{url}/simple", UV_DEFAULT_INDEX="").stderr
+    assert "s3cret" not in err and "127.0.0.1:1" in err
+    assert nothing_is_installed(bare)
+
+
 def test_a_uv_that_is_not_the_locks_is_refused(bare: Copy) -> None:
     hide_pythons(bare, "curl")
     lock = bare.root / "requirements.lock"

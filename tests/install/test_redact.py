@@ -82,6 +82,14 @@ def test_passwords_in_the_environment_are_known(password: str, name: str, form: 
         assert password not in clean and decoded not in clean and "s3cr" not in clean
 
 
+@pytest.mark.parametrize("cut", [*"/#?:@ ", "%2F", "\\"])
+def test_what_a_program_takes_for_host_or_port_is_known(cut: str) -> None:
+    """urllib shows the port that is no number, and all programs the host that they cannot find."""
+    environ = {"PIP_INDEX_URL": f"http://me:a@s3cret{cut}word@packages.example/simple"}
+    for text in ("no port: 's3cret'", "s3cret: Name or service not known", repr(environ)):
+        assert "s3cret" not in redact(text, environ)
+
+
 def test_lists_of_urls_in_one_variable() -> None:
     environ = {"PIP_EXTRA_INDEX_URL": "https://a:first-s3cret@a.example/ https://b:2nd-s3cret@b/"}
     clean = redact("first-s3cret 2nd-s3cret " + environ["PIP_EXTRA_INDEX_URL"], environ)

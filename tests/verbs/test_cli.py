@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PROJECT, environ
+from PIL import Image
 
 from vqa_repro import __version__
 from vqa_repro.cli import VERBS, main
@@ -210,3 +211,34 @@ def test_too_little_virtual_memory_is_said_before_torch_crashes(tmp_path: Path) 
     command = ["bash", "-c", script]
     done = subprocess.run(command, cwd=PROJECT, env=environ(), capture_output=True, text=True)
     assert done.returncode == 0 and "ulimit -v" in done.stderr and done.stdout
+
+
+def test_a_figure_of_another_kind_is_refused(
+    finished: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
+    words = ["predict", str(finished), "--image", str(drawn_folder / "images" / "1.png")]
+    for name in ("look", "look.jpg"):
+        with pytest.raises(UserError, match=rf"{name}: .*name it look\.png"):
+            main([*words, "--question", "is it red?", "--attention", str(tmp_path / name)])
+    assert main([*words, "--question", "red?", "--attention", str(tmp_path / "look.PNG")]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["look.PNG"]
+
+
+def test_a_folder_of_runs_is_no_run_and_one_in_it_is_named(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "first").symlink_to(finished)
+    for verb in ("report", "evaluate"):
+        with pytest.raises(UserError, match=r"not a run folder .*/first"):
+            main([verb, str(tmp_path)])
+
+
+@pytest.mark.parametrize("option", ["--out", "--root"])
+def test_a_link_to_nowhere_in_place_of_a_folder(own_data: Path, option: str) -> None:
+    for name in ("val.csv", "images/b.png"):
+        (own_data / name).write_bytes((own_data / "train.csv").read_bytes())
+    Image.new("RGB", (9, 9)).save(own_data / "images/a.png")
+    (own_data / "link").symlink_to("/scratch/that/was/purged")
+    places = {"--out": own_data / "run", "--root": own_data / "resources"}
+    places[option] = own_data / "link/x"
+    words = ["train", "--data", str(own_data), "--set", "data.test=val", "--device", "cpu"]
+    with pytest.raises(UserError, match="link is a link to /scratch/that/was/purged"):
+        main([*words, *(str(w) for pair in places.items() for w in pair)])

@@ -22,6 +22,8 @@ def load(root: Path, split: str) -> Split:
 
     ``root`` is not used: the data are part of the environment.
     """
+    if split not in SPLITS:
+        raise UserError(f"easy-VQA has no split {split!r}; there are {', '.join(SPLITS)}")
     # Not imported: the package's code is not needed to read its files.
     spec = importlib.util.find_spec("easy_vqa")
     if spec is None or spec.origin is None:

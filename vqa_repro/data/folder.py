@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,9 @@ from vqa_repro.utils.paths import dangling_link
 _IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 }
+
+# Images that people have but that are not decoded: read_image says what to convert them to.
+_OTHER_SUFFIXES = {".avif", ".dcm", ".heic", ".heif", ".jp2", ".svg"}
 
 # VizWiz and GQA come with their questions in a subfolder.
 _QUESTIONS_FOLDER = re.compile(r"(annotations?|questions?|qas?|vqa|json)[\d._-]*$", re.IGNORECASE)
@@ -54,7 +58,10 @@ def load_folder(folder: Path, split: str) -> Split:
     if questions is None and other is None:
         raise missing_split(folder, split)
     if questions and annotations is None and not split.startswith("test"):
-        raise UserError(f"{folder}: {questions.name} has no {split}_annotations.json next to it")
+        raise UserError(
+            f"{folder}: {questions.name} has no {split}_annotations.json next to it; if it holds "
+            f"the answers too, call it {split}.json"
+        )
     images = _Images(image_folder, split)
     if questions:
         source = Source(annotations) if annotations else None
@@ -106,26 +113,31 @@ class _Images:
     def of_question(self, question: dict[str, Any]) -> str:
         """Return the key of the image of a VQA-format question."""
         name, image_id = question.get("image"), question["image_id"]
+        if isinstance(name, str) and self._is_known(_composed(name)):
+            return self._of_id(_composed(name))
         if name is not None:
             return self._of_path(name)
         return self.of_name(image_id) if isinstance(image_id, str) else self._of_id(str(image_id))
 
     def of_name(self, name: str) -> str:
         """Return the key of the image that another format names by its path, name or id."""
+        name = _composed(name)
         if name not in self._by_id:
             name = name.replace("\\", "/").removeprefix("./")  # as Windows writes paths
         short = name.removeprefix(f"{self.folder}/").removeprefix(f"{self.folder.name}/")
         path = PurePosixPath(short)
-        is_id = path.suffix.lower() not in _IMAGE_SUFFIXES and path.name == short
-        is_id = is_id or short in self._by_id or short.lower() in self._by_id
-        return self._of_id(short) if is_id else self._of_path(short)
+        suffixes = _IMAGE_SUFFIXES | _OTHER_SUFFIXES
+        is_id = path.suffix.lower() not in suffixes and path.name == short
+        return self._of_id(short) if is_id or self._is_known(short) else self._of_path(short)
+
+    def _is_known(self, name: str) -> bool:
+        return name in self._by_id or name.lower() in self._by_id
 
     def _of_path(self, name: object) -> str:
         path = PurePosixPath(name) if isinstance(name, str) else None
         if path is None or path.is_absolute() or ".." in path.parts or not path.name:
             raise ValueError(f'"image" is {name!r}, not a file name below {self.folder}')
-        self.files[str(path)] = self.folder / path
-        return str(path)
+        return self._add(str(path), self.folder / path)
 
     def _of_id(self, image_id: str) -> str:
         files = self._by_id.get(image_id) or self._by_id.get(image_id.lower())
@@ -134,12 +146,19 @@ class _Images:
         if len(files) > 1 and len(own) == 1:  # every split numbers its images from 1
             image_id, files = own[0].relative_to(self.folder).as_posix(), own
         if len(files) > 1:
+            names = ", ".join(str(path.relative_to(self.folder)) for path in files[:5])
+            more = ", ..." if len(files) > 5 else ""
             raise ValueError(
-                f"image {image_id} exists {len(files)} times: {_list(files)}; keep one, or name "
+                f"image {image_id} exists {len(files)} times: {names}{more}; keep one, or name "
                 'it in a field "image"'
             )
-        self.files[image_id] = files[0]
-        return image_id
+        return self._add(image_id, files[0])
+
+    def _add(self, key: str, path: Path) -> str:
+        if len(path.name) > 255:  # images as base64, as some other programs take them
+            raise ValueError(f"the image name has {len(path.name):,} characters: {key[:30]}...")
+        self.files[key] = path
+        return key
 
 
 def _normalized(example: Example) -> Example:
@@ -189,27 +208,41 @@ def _images_by_id(folder: Path) -> dict[str, list[Path]]:
     end of its name ("abstract_v002_val2015_000000028940.png" is 28940). The first of these that
     any file matches counts. Hidden files (a Mac's "._7.png") are ignored, links are followed.
     """
-    levels: list[dict[str, list[Path]]] = [{}, {}, {}, {}]
-    for path in _image_files(folder):
-        number = re.search(r"\d+$", path.stem)
-        names = [path.relative_to(folder).as_posix(), path.name, path.stem]
-        for level, name in zip(levels, [*names, number and number[0]], strict=True):
-            if name is None:
-                continue
-            level.setdefault(name, []).append(path)
-            if level is levels[3] and (plain := name.lstrip("0") or "0") != name:
-                level.setdefault(plain, []).append(path)
+    files = _image_files(folder)
     merged: dict[str, list[Path]] = {}
-    for level in levels:
-        for name, paths in level.items():
-            merged.setdefault(name, paths)
+    for suffixes in (_IMAGE_SUFFIXES, _OTHER_SUFFIXES):
+        of_kind = [path for path in files if path.suffix.lower() in suffixes]
+        for level in _names(of_kind, folder):
+            for name, paths in level.items():
+                merged.setdefault(name, paths)
     for name, paths in list(merged.items()):
         merged.setdefault(name.lower(), paths)  # "A.JPG" may be called a.jpg
     return merged
 
 
+def _names(files: list[Path], folder: Path) -> list[dict[str, list[Path]]]:
+    """Return the names of the files by which an id may call them; see ``_images_by_id``."""
+    levels: list[dict[str, list[Path]]] = [{}, {}, {}, {}]
+    for path in files:
+        number = re.search(r"\d+$", path.stem)
+        names = [path.relative_to(folder).as_posix(), path.name, path.stem]
+        for level, name in zip(levels, [*names, number and number[0]], strict=True):
+            if name is None:
+                continue
+            level.setdefault(_composed(name), []).append(path)
+            if level is levels[3] and (plain := name.lstrip("0") or "0") != name:
+                level.setdefault(plain, []).append(path)
+    return levels
+
+
+def _composed(name: str) -> str:
+    """Return ``name`` with one character for a letter and its accent: a Mac's files have two."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _image_files(folder: Path) -> list[Path]:
     """Return all image files below ``folder``; visit each folder once, even with link cycles."""
+    suffixes = _IMAGE_SUFFIXES | _OTHER_SUFFIXES
     files: list[Path] = []
     visited: set[str] = set()
     for name, subfolders, names in os.walk(folder, onerror=_refuse, followlinks=True):
@@ -222,7 +255,7 @@ def _image_files(folder: Path) -> list[Path]:
         files += [
             Path(name, file)
             for file in names
-            if file[0] != "." and os.path.splitext(file)[1].lower() in _IMAGE_SUFFIXES
+            if file[0] != "." and os.path.splitext(file)[1].lower() in suffixes
         ]
     return sorted(files)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from vqa_repro.data.sources import MissingFileError, Source
 from vqa_repro.data.types import Example
-from vqa_repro.data.vqa import check_text, most_common, read_answers
+from vqa_repro.data.vqa import check_text, describe_json, most_common, read_answers
 from vqa_repro.utils.errors import UserError
 
 Record = dict[str, Any]
@@ -29,10 +29,11 @@ _WORDS = {
 }
 _IMAGE = (
     *("image", "image_name", "img_name", "image_id", "imageid", "img", "img_id", "image_path"),
-    *("file_name", "filename", "file", "path"),
+    *("image_filename", "file_name", "filename", "file", "path"),
 )
 _QUESTION = ("question", "query", "q")
-_ANSWER = ("answer", "answers", "label", "a")
+_LABEL = ("answer", "label", "a", "multiple_choice_answer")
+_ANSWER = (*_LABEL, "answers")
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 
 
@@ -90,50 +91,62 @@ def read_examples(path: Path, split: str, image_key: Callable[[str], str]) -> li
             example = _example(number, record, image_key)
         except ValueError as error:
             raise UserError(f"{path}: {where}: {error}") from None
-        unanswered = unanswered or ("" if example.answers else where)
+        if not example.answers and not unanswered:
+            unanswered = f"{where}: {_no_answer(record)}"
         examples.append(example)
     if not examples:
         raise UserError(f"{path}: contains no questions of {split}")
     answered = any(example.answers for example in examples)
     if unanswered and (answered or not split.startswith("test")):
-        raise UserError(f"{path}: {unanswered}: no answer; fill it in or remove the record")
+        raise UserError(f"{path}: {unanswered}")
     return examples
+
+
+def _no_answer(record: Record) -> str:
+    if record.keys().isdisjoint(_ANSWER):
+        return f"no answer ({', '.join(_ANSWER)}); its fields: {', '.join(record)}"
+    return "no answer; fill it in or remove the record"
 
 
 def _example(number: int, record: Record, image_key: Callable[[str], str]) -> Example:
     image = _field(record, _IMAGE)
     if type(image) is int:
         image = str(image)
+    if image is None:
+        known = ", ".join(_IMAGE[:4])
+        raise ValueError(f"no image name ({known}, ...); its fields: {', '.join(record)}")
     if not isinstance(image, str) or not image.strip():
-        raise ValueError(f"no image name ({', '.join(_IMAGE[:4])}, ...)")
+        raise ValueError(f"the image name is {image!r:.60}, not text")
     question = _field(record, _QUESTION)
+    if question is None:
+        raise ValueError(f"no question ({', '.join(_QUESTION)}); its fields: {', '.join(record)}")
     if not isinstance(question, str) or not question.strip():
-        raise ValueError("no question, or an empty one")
+        raise ValueError(f"the question is {question!r:.60}, not text")
     check_text(image)
     check_text(question)
-    answers = _answers(record)
+    answers, label = _answers(record)
     kind = record.get("answer_type", "")
-    return Example(
-        number,
-        image_key(image.strip()),
-        question,
-        answers,
-        most_common(answers) if answers else None,
-        kind.strip() if isinstance(kind, str) else "",
-    )
+    kind = kind.strip() if isinstance(kind, str) else ""
+    return Example(number, image_key(image.strip()), question, answers, label, kind)
 
 
-def _answers(record: Record) -> tuple[str, ...]:
-    value = _field(record, _ANSWER)
-    if isinstance(value, bool):
-        raise ValueError(f"the answer is {value!r}, not text")
-    if isinstance(value, int | float):  # VQA-RAD has numbers as answers
-        value = str(value)
+def _answers(record: Record) -> tuple[tuple[str, ...], str | None]:
+    """Return the answers and the label, which is the most frequent one unless it has a field."""
+    labels = _texts(_field(record, _LABEL))
+    answers = _texts(_field(record, ("answers",))) or labels
+    if not answers:
+        return (), None
+    return answers, labels[0] if len(labels) == 1 else most_common(answers)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Return the answers in a field: text, a number (as in VQA-RAD), or a list of answers."""
     if value is None or value == [] or (isinstance(value, str) and not value.strip()):
         return ()
     if isinstance(value, str):
         value = _printed_list(value.strip())
-    return read_answers({"answers": value if isinstance(value, list) else [value]})
+    listed = value if isinstance(value, list) else [value]
+    return read_answers({"answers": [str(x) if type(x) in (int, float) else x for x in listed]})
 
 
 def _printed_list(text: str) -> list[str]:
@@ -155,7 +168,9 @@ def _belongs(record: Record, split: str) -> bool:
 
 
 def _field(record: Record, names: tuple[str, ...]) -> Any:
-    return next((record[name] for name in names if record.get(name) is not None), None)
+    """Return the first value among ``names``; JSON's null and NaN (of pandas) are none."""
+    values = (record.get(name) for name in names)
+    return next((value for value in values if value is not None and value == value), None)
 
 
 def _records(source: Source) -> Iterator[tuple[str, Record]]:
@@ -172,10 +187,14 @@ def _csv_records(source: Source) -> Iterator[tuple[str, Any]]:
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    names = {str(name).strip().lower() for name in _header(reader, source)}
+    names = [str(name).strip().lower() for name in _header(reader, source)]
     for what, accepted in (("image", _IMAGE), ("question", _QUESTION)):
-        if names.isdisjoint(accepted):
-            raise UserError(f'{source}: line 1: no column "{what}"; the columns: {header.strip()}')
+        if not set(names) & set(accepted):
+            columns = header.strip() or "none, the line is empty"
+            raise UserError(f'{source}: line 1: no column "{what}"; the columns: {columns}')
+    for name in names:
+        if name and names.count(name) > 1:
+            raise UserError(f'{source}: line 1: {names.count(name)} columns "{name}"; keep one')
     try:
         for record in reader:
             where = f"line {reader.line_num}"
@@ -183,7 +202,8 @@ def _csv_records(source: Source) -> Iterator[tuple[str, Any]]:
                 raise UserError(f"{source}: {where}: more fields than columns; quote the text")
             yield where, record
     except csv.Error as error:
-        raise UserError(f"{source}: line {reader.line_num}: broken CSV: {error}") from None
+        line = reader.line_num + 1  # where the record begins
+        raise UserError(f"{source}: line {line}: broken CSV: {error}") from None
 
 
 def _header(reader: "csv.DictReader[str]", source: Source) -> list[str]:
@@ -208,16 +228,20 @@ def _json_lines(source: Source) -> Iterator[tuple[str, Any]]:
 
 
 def _json_records(source: Source) -> Iterator[tuple[str, Any]]:
-    """Yield the records of a list, of the list ``data`` (TextVQA), or of a dict by id (GQA)."""
+    """Yield the records of a list, as published also below a name, or of a dict by id (GQA)."""
     content = source.json()
-    if isinstance(content, dict) and isinstance(content.get("data"), list):
-        content = content["data"]
+    if isinstance(content, dict):
+        lists = (content.get(name) for name in ("data", "questions"))  # TextVQA, CLEVR
+        content = next((value for value in lists if isinstance(value, list)), content)
     if isinstance(content, list):
         yield from ((f"record {number}", record) for number, record in enumerate(content, start=1))
     elif isinstance(content, dict) and source.path.name.endswith(GQA_SUFFIX):
         yield from ((f"question {name}", record) for name, record in content.items())
     else:
-        raise UserError(f'{source}: neither a list of questions nor an object with a list "data"')
+        raise UserError(
+            f'{source}: neither a list of questions nor an object with a list "data" or '
+            f'"questions", but {describe_json(content)}'
+        )
 
 
 def _files(folder: Path) -> list[Path]:

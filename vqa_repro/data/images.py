@@ -98,10 +98,12 @@ def _kind_of_file(source: ImageSource) -> str:
         return f"{kind}, which is not supported: convert it to JPEG or PNG"
     if head[128:132] == b"DICM":
         return "DICOM, which is not supported: convert it to PNG"
-    if text.startswith((b"<!doctype html", b"<html")):
-        return "a web page: download the image again"
-    if text.startswith((b"<svg", b"<?xml", b"%pdf", b"%!")):
+    if head[4:8] == b"jP  ":
+        return "JPEG 2000, which is not supported: convert it to JPEG or PNG"
+    if b"<svg" in text or text.startswith((b"%pdf", b"%!")):
         return "a drawing (SVG, PDF or PostScript): convert it to PNG"
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"{")):  # XML and JSON: of a server
+        return "a web page or an error message: download the image again"
     if text.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the image itself: run `git lfs pull`"
     return "no format that is known: replace the file"

@@ -43,6 +43,8 @@ class Source:
         try:
             return content.decode("utf-16" if utf16 else "utf-8-sig")
         except UnicodeDecodeError as error:
+            if content.startswith(b"PK\x03\x04"):
+                raise UserError(f"{self}: a zip or Excel file, not text; save it as CSV") from None
             raise UserError(
                 f"{self}: not UTF-8 text: byte {error.start} cannot be read; save it as UTF-8"
             ) from None

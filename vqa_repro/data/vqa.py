@@ -176,6 +176,9 @@ def _records(source: Source, field: str) -> dict[int, dict[str, Any]]:
     """Return the records of the list ``field`` by question id."""
     content = source.json()
     if not isinstance(content, dict) or not isinstance(content.get(field), list):
+        other = {"questions": "annotations", "annotations": "questions"}[field]
+        if isinstance(content, dict) and other in content:
+            raise UserError(f'{source}: contains "{other}", not "{field}"; are two files swapped?')
         raise UserError(
             f'{source}: not a VQA file: no list "{field}" at its top level, but '
             f"{describe_json(content)}; docs/data.md has the file names of other formats"
@@ -230,7 +233,7 @@ def read_answers(annotation: dict[str, Any]) -> tuple[str, ...]:
     Raise ValueError, with the value found, if they are not text, or missing.
     """
     found = annotation.get("answers")
-    if found is None and isinstance(annotation.get("answer"), str):
+    if found is None and annotation.get("answer") is not None:
         found = [annotation["answer"]]
     if found is None or found == []:
         raise ValueError('no "answers"')
@@ -240,7 +243,8 @@ def read_answers(annotation: dict[str, Any]) -> tuple[str, ...]:
     for number, entry in enumerate(found, start=1):
         answer = entry.get("answer") if isinstance(entry, dict) else entry
         if not isinstance(answer, str):
-            raise ValueError(f"answer {number} is {answer!r}, not text")
+            shown = entry if answer is None else answer
+            raise ValueError(f"answer {number} is {shown!r:.60}, not text")
         check_text(answer)
         answers.append(answer)
     return tuple(answers)
@@ -259,7 +263,9 @@ def most_common(answers: Iterable[str]) -> str:
 
 
 def _string(record: dict[str, Any], field: str) -> str:
-    value = record.get(field, "")
+    value = record.get(field)
+    if value is None:
+        return ""
     if not isinstance(value, str):
         raise ValueError(f'"{field}" is {value!r}, not text')
     check_text(value)

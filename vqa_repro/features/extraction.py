@@ -30,7 +30,7 @@ from vqa_repro.utils.distributed import SINGLE_PROCESS, World
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import reason
 from vqa_repro.utils.memory import processes_here
-from vqa_repro.utils.paths import describe_missing
+from vqa_repro.utils.paths import describe_missing, why_not_created
 from vqa_repro.utils.progress import Progress
 
 NUM_BUFFERS = 4  # batches in flight: decoding, copying, computing, writing
@@ -111,9 +111,8 @@ class ExtractionJob:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"{self.path.parent}: cannot be created: {error.strerror}; set --root"
-            ) from None
+            why = why_not_created(self.path.parent, error)
+            raise UserError(f"{self.path.parent}: cannot be created: {why}; set --root") from None
         lock.enter_context(_store_lock(self.path))
         if self._is_complete():
             return None  # another process has completed it meanwhile

@@ -3,6 +3,7 @@
 import pickle
 import re
 import tarfile
+import warnings
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -36,8 +37,10 @@ KINDS = {
     b"\xfd7zxz": "compressed with xz: unxz it first",
     b"\x28\xb5\x2f\xfd": "compressed with zstd: unzstd it first",
     b"7z\xbc\xaf": "a 7z archive: unpack it first",
+    b"rar!": "a RAR archive: unpack it first",
     b"\x89hdf": "HDF5 (Keras): save the weights from PyTorch",
 }
+CAFFE = "Caffe's own: `python checkpoints_setup.py vgg19-caffe` has its weights for PyTorch"
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -59,9 +62,11 @@ def read_weights(path: Path) -> dict[str, Any]:
                 f"{path}: not a checkpoint: neither PyTorch's formats nor safetensors; download it "
                 "again"
             ) from None
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        code = f" ({found[1]:.60})" if found else ""
         raise UserError(
-            f"{path}: not a checkpoint of weights alone but a whole model or other code: save its "
-            "weights alone, torch.save(model.state_dict(), FILE)"
+            f"{path}: not a checkpoint of weights alone but a whole model or other code{code}: "
+            "save its weights alone, torch.save(model.state_dict(), FILE)"
         ) from None
     except Exception as error:  # many kinds, for a damaged file
         raise _damaged(path, error) from None
@@ -85,6 +90,8 @@ def _kind(path: Path) -> str:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if not head:
         return "empty: download it again"
+    if path.suffix.lower() == ".caffemodel":
+        return CAFFE
     for start, kind in KINDS.items():
         if head.lstrip().lower().startswith(start):
             return kind
@@ -110,7 +117,9 @@ def _load(path: Path) -> Any:
         is_safetensors = file.read(9)[8:] == b"{"  # after the length of the header
     if is_safetensors:
         return safetensors.torch.load_file(path)
-    return load_tar(path) if tarfile.is_tarfile(path) else load_torch(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # an error follows
+        return load_tar(path) if tarfile.is_tarfile(path) else load_torch(path)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

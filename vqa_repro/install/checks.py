@@ -30,6 +30,7 @@ ENVIRONMENT_GB, CACHE_GB, PIP_GB = 7, 6, 12
 OPEN_FILES = 256
 ADDRESS_SPACE = 8 << 30  # bytes; torch alone maps several GB
 PORTS = {"http": 80, "https": 443}
+SOCKS_PORT = 1080
 
 
 class Checks:
@@ -228,20 +229,25 @@ def reach(url: str) -> tuple[bool, str]:
     if parts.scheme not in PORTS:
         return True, f"not needed: {shown(url)}"
     proxies = urllib.request.getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    proxy = (proxies.get(parts.scheme) or proxies.get("all") or "").strip()
     if proxy and host and not urllib.request.proxy_bypass(host):
-        if is_socks(proxy):
-            return True, "yes, through a SOCKS proxy"
         try:
-            proxy_handler(url)
+            if not is_socks(proxy):
+                proxy_handler(url)
+            at = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+            host, port = at.hostname, at.port or PORTS.get(at.scheme, SOCKS_PORT)
         except SourceFailed as failure:
             return False, f"no ({failure})"
-        return True, "yes, through a proxy"
+        except ValueError:
+            return False, f"no (the address of the proxy for {parts.scheme} cannot be read)"
+        through = "through a SOCKS proxy, " if is_socks(proxy) else "through a proxy, "
+    else:
+        through = ""
     try:
         socket.create_connection((host or "", port or 0), 1.5).close()
     except (OSError, UnicodeError) as error:
-        return False, f"no ({host}: {getattr(error, 'strerror', None) or error})"
-    return True, f"yes ({host} answers)"
+        return False, f"no ({through}{host}: {getattr(error, 'strerror', None) or error})"
+    return True, f"yes ({through}{host} answers)"
 
 
 def answer(command: list[str]) -> str:

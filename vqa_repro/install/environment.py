@@ -24,6 +24,7 @@ from vqa_repro.install.errors import ExitCode, InstallError
 from vqa_repro.install.installer import Installer, canonical
 from vqa_repro.install.lockfile import entries
 from vqa_repro.install.options import PROJECT, STATE
+from vqa_repro.install.scripts import rewrite_paths
 from vqa_repro.install.session import Session, remove
 from vqa_repro.utils.files import reason
 
@@ -114,6 +115,10 @@ class Environment:
             return State.STALE
         if self.session.options.verb != "env":
             return State.READY  # other stages use what is there: the doctor reports changes
+        old = Path(stamp["venv"])
+        if not old.exists():  # moved; another stage may see a shared disk under another path
+            with contextlib.suppress(OSError):
+                rewrite_paths(self.folder, old)
         changed = self.changed_package(stamp.get("python", ""))
         if changed:
             say(f"env: {changed}, as if by pip; it is replaced")
@@ -136,6 +141,8 @@ class Environment:
         """Return why the finished environment cannot be used here, "" if it can."""
         stamp, base = self.stamp(), self.session.base
         made_of = stamp.get("base", "?")
+        if "venv" not in stamp:
+            return f"{self.folder}/.finished, which says what it was made of, is damaged"
         if self.session.options.python and not (base and same_file(base, made_of)):
             wanted = base or self.session.options.python
             return f"it was made of {made_of}, and {wanted} is wanted"
@@ -149,9 +156,10 @@ class Environment:
             if not os.path.exists(made_of):
                 return f"it was made of {made_of}, which is not here: load that module or mount it"
             return f"its Python, {self.python}, does not run here"
-        moved = f"it was made as {stamp.get('venv')}, and is {self.folder} here"
+        moved = f"it was made as {stamp['venv']}, and is {self.folder} here"
         if not same_file(prefix, self.folder):
-            return moved
+            here = stamp["venv"] == str(self.folder)
+            return f"it is damaged: its Python belongs to {prefix}" if here else moved
         if version.split(".")[:2] != stamp.get("python", "").split(".")[:2]:
             return f"it was made of Python {stamp.get('python')}, and its Python is {version} here"
         if not same_file(origin, PROJECT / "vqa_repro/__init__.py"):
@@ -306,20 +314,6 @@ class Environment:
                     break
         if (self.folder / ".finished").exists() and old.exists():
             remove(old)
-
-
-def rewrite_paths(folder: Path, made_as: Path) -> None:
-    """Let the scripts in ``folder``/bin name the folder that they are in now."""
-    for path in (folder / "bin").iterdir():
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > 100_000:
-            continue
-        content = path.read_bytes()
-        changed = content.replace(os.fsencode(made_as), os.fsencode(folder))
-        if changed != content:
-            new = path.with_name(path.name + ".new")  # the file may be a link into uv's cache
-            new.write_bytes(changed)
-            shutil.copymode(path, new)
-            os.replace(new, path)
 
 
 def read_stamp(folder: Path) -> dict[str, str]:

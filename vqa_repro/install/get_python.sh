@@ -65,8 +65,9 @@ stop() { # EXIT CODE
 
 # ---------------------------------------------------------------- in a subshell: text is the reason
 
-give_up() { # CODE TEXT
-  printf '%s\n' "$2" | sed 's#://[^/@ ]*@#://***@#g'
+give_up() { # CODE TEXT. As redact.py: all up to the last "@" of a word, or after "user:".
+  printf '%s\n' "$2" | sed -e 's#://[^ ]*@#://***@#g' \
+    -e "s#\(://\)[^] /@:[]*:[0-9]*[^] 0-9/@:.,;)'\"][^ ]*#\1***#g"
   exit "$1"
 }
 
@@ -212,6 +213,12 @@ joined() { # PAGE LINK: the link's URL
 # ---------------------------------------------------------------- tools
 
 fetch() { # URL FILE. Not as an argument: those are seen by all users.
+  case $1 in
+    *://*[/?#]*@*)
+      trouble="$1 cannot be read; write / : @ # ? of a password as %2F %3A %40 %23 %3F"
+      return 1
+      ;;
+  esac
   if command -v curl >/dev/null; then
     printf 'url = "%s"\n' "$1" | curl -gfsSL -K - --connect-timeout 20 --retry 2 --speed-limit 1000 \
       --speed-time 60 ${SSL_CERT_FILE:+--cacert "$SSL_CERT_FILE"} -o "$2"

@@ -70,6 +70,8 @@ class Installer:
     def choose(self) -> None:
         """Find uv, or settle for pip, and say why."""
         session = self.session
+        environ = session.package_environment(self.environment.folder)
+        settings.refuse_unreadable_addresses(environ)
         if session.options.installer == "pip":
             say("  installer: pip, as requested")
             return

@@ -170,6 +170,8 @@ def check(values: Mapping[str, str], verb: str) -> None:
         raise UserError(f"--lock-wait is in seconds, not '{values['--lock-wait']}'")
     if values["--torch"] not in ("", "auto", *BUILDS):
         raise UserError(f"no torch '{values['--torch']}'; auto, {', '.join(BUILDS)}")
+    if values["--venv"] and not absolute(values["--venv"]).name:
+        raise UserError(f"--venv: {values['--venv']} cannot be an environment; name a folder in it")
     if verb == "bundle" and values["--bundle"]:
         raise UserError("--bundle installs from a bundle, bundle OUT makes one")
     if verb != "bundle" and values.get("--split"):

@@ -52,10 +52,14 @@ def spellings(credentials: str) -> Iterable[str]:
     for part in (credentials, password):
         decoded = urllib.parse.unquote(part)
         yield part
+        yield repr(part)[1:-1]  # with a backslash doubled
         yield decoded
         yield urllib.parse.quote(decoded, safe=":")
         yield urllib.parse.quote(decoded, safe="")
-        yield from (each for each in re.split(r"[/\s]", decoded) if len(each) > MIN_SECRET + 1)
+    # A program that cannot parse the address shows what it takes for the host or the port.
+    for piece in re.split(r"[/?#@:\\\s]", urllib.parse.unquote(password or credentials)):
+        if len(piece) > MIN_SECRET + 1:
+            yield piece
 
 
 def is_secret(text: str) -> bool:

@@ -10,12 +10,15 @@ import importlib
 import importlib.util
 import os
 import re
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from vqa_repro.install.errors import ExitCode, InstallError
+from vqa_repro.install.http_client import QUOTING
+from vqa_repro.install.redact import shown
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import read_bounded
 
@@ -182,6 +185,31 @@ def package_environment(
         result |= {"UV_NO_INDEX": "1", "UV_FIND_LINKS": wheels, "PIP_FIND_LINKS": wheels}
     result["TMPDIR"] = str(scratch(state))  # /tmp is often too small for what pip puts there
     return result
+
+
+def refuse_unreadable_addresses(environ: dict[str, str]) -> None:
+    """Raise InstallError for an address in ``package_environment`` whose host is not certain.
+
+    pip and uv would end with a traceback that shows part of the password.
+    """
+    for name, value in environ.items():
+        if not re.fullmatch(r"(PIP|UV)_\w*(INDEX|LINKS)\w*|https?_proxy", name, re.IGNORECASE):
+            continue
+        for word in re.split(r"[\s,]+", value):
+            url = re.sub(r"^\w+=", "", word)
+            if "://" in url and not _is_readable(url):
+                where = name if name in os.environ else "pip.conf or uv.toml"
+                raise InstallError(
+                    ExitCode.BAD_INPUT, f"{where} is not a usable address", shown(url), QUOTING
+                )
+
+
+def _is_readable(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return (parts.port or 1) > 0 and not ("@" in parts.netloc and "@" in parts.path)
+    except ValueError:
+        return False
 
 
 def scratch(state: Path) -> Path:

@@ -157,21 +157,13 @@ def group_runs(runs: Sequence[RunSummary]) -> list[RunGroup]:
 
 def differences(recipes: Sequence[Recipe]) -> list[str]:
     """Return the options ("section.key", but the seed) in which ``recipes`` differ."""
-    tables = [_flat(recipe.to_json()) for recipe in recipes]
+    tables = [recipe.options() for recipe in recipes]
     keys = dict.fromkeys(key for table in tables for key in table)
     return [
         key
         for key in keys
         if key != "training.seed" and any(t.get(key) != tables[0].get(key) for t in tables)
     ]
-
-
-def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {
-        f"{section}.{key}": value
-        for section in ("data", "model", "training")
-        for key, value in recipe[section].items()
-    }
 
 
 def by_dataset(groups: Sequence[RunGroup]) -> dict[tuple[str, str], list[RunGroup]]:

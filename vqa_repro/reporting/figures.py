@@ -24,6 +24,7 @@ from PIL import Image
 from vqa_repro.evaluation.examples import ExampleRecord
 from vqa_repro.reporting.comparison import Figure as Score
 from vqa_repro.utils import palette
+from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import write_atomic
 from vqa_repro.utils.messages import level_name, translate
 
@@ -82,16 +83,20 @@ def _note_missing_font() -> None:
     )
 
 
+_DATES = {"png": "", "svg": "Date", "pdf": "CreationDate"}  # kind -> what would differ each time
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write ``figure`` as PNG, SVG or PDF (by the suffix), the same bytes each time.
 
-    It needs no display and does not touch pyplot's global state.
+    It needs no display and does not touch pyplot's global state. Raise UserError for another
+    suffix.
     """
     figure.set_dpi(160)  # sharp on a slide
-    kind = path.suffix[1:]
-    options: dict[str, Any] = {}
-    if kind != "png":
-        options = {"metadata": {{"svg": "Date", "pdf": "CreationDate"}[kind]: None}}
+    kind = path.suffix[1:].lower()
+    if kind not in _DATES:
+        raise UserError(f"{path}: figures are PNG, SVG or PDF; name it {path.stem}.png")
+    options: dict[str, Any] = {"metadata": {_DATES[kind]: None}} if _DATES[kind] else {}
     with matplotlib.rc_context({"svg.hashsalt": path.stem}):
         write_atomic(path, lambda file: figure.savefig(file, format=kind, dpi=160, **options))
 

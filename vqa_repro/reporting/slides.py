@@ -18,6 +18,7 @@ from vqa_repro.reporting import charts, figures
 from vqa_repro.reporting.comparison import RunGroup, RunSummary, group_runs
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.messages import level_name, messages, translate
+from vqa_repro.utils.paths import why_not_created
 
 EXAMPLES = 3  # of each list
 SHOWN = 6  # groups on the slide
@@ -37,7 +38,8 @@ def write_slides(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--{kind} {folder}: cannot create it: {error.strerror}") from None
+        why = why_not_created(folder, error)
+        raise UserError(f"--{kind} {folder}: cannot be created: {why}") from None
     groups = group_runs(runs)
     paths = [folder / f"summary.{kind}", folder / f"curves.{kind}"]
     summary(groups, paths[0], language)

@@ -36,7 +36,14 @@ def choose_run(recipe: Recipe, out: Path | None, resume: bool) -> tuple[Path, Ru
             raise UserError(f"--out {out}: holds a run; --resume continues it, or name another")
         run = open_run(out)
         if run.recipe != recipe:
-            raise UserError(f"--out {out}: was made with other options; name another folder")
+            made, now = run.recipe.options(), recipe.options()
+            other = [
+                f"{key}={made.get(key)}" for key in made | now if made.get(key) != now.get(key)
+            ]
+            raise UserError(
+                f"--out {out}: was made with other options ({', '.join(other[:4])}); repeat them, "
+                "or name another folder"
+            )
         return out, run
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists already and is not a run; name another folder")

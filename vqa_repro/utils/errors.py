@@ -62,6 +62,11 @@ def main_guard(main: Callable[[], int]) -> None:
             raise
         print(f"error: {text}", file=sys.stderr)
         code = EXIT_BAD_INPUT
+    except UnicodeEncodeError as error:
+        if "surrogates" not in error.reason:
+            raise
+        print(f"error: {undecodable(error)}", file=sys.stderr)
+        code = EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
@@ -119,6 +124,13 @@ def refused(error: ImportError | OSError) -> str:
         sys.stdout = None  # see main_guard
         return f"standard output cannot be written: {why}"
     return ""
+
+
+def undecodable(error: UnicodeEncodeError) -> str:
+    """Return which name or argument holds bytes that the locale's encoding cannot read."""
+    text = ascii(error.object)[1:-1]
+    encoding = sys.getfilesystemencoding()
+    return f"{text:.200}: not {encoding} text, as the locale wants it; export LC_ALL=C.UTF-8"
 
 
 def unloadable(error: ImportError | OSError) -> str:

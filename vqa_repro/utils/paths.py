@@ -21,6 +21,14 @@ def dangling_link(path: Path) -> str:
     return ""
 
 
+def why_not_created(folder: Path, error: OSError) -> str:
+    """Return why ``folder`` cannot be created: a link to nowhere on the way, or ``error``."""
+    links = (path for path in (folder, *folder.parents) if dangling_link(path))
+    if link := next(links, None):
+        return f"{'it' if link == folder else link} is {dangling_link(link)}"
+    return error.strerror or str(error)
+
+
 def describe_missing(path: Path, shown: int = 3) -> str:
     """Return what the folder of the missing file ``path`` contains: some names, or no folder."""
     folder = path.parent

@@ -62,4 +62,6 @@ def _last_error(stderr: str) -> str:
     """Return the last line that names an exception, or else the last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    return (named or lines or [""])[-1]
+    last = (named or lines or [""])[-1]
+    # An error's text may begin with an empty line, as numpy's does.
+    return f"{last} {lines[-1]}" if last.endswith(":") and last != lines[-1] else last
