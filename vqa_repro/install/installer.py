@@ -76,7 +76,7 @@ class Installer:
         pinned = re.search(r"(?m)^uv==(\S+)", session.lock.read_text(encoding="utf-8"))
         version = pinned[1] if pinned else ""
         own = STATE / f"uv-{version}"
-        if version and os.access(own / "uv", os.X_OK):
+        if version and answers(own / "uv"):
             self.uv = str(own / "uv")
             say(f"  installer: uv {version}, as {session.lock.name} names it, kept from before")
             return
@@ -92,12 +92,11 @@ class Installer:
 
     def take_another(self, why: str) -> None:
         found = shutil.which("uv")
-        if found:
-            answer = subprocess.run([found, "--version"], capture_output=True, text=True)
-            if answer.returncode == 0:
-                self.uv = found
-                say(f"  installer: {answer.stdout.strip()} found at {found}, as {why}")
-                return
+        answer = answers(found) if found else ""
+        if found and answer:
+            self.uv = found
+            say(f"  installer: {answer} found at {found}, as {why}")
+            return
         command = self.session.options.command("env", without="--installer")
         if self.session.options.installer == "uv":
             raise InstallError(ExitCode.PACKAGES, "no uv", why, f"{command} --installer pip")
@@ -113,7 +112,7 @@ class Installer:
 
     def fetch(self, version: str, folder: Path) -> str:
         """Put the uv that the lock names, verified by its hash, into ``folder``; return why not."""
-        session, target = self.session, STATE / "fetch"
+        session, target = self.session, settings.scratch(STATE) / "fetch"
         proxy = settings.socks_proxy()
         if proxy and not session.options.offline:
             return f"{proxy} is a SOCKS proxy, which pip of {session.base} cannot use"
@@ -130,13 +129,15 @@ class Installer:
                 archive.extractall(target)
             programs = target / f"uv-{version}.data/scripts"
             (programs / "uv").chmod(0o755)
-            subprocess.run([programs / "uv", "--version"], check=True, capture_output=True)
+            if not answers(programs / "uv"):
+                raise OSError("what was fetched does not run")
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(programs, folder)
             shutil.rmtree(target, ignore_errors=True)
-        except (OSError, StopIteration, zipfile.BadZipFile, subprocess.SubprocessError) as error:
+        except (OSError, StopIteration, zipfile.BadZipFile) as error:
             session.log.write(f"{error}\n")
-            return f"uv {version} could not be fetched: {error or 'the bundle has none'}"
+            why = str(error) or "no wheel of it for this machine"
+            return f"uv {version} could not be fetched: {why}"
         return ""
 
     def download(self, target: Path) -> bool:
@@ -259,7 +260,8 @@ class Installer:
             next_ = f"free some space, then {make}; or --venv DIR, UV_CACHE_DIR=DIR"
             return InstallError(ExitCode.DISK_FULL, what, why, next_)
         if re.search("permission denied|read-only file system", text):
-            next_ = f"{self.environment.without_venv()} --venv DIR, UV_CACHE_DIR=DIR"
+            again = self.environment.without_venv()
+            next_ = f"other folders: UV_CACHE_DIR=DIR {again} --venv DIR"
             return InstallError(ExitCode.NO_PERMISSION, what, "no permission to write", next_)
         if options.bundle:
             return InstallError(ExitCode.PACKAGES, what, "the last lines of the log say it", make)
@@ -270,6 +272,15 @@ class Installer:
             return InstallError(ExitCode.PACKAGES, what, why, next_)
         why = "the last lines of the log say it"
         return InstallError(ExitCode.PACKAGES, what, why, f"{make} (what has arrived is kept)")
+
+
+def answers(uv: str | Path) -> str:
+    """Return uv's version as it says it; "" for one that is missing, damaged or does not run."""
+    try:
+        done = subprocess.run([uv, "--version"], capture_output=True, text=True, errors="replace")
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def is_full(folder: Path) -> bool:
