@@ -103,7 +103,7 @@ class Session:
             raise InstallError(
                 ERRNO_CODES.get(error.errno or 0, ExitCode.NO_PERMISSION),
                 f"cannot write into {PROJECT}",
-                reason(error, PROJECT),
+                reason(error, settings.existing(STATE)),
                 "fix that, or copy the project to a folder of yours",
             ) from None
         try:
