@@ -850,6 +850,20 @@ def test_an_odd_index_is_named_without_its_password(copy: Copy, stage: str) -> N
     assert "3cr" not in done.stdout and "pa'" not in done.stdout
 
 
+@pytest.mark.parametrize("index", ["https://", "ftp://x/simple", "pypi", "file:///none/simple"])
+def test_what_cannot_be_an_index_is_named(copy: Copy, index: str) -> None:
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        del copy.environ[name]
+    done = copy.run("check", PIP_INDEX_URL=index, VQA_OFFLINE="0", exits=2)
+    assert re.search(f"network +problem .*{index}", done.stdout)
+
+
+def test_a_refusal_of_the_file_system_is_not_taken_for_a_missing_package(copy: Copy) -> None:
+    copy.slow_uv("echo 'failed to rename file: Stale file handle (os error 116)'; exit 2")
+    error = copy.run("env", exits=14).stderr
+    assert "Stale file handle" in error and "offline" not in error
+
+
 def test_limits_are_named(copy: Copy) -> None:
     copy.before = ["bash", "-c", 'ulimit -n 40; exec "$@"', "-"]
     assert re.search("limits +note .*ulimit -n", copy.run("check").stdout)

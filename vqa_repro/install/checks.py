@@ -233,20 +233,24 @@ class Checks:
         url = environ.get("UV_DEFAULT_INDEX") or environ.get("UV_INDEX_URL")
         url = url or environ.get("PIP_INDEX_URL") or settings.default_index()
         url = url.partition("=")[2] if re.match(r"\w+=", url) else url
-        if url and not is_address(url):
-            text = f"the index's address cannot be read; {QUOTING}: {shown(url)}"
-            return self.problem(ExitCode.BAD_INPUT, "network", text)
+        if why := index_problem(url):
+            return self.problem(ExitCode.BAD_INPUT, "network", f"{why}: {shown(url)}")
         reached, text = reach(url)
         row("network", "ok" if reached else "note", text)
         self.session.network = "" if reached else text
 
 
-def is_address(url: str) -> bool:
-    """Return whether host and port can be told; neither pip nor uv takes another URL."""
+def index_problem(url: str) -> str:
+    """Return why neither pip nor uv can use this as their index, "" if they can."""
     try:
-        return urllib.parse.urlsplit(url).port is None or True
+        parts = urllib.parse.urlsplit(url)
+        has_host = bool(parts.hostname) and parts.port != 0
     except ValueError:
-        return False
+        return f"the index's address cannot be read; {QUOTING}"
+    if parts.scheme in PORTS:
+        return "" if has_host else "the index's address names no host"
+    folder = urllib.request.url2pathname(parts.path) if parts.scheme == "file" else url
+    return "" if not url or os.path.isdir(folder) else "the index is no web address, and no folder"
 
 
 def reach(url: str) -> tuple[bool, str]:

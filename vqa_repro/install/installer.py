@@ -29,6 +29,12 @@ LASTING = re.compile(
     "|too many open files|memory allocation|cannot allocate memory",
     re.IGNORECASE,
 )
+# What uv and pip print where a package is not to be had without the network.
+MISSING = re.compile(
+    "no solution found|not found in|network connectivity is disabled|no matching distribution"
+    "|could not find a version|could not be fetched",
+    re.IGNORECASE,
+)
 # pip of the base Python, or the wheel of it that its ensurepip carries.
 BASE_PIP = """
 import glob, os, runpy, sys
@@ -265,7 +271,7 @@ class Installer:
             return InstallError(ExitCode.NO_PERMISSION, what, "no permission to write", next_)
         if options.bundle:
             return InstallError(ExitCode.PACKAGES, what, "the last lines of the log say it", make)
-        if options.offline:
+        if options.offline and MISSING.search(text):
             why = "not all packages are here, and --offline forbids to fetch them"
             online = options.command(self.environment.make_stage, without="--offline")
             next_ = f"{online}, without --offline; or PIP_FIND_LINKS=FOLDER with the wheels"
