@@ -59,18 +59,6 @@ def test_limits_are_named() -> None:
     assert "ulimit -n" in in_a_process("ulimit -n 64;", CODE)
 
 
-@pytest.mark.parametrize(("kilobytes", "code"), [(2_000_000, 2), (3_900_000, 0)])
-def test_too_little_virtual_memory_ends_a_verb_in_one_line(kilobytes: int, code: int) -> None:
-    verb = "from vqa_repro.utils.arguments import parse_arguments as parse; "
-    verb += "main_guard(lambda: parse('train', '', lambda parser: None, []) and 0)"
-    command = f'ulimit -v {kilobytes}; exec "$0" -c "from vqa_repro.utils.errors import *; {verb}"'
-    done = subprocess.run(
-        ["bash", "-c", command, sys.executable], env=environ(), capture_output=True, text=True
-    )
-    assert done.returncode == code
-    assert done.stderr.count("\n") == 1 and "ulimit -v" in done.stderr
-
-
 def test_a_locale_that_is_not_utf8_is_noted_and_printing_still_works() -> None:
     ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     assert "LC_ALL" in in_a_process("", CODE, **ascii_only)

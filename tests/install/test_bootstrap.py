@@ -10,6 +10,7 @@ import os
 import pty
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -733,7 +734,7 @@ def test_losing_the_log_does_not_stop_the_installation(copy: Copy, removed: str)
         (state / "log").write_text("a file in its place")
         assert "no log is written" in copy.run("env").stdout
     else:
-        copy.slow_uv(f"rm -rf {str(state)!r}; exit 1".replace('"', '\\"'))
+        copy.slow_uv(f"rm -rf {shlex.quote(str(state))}; exit 1")
         process = copy.start("env")
         _, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 14 and err.count("failed") == 1 and ".bootstrap" in err
