@@ -238,7 +238,11 @@ import sys
 project, base, version, rejected = sys.argv[1:5]
 del sys.argv[1:5]
 sys.path.insert(0, project)
-from vqa_repro.install.__main__ import main
+try:
+    from vqa_repro.install.__main__ import main
+except Exception as error:
+    sys.stderr.write("error: the installer cannot be loaded: %s; clone or copy it again\n" % error)
+    sys.exit(2)
 sys.exit(main(base, version, rejected.splitlines()))
 ' "$project" "$base" "$version" "$rejected" "$@"
 }

@@ -42,14 +42,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from packaging.markers import Marker
-from packaging.tags import Tag, compatible_tags, cpython_tags, mac_platforms
-from packaging.utils import parse_wheel_filename
+try:
+    from packaging.markers import Marker
+    from packaging.tags import Tag, compatible_tags, cpython_tags, mac_platforms
+    from packaging.utils import parse_wheel_filename
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+except ImportError as error:
+    sys.exit(f"error: {error}: run this with the environment's Python, .venv/bin/python")
 
 PROJECT = Path(__file__).resolve().parent.parent
 PYPROJECT = PROJECT / "pyproject.toml"

@@ -16,7 +16,8 @@ VERBS = {"train", "evaluate", "predict", "extract", "report", "serve", "doctor",
 # Higher ones may import lower ones; neighbours on one line do not import each other.
 LAYERS = [
     {"utils"},
-    {"data", "recipe", "install", "release"},
+    {"data", "recipe", "install"},
+    {"release"},
     {"features", "run"},
     {"models"},
     {"evaluation", "diagnostics"},

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    _, args = parse_arguments("check", __doc__, add_arguments, arguments)
+    _, args = parse_arguments("check", __doc__, add_arguments, arguments, needs_torch=False)
     from vqa_repro.data.check import report_lines, survey
     from vqa_repro.data.registry import load_scored, load_split
 

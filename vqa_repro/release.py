@@ -13,10 +13,14 @@ import re
 import shutil
 import tarfile
 import tempfile
-import urllib.request
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from vqa_repro.install import locks
+from vqa_repro.install.download import RemoteFile, download
+from vqa_repro.install.errors import InstallError
+from vqa_repro.install.http_client import SourceFailed, TryAgain, check_url, open_url
+from vqa_repro.install.progress import say
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import reason, sha256_of, write_atomic
 from vqa_repro.utils.paths import expand
@@ -26,6 +30,7 @@ REQUIRED = ("recipe.json", "vocabulary.json", "features.json", WEIGHTS)
 OPTIONAL = ("environment.json", "metrics.json", "image_statistics.json")
 NAMES = {*REQUIRED, *OPTIONAL, CARD, SUMS}
 MAX_BYTES = 2**31  # of a release, unpacked; GitHub accepts no larger file
+STALL_S, LOCK_WAIT_S = 60.0, 1800.0
 ADDRESS = re.compile(r"https?://\S+#sha256=([0-9a-f]{64})")
 
 
@@ -124,27 +129,37 @@ def default_cache() -> Path:
 def _downloaded(url: str, checksum: str, cache: Path) -> Path:
     """Return the file at ``url``, from the cache if it is there."""
     path = cache / f"{checksum}.tar"
-    if path.is_file() and sha256_of(path) == checksum:
-        return path
-    cache.mkdir(parents=True, exist_ok=True)
-    scratch = cache / f".{checksum}.{os.getpid()}"
     try:
-        with urllib.request.urlopen(url, timeout=60) as response, scratch.open("wb") as file:
-            size = 0
-            while block := response.read(1 << 20):
-                size += len(block)
-                if size > MAX_BYTES:
-                    raise UserError(f"{url}: larger than {MAX_BYTES:,} bytes")
-                file.write(block)
-        if sha256_of(scratch) != checksum:
-            raise UserError(f"{url}: checksum mismatch: not the file that #sha256 names")
-        os.replace(scratch, path)
-    except (OSError, ValueError) as error:
-        what = getattr(error, "reason", None) or error
-        raise UserError(f"{url}: cannot be downloaded: {what}") from None
-    finally:
-        scratch.unlink(missing_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        with locks.hold(cache / f".{checksum}.lock", LOCK_WAIT_S, say):
+            if not (path.is_file() and sha256_of(path) == checksum):
+                file = RemoteFile(path.name, _size_of(url), frozenset({checksum}))
+                download(file, url, path, STALL_S)
+    except SourceFailed as failure:
+        if failure.wrong_bytes:
+            raise UserError(f"{url}: checksum mismatch ({failure})") from None
+        raise UserError(f"{url}: cannot be downloaded: {failure}") from None
+    except TryAgain as trouble:
+        raise UserError(f"{url}: cannot be downloaded: {trouble}; try again") from None
+    except locks.Busy as busy:
+        raise UserError(f"{url}: {busy.owner} is downloading it; wait for it, then again") from None
+    except InstallError as error:  # no space
+        raise UserError(f"{url}: cannot be downloaded: {error.what}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {reason(error, cache)}") from None
     return path
+
+
+def _size_of(url: str) -> int:
+    """Return the size of the file at ``url``, in bytes."""
+    with open_url(check_url(url), STALL_S) as answer:  # not HEAD, which signed addresses refuse
+        answer.start(0, lambda size: False)
+        size = answer.length
+    if size is None:
+        raise UserError(f"{url}: its server does not say how large it is: download it yourself")
+    if size > MAX_BYTES:
+        raise UserError(f"{url}: larger than {MAX_BYTES:,} bytes")
+    return size
 
 
 def _unpacked(archive: Path, checksum: str, cache: Path) -> Path:

@@ -117,6 +117,7 @@ DOWNLOADS = {
     "killed or stopped during the download": Row(
         of(DOWNLOAD, "test_resumes_over_kills", "test_stopped_by_a_signal", "test_orphans_.*")
         + of("test_kills", "test_checkpoint_download")
+        + of("test_export", "test_a_download_that_was_cut_off_.*")
     ),
     "two at once; stale, false or failing locks": Row(
         of(DOWNLOAD, "test_two_at_once.*", "test_the_lock_of_a_killed_.*")
@@ -203,12 +204,19 @@ SURROUNDINGS = {
         + of("test_variables", "test_a_umask_.*", "test_a_name_that_.*")
         + of("test_bootstrap", "test_a_umask_.*")
         + of("test_variables", "test_limits_.*", "test_a_verb_names_.*")
-        + of("test_bootstrap", "test_limits_are_named", "test_an_odd_index_.*"),
+        + of("test_bootstrap", "test_limits_are_named", "test_an_odd_index_.*")
+        + of("test_bootstrap", "test_what_cannot_be_an_index_.*")
+        + of("test_cli", "test_too_little_virtual_memory_.*"),
     ),
     "CUDA refuses the cards": Row((), of("test_doctor", "test_why_torch_sees_no_gpu")),
     "damaged or altered packages in an environment": Row(
-        of("test_bootstrap", "test_another_version_of_a_package_.*"),
-        of("test_installed", "test_a_changed_file_.*", "test_damage_of_the_same_size_.*"),
+        of(
+            "test_bootstrap",
+            *("test_another_version_of_a_package_.*", "test_a_damaged_uv_.*"),
+            "test_a_damaged_environment_.*",
+        ),
+        of("test_bootstrap", "test_a_damaged_installer_.*")
+        + of("test_installed", "test_a_changed_file_.*", "test_damage_of_the_same_size_.*"),
     ),
     "an environment whose Python or path is not here": Row(
         of("test_bootstrap", "test_an_environment_is_kept_.*", "test_a_leftover_.*")
@@ -225,7 +233,9 @@ SURROUNDINGS = {
             "test_it_is_found_.*",
             "test_a_closed_pipe_does_not_stop_the_installation",
         ),
-        of("test_bootstrap", "test_sourced_.*", "test_windows_line_.*"),
+        of(
+            "test_bootstrap", "test_sourced_.*", "test_windows_line_.*", "test_a_removed_current_.*"
+        ),
     ),
     "two trainings in one run folder": Row(
         of("test_run_folder", "test_the_second_of_two_runs_takes.*"),
@@ -238,7 +248,7 @@ OTHERS = {
             "test_bootstrap",
             *("test_killed_at_any_moment.*", "test_the_installer_of_a_killed_.*"),
             *("test_two_at_once_.*", "test_a_lock_with_.*", "test_a_signal_ends_.*"),
-            *("test_a_big_wheel_.*", "test_killed_while_installing_.*"),
+            *("test_a_big_wheel_.*", "test_killed_while_installing_.*", "test_without_proc_.*"),
         ),
         of("test_bootstrap", "test_a_lock_of_another_machine_.*"),
     ),
@@ -255,6 +265,7 @@ OTHERS = {
             *("test_all_problems_.*", "test_systems_.*", "test_half_a_copy.*"),
             *("test_unsuitable_.*", "test_a_folder_with_.*", "test_a_failure_shows.*"),
             *("test_a_project_that_.*", "test_a_driver_in_trouble_.*"),
+            *("test_a_disk_with_too_few_.*", "test_a_refusal_of_the_file_system_.*"),
         ),
     ),
     "a bundle interrupted while built, damaged, for another machine, or untrusted": Row(
@@ -281,6 +292,7 @@ OTHERS = {
     "extraction killed at random moments": Row(
         of("test_kills", "test_extraction") + of("test_extract", "test_a_killed_.*")
     ),
+    "stopped while a file is being written": Row((), of("test_files", "test_a_signal_leaves_.*")),
     "training stopped by Ctrl-C, SIGTERM, SIGUSR1": Row(
         of("test_train", "test_stopped_anywhere.*")
     ),

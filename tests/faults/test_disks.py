@@ -81,3 +81,6 @@ def test_a_read_only_disk_refuses_writing(
         with pytest.raises(UserError, match=f"{disk}.*: Read-only file system"):
             verb(arguments)
     assert not (tmp_path / "new").exists()
+    for place in (["--root", str(disk)], ["--out", str(disk / "new"), *here]):
+        with pytest.raises(UserError, match=place[0]):  # the option that names another place
+            train.main([*options(drawn_folder, tmp_path / "new", 1), *place])

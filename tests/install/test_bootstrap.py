@@ -10,6 +10,7 @@ import os
 import pty
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -222,6 +223,16 @@ def test_a_disk_that_fills_up_is_named(copy: Copy, small_disk: Path) -> None:
     copy.run("env", "--venv", venv, "--skip", "check")
 
 
+def test_a_disk_with_too_few_inodes_is_named(copy: Copy, small_disk: Path) -> None:
+    remount(small_disk, "size=20g,nr_inodes=1000")  # of virtual memory, of which none is used
+    result = copy.run("env", "--venv", str(small_disk / "venv"), exits=12)
+    assert re.search("disk +problem .* files .*df -i", result.stdout)
+    shutil.rmtree(copy.root / ".bootstrap")
+    (copy.root / ".bootstrap").symlink_to(small_disk)
+    remount(small_disk, "nr_inodes=1")
+    assert "df -i" in copy.run("env", "--skip", "check", exits=12).stderr
+
+
 def cards(copy: Copy, driver: str, *capabilities: str) -> None:
     """Put an nvidia-smi in PATH that answers the requested fields for these GPUs."""
     script = "for field in $(echo ${1#--query-gpu=} | tr , ' '); do case $field in\n"
@@ -413,6 +424,19 @@ def test_a_relative_torch_home_is_found_by_the_check(copy: Copy) -> None:
     )
 
 
+def test_a_damaged_installer_is_named_in_one_line(copy: Copy) -> None:
+    module = copy.root / "vqa_repro/install/console.py"
+    module.write_bytes(module.read_bytes()[:900])
+    error = copy.run("env", exits=2).stderr
+    assert error.startswith("error: ") and error.count("\n") == 1 and "console" in error
+
+
+def test_a_removed_current_folder_is_named(copy: Copy, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    copy.before = ["sh", "-c", f"cd '{tmp_path}/here'; rmdir ../here; exec \"$@\"", "-"]
+    assert "the current folder was removed" in copy.run("check", exits=2).stderr
+
+
 def test_half_a_copy_is_refused(copy: Copy) -> None:
     (copy.root / "wordnet.lock").unlink()
     assert "wordnet.lock: this is not a whole copy" in copy.run("env", exits=2).stderr
@@ -565,6 +589,17 @@ def test_the_pinned_uv_is_fetched(copy: Copy) -> None:
     assert (copy.root / f".bootstrap/uv-{UV_VERSION}/uv").read_bytes() == UV.read_bytes()
 
 
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_a_damaged_uv_is_fetched_again(copy: Copy, size: int) -> None:
+    copy.lock("alpha==1.0", uv_marker="")
+    own = copy.root / f".bootstrap/uv-{UV_VERSION}/uv"
+    own.unlink()
+    own.write_bytes(UV.read_bytes()[:size])
+    own.chmod(0o755)
+    assert "fetched just now" in copy.run("env").stdout
+    assert own.read_bytes() == UV.read_bytes()
+
+
 def test_a_uv_with_another_hash_is_not_used(copy: Copy) -> None:
     copy.lock("alpha==1.0", uv_marker="")
     shutil.rmtree(copy.root / ".bootstrap")
@@ -629,6 +664,19 @@ def test_a_failure_shows_reason_and_fix_without_passwords(copy: Copy) -> None:
     assert "hush-hush" not in result.stdout + result.stderr + Path(log).read_text()
 
 
+@pytest.mark.parametrize("damaged", [".finished", "lib/python3*/site-packages"])
+def test_a_damaged_environment_is_named_and_made_again(copy: Copy, damaged: str) -> None:
+    copy.run("env")
+    (path,) = copy.venv.glob(damaged)
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.write_bytes(b"")
+    assert "damaged" in copy.run("doctor", exits=2).stderr
+    copy.run("env")
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
 def test_a_vanished_python_is_replaced(copy: Copy) -> None:
     copy.run("env")
     (copy.venv / "bin/python").unlink()
@@ -674,7 +722,9 @@ def test_an_environment_is_kept_until_the_new_one_is_complete(copy: Copy) -> Non
 
 def test_a_dangling_link_is_named(copy: Copy) -> None:
     copy.venv.symlink_to("/scratch/that/was/purged")
-    assert "/scratch/that/was/purged" in copy.run("env", "--skip", "check", exits=13).stderr
+    fix = "mkdir -p /scratch/that/was/purged, or rm "
+    assert fix in copy.run("env", "--skip", "check", exits=13).stderr
+    assert fix in copy.run("env", exits=13).stdout
 
 
 @pytest.mark.parametrize("removed", ["log", "all"])
@@ -684,7 +734,7 @@ def test_losing_the_log_does_not_stop_the_installation(copy: Copy, removed: str)
         (state / "log").write_text("a file in its place")
         assert "no log is written" in copy.run("env").stdout
     else:
-        copy.slow_uv(f"rm -rf {str(state)!r}; exit 1".replace('"', '\\"'))
+        copy.slow_uv(f"rm -rf {shlex.quote(str(state))}; exit 1")
         process = copy.start("env")
         _, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 14 and err.count("failed") == 1 and ".bootstrap" in err
@@ -759,7 +809,7 @@ def test_it_is_found_through_a_link(copy: Copy) -> None:
     assert copy.venv.is_dir()
 
 
-@pytest.mark.parametrize("redirection", ["| head -n 1", ">&-", ">/dev/full"])
+@pytest.mark.parametrize("redirection", ["| head -n 1", ">&-", ">/dev/full", ">/dev/full 2>&1"])
 def test_a_closed_pipe_does_not_stop_the_installation(copy: Copy, redirection: str) -> None:
     command = f"set -o pipefail; ./bootstrap.sh env {redirection}"
     done = subprocess.run(
@@ -791,12 +841,13 @@ def test_variables_that_break_python_are_set_aside(copy: Copy) -> None:
     assert "healthy" in out and "unset PYTHONPATH" in out
 
 
-def test_an_odd_index_is_a_note_without_its_password(copy: Copy) -> None:
+@pytest.mark.parametrize("stage", ["check", "env"])
+def test_an_odd_index_is_named_without_its_password(copy: Copy, stage: str) -> None:
     for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
         del copy.environ[name]
     index = "http://someone:pa/ss@3cr:3t@127.0.0.1:1/simple"
-    done = copy.run("check", PIP_INDEX_URL=index, VQA_OFFLINE="0")
-    assert re.search("network +note .*%2F", done.stdout)
+    done = copy.run(stage, PIP_INDEX_URL=index, VQA_OFFLINE="0", exits=2)
+    assert re.search("network +problem .*%2F.*127.0.0.1", done.stdout)
     assert "3cr" not in done.stdout and "pa'" not in done.stdout
 
 
@@ -808,6 +859,20 @@ def test_an_address_that_pip_cannot_parse_is_refused_before(copy: Copy, name: st
     err = copy.run("env", "--skip", "check", exits=2, VQA_OFFLINE="0", **{name: index}).stderr
     assert name in err and "%2F" in err and "s3cret" not in err and "Traceback" not in err
     assert not copy.venv.exists()
+
+
+@pytest.mark.parametrize("index", ["https://", "ftp://x/simple", "pypi", "file:///none/simple"])
+def test_what_cannot_be_an_index_is_named(copy: Copy, index: str) -> None:
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        del copy.environ[name]
+    done = copy.run("check", PIP_INDEX_URL=index, VQA_OFFLINE="0", exits=2)
+    assert re.search(f"network +problem .*{index}", done.stdout)
+
+
+def test_a_refusal_of_the_file_system_is_not_taken_for_a_missing_package(copy: Copy) -> None:
+    copy.slow_uv("echo 'failed to rename file: Stale file handle (os error 116)'; exit 2")
+    error = copy.run("env", exits=14).stderr
+    assert "Stale file handle" in error and "offline" not in error
 
 
 def test_limits_are_named(copy: Copy) -> None:
@@ -938,6 +1003,17 @@ def test_a_signal_ends_it_and_its_children(copy: Copy, number: int, code: int) -
     copy.quick_uv()
     copy.run("env")
     assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_without_proc_the_lock_of_a_running_process_is_respected(copy: Copy) -> None:
+    copy.before = ["unshare", "-m", "sh", "-c", 'umount -l /proc && exec "$@"', "-"]
+    if subprocess.run([*copy.before, "true"], capture_output=True).returncode:
+        pytest.skip("/proc cannot be unmounted here")
+    copy.slow_uv("sleep 1")
+    both = [copy.start("env") for _ in range(2)]
+    out = "".join(process.communicate(timeout=LIMIT)[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0], out
+    assert "waiting for process" in out and "the other process has made it" in out
 
 
 def test_two_at_once_make_one_environment(copy: Copy) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE
 from typing import BinaryIO
 
 import pytest
+from conftest import environ
 
 from vqa_repro.data.images import read_image
 from vqa_repro.data.sources import Source
@@ -22,6 +27,35 @@ def test_sha256(tmp_path: Path) -> None:
     data = b"x" * (3 << 20)
     (tmp_path / "f").write_bytes(data)
     assert sha256_of(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from vqa_repro.utils.errors import main_guard
+from vqa_repro.utils.files import write_atomic
+
+def write(file):
+    file.write(b"new")
+    print("writing", flush=True)
+    time.sleep(600)
+
+main_guard(lambda: write_atomic(Path(sys.argv[1]), write) or 0)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_no_temporary_file(tmp_path: Path, number: signal.Signals) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    command = [sys.executable, "-c", WRITER, str(path)]
+    with subprocess.Popen(command, env=environ(), stdout=PIPE, stderr=PIPE, text=True) as process:
+        assert process.stdout and process.stderr and process.stdout.readline() == "writing\n"
+        assert len(list(tmp_path.iterdir())) == 2
+        process.send_signal(number)
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == 128 + number
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"old"
 
 
 def test_a_failed_write_keeps_the_old_content(tmp_path: Path) -> None:

@@ -206,11 +206,16 @@ def test_a_folder_without_permission_is_one_line(own_data: Path, hidden: str) ->
     assert done.stderr.count("\n") == 1
 
 
-def test_too_little_virtual_memory_is_said_before_torch_crashes(tmp_path: Path) -> None:
-    script = f"ulimit -v 3000000; exec {sys.executable} -m vqa_repro.cli list --root {tmp_path}"
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("train --resume", 2), ("report", 2), ("train --help", 0), ("list --root /none", 0)],
+)
+def test_too_little_virtual_memory_is_named_before_torch_crashes(words: str, code: int) -> None:
+    script = f"ulimit -v 2000000; exec {sys.executable} -m vqa_repro.cli {words}"
     command = ["bash", "-c", script]
     done = subprocess.run(command, cwd=PROJECT, env=environ(), capture_output=True, text=True)
-    assert done.returncode == 0 and "ulimit -v" in done.stderr and done.stdout
+    assert done.returncode == code
+    assert ("ulimit -v" in done.stderr and done.stderr.count("\n") == 1) == (code == 2)
 
 
 def test_a_figure_of_another_kind_is_refused(

@@ -12,6 +12,7 @@ from threading import Thread
 import numpy as np
 import pytest
 from conftest import run_verb
+from fault_server import FaultServer
 from safetensors.torch import load_file
 
 import vqa_repro
@@ -102,6 +103,18 @@ def test_from_an_address_with_its_checksum_and_again_without_the_server(
     gone = "http://127.0.0.1:9/release.tar" + address[address.index("#") :]
     assert local_run(gone) == local_run(address)
     assert not list(cache.glob(".*"))
+
+
+def test_a_download_that_was_cut_off_is_resumed(release: Path, cache: Path) -> None:
+    content = release.read_bytes()
+    checksum = hashlib.sha256(content).hexdigest()
+    cache.mkdir(parents=True)
+    (cache / f"{checksum}.tar.part").write_bytes(content[:1000])
+    with FaultServer({"release.tar": content}) as server:
+        folder = local_run(f"{server.url()}release.tar#sha256={checksum}")
+        assert "bytes=1000-" in [request.range for request in server.log]
+    assert (folder / "recipe.json").is_file()
+    assert {path.name for path in cache.iterdir()} == {checksum, f"{checksum}.tar"}
 
 
 @pytest.mark.parametrize(

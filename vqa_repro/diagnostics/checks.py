@@ -59,8 +59,9 @@ def examine(checkpoint: str, seconds: float, deep: bool = False) -> Facts:
     packages, found = examine_packages(torch is not None, imported, seconds)
     problems += found
     found, remarks = check_variables(torch is not None)
-    problems, notes = found + problems, notes + remarks  # first: they may be why others fail
-    problems += check_installed_files(locked_names(), deep)
+    # These two first: they may be why others fail.
+    problems = found + check_installed_files(locked_names(), deep) + problems
+    notes += remarks
     weights, found, remarks = examine_checkpoint(checkpoint, bool(torch), seconds)
     problems, notes = problems + found, notes + remarks
     disk, found = examine_disk()

@@ -36,6 +36,10 @@ from vqa_repro.utils.progress import Progress
 NUM_BUFFERS = 4  # batches in flight: decoding, copying, computing, writing
 SAVE_EVERY = 2.0  # seconds of work that a kill can cost
 LOCK_WAIT = 7 * 24 * 3600.0  # seconds
+ELSEWHERE = (
+    "features are stored in --root: name a folder of yours with links to the data sets in it, or "
+    "use extract --out FILE, then train --features FILE"
+)
 
 
 class Compute(Protocol):
@@ -112,7 +116,7 @@ class ExtractionJob:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             why = why_not_created(self.path.parent, error)
-            raise UserError(f"{self.path.parent}: cannot be created: {why}; set --root") from None
+            raise UserError(f"{self.path.parent}: cannot be created: {why}; {ELSEWHERE}") from None
         lock.enter_context(_store_lock(self.path))
         if self._is_complete():
             return None  # another process has completed it meanwhile
@@ -271,8 +275,7 @@ def _store_lock(path: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise UserError(
-            f"{lock}: cannot be written: {reason(error, lock.parent)}; features are stored "
-            "there: make it writable, or copy the folder of --root to another disk"
+            f"{lock}: cannot be written: {reason(error, lock.parent)}; {ELSEWHERE}"
         ) from None
     try:
         yield

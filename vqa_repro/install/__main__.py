@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from pathlib import Path
 
 from vqa_repro.install import console, processes, settings
 from vqa_repro.install.console import say
@@ -270,6 +269,10 @@ def known_build(options: Options) -> str:
 
 
 def session_of(arguments: list[str], base: str, version: str, rejected: list[str]) -> Session:
+    try:
+        os.getcwd()
+    except OSError:
+        raise UserError("the current folder was removed: change to another one") from None
     options = parse(arguments, os.environ)
     check_umask()
     used, set_aside = settings.clean(os.environ)
@@ -301,7 +304,7 @@ def main(base: str, version: str, rejected: list[str], arguments: list[str] | No
         return ExitCode.BAD_INPUT
     except OSError as error:
         code = ERRNO_CODES.get(error.errno or 0, ExitCode.INTERNAL)
-        why = f"{error.filename or Path.cwd()}: {error.strerror or error}"
+        why = f"{error.filename or PROJECT}: {error.strerror or error}"
         console.report(
             InstallError(code, "the installation", why, "fix that; the same command continues")
         )

@@ -27,6 +27,7 @@ from vqa_repro.utils.subprocesses import run_limited
 # Measured: 6 GB of packages in the cache; linked into the environment where both are on one disk,
 # copied (6 GB again) where not. pip unpacks what it downloads, so holds all of it twice.
 ENVIRONMENT_GB, CACHE_GB, PIP_GB = 7, 6, 12
+ENVIRONMENT_FILES = 45_000  # measured
 OPEN_FILES = 256
 ADDRESS_SPACE = 8 << 30  # bytes; torch alone maps several GB
 PORTS = {"http": 80, "https": 443}
@@ -126,9 +127,11 @@ class Checks:
         need = 0 if self.is_ready() else ENVIRONMENT_GB
         if self.session.options.installer == "pip":
             need, cache = PIP_GB, venv
-        if venv.is_symlink() and not venv.exists():
-            text = f"{venv} is a link to {os.readlink(venv)}, which is not there"
-            return self.problem(ExitCode.NO_PERMISSION, "write", text)
+        try:
+            self.environment.check_link()
+        except InstallError as error:
+            self.problem(error.code, "write", error.what)
+            return also(error.next)
         if not settings.same_disk(cache, venv):
             self.disk_space(CACHE_GB, cache, "the installer's cache")
         parts = self.parts_gb()
@@ -138,15 +141,32 @@ class Checks:
         elif parts:
             self.disk_space(parts, STATE, "joining the bundle's parts")
         self.disk_space(need, venv, what)
+        self.inodes(venv)
         for folder in (venv, STATE):
-            if not settings.is_writable(folder):
-                move = "another copy" if folder == STATE else "--venv DIR, or another copy"
-                text = f"not allowed in {folder}; try {move}"
-                self.problem(ExitCode.NO_PERMISSION, "write", text)
+            self.write_access(folder)
             if os.statvfs(settings.existing(folder)).f_flag & getattr(os, "ST_NOEXEC", 0):
                 text = f"{folder} is on a disk mounted noexec, which runs no programs"
                 text += "; try --venv DIR, or another copy"
                 self.problem(ExitCode.NO_PERMISSION, "exec", text)
+
+    def write_access(self, folder: Path) -> None:
+        if settings.is_writable(folder):
+            return
+        move = "another copy" if folder == STATE else "--venv DIR, or another copy"
+        self.problem(ExitCode.NO_PERMISSION, "write", f"not allowed in {folder}; try {move}")
+        if folder.exists() and folder.stat().st_uid != os.getuid():
+            also(f"it is another user's; if sudo made it: sudo chown -R $USER {folder}")
+
+    def inodes(self, folder: Path) -> None:
+        """Is there space for so many files? A quota may limit their number alone."""
+        disk = os.statvfs(settings.existing(folder))
+        if not disk.f_files or disk.f_favail >= ENVIRONMENT_FILES or self.is_ready():
+            return
+        text = f"{disk.f_favail:,} more files are allowed on the disk of {folder} (df -i), "
+        text += f"the environment has about {ENVIRONMENT_FILES:,}"
+        if self.environment.state() is State.ABSENT:
+            return self.problem(ExitCode.DISK_FULL, "disk", f"{text} (move it with --venv DIR)")
+        row("disk", "note", f"{text}, less what an earlier run has left there")
 
     def parts_gb(self) -> int:
         """Return the size of all files that the bundle holds in parts, in GB; 0 without any."""
@@ -212,20 +232,31 @@ class Checks:
         environ = self.session.package_environment(self.environment.folder)
         url = environ.get("UV_DEFAULT_INDEX") or environ.get("UV_INDEX_URL")
         url = url or environ.get("PIP_INDEX_URL") or settings.default_index()
-        reached, text = reach(url.partition("=")[2] if re.match(r"\w+=", url) else url)
+        url = url.partition("=")[2] if re.match(r"\w+=", url) else url
+        if why := index_problem(url):
+            return self.problem(ExitCode.BAD_INPUT, "network", f"{why}: {shown(url)}")
+        reached, text = reach(url)
         row("network", "ok" if reached else "note", text)
         self.session.network = "" if reached else text
+
+
+def index_problem(url: str) -> str:
+    """Return why neither pip nor uv can use this as their index, "" if they can."""
+    if not settings.is_readable(url):
+        return f"the index's address cannot be read; {QUOTING}"
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme in PORTS:
+        return "" if parts.hostname else "the index's address names no host"
+    folder = urllib.request.url2pathname(parts.path) if parts.scheme == "file" else url
+    return "" if not url or os.path.isdir(folder) else "the index is no web address, and no folder"
 
 
 def reach(url: str) -> tuple[bool, str]:
     """Return whether something answers at the package index, and what there is to say."""
     if not url:
         return True, "the default index, which was not tried"
-    try:
-        parts = urllib.parse.urlsplit(url)
-        host, port = parts.hostname, parts.port or PORTS.get(parts.scheme)
-    except ValueError:  # its text may hold part of a password
-        return False, f"no (the index's address, {shown(url)}, cannot be read; {QUOTING})"
+    parts = urllib.parse.urlsplit(url)
+    host, port = parts.hostname, parts.port or PORTS.get(parts.scheme)
     if parts.scheme not in PORTS:
         return True, f"not needed: {shown(url)}"
     proxies = urllib.request.getproxies()

@@ -31,9 +31,7 @@ def say(text: str, end: str = "\n") -> None:
     try:
         print(redact(text), end=end, flush=True)
     except (OSError, ValueError) as error:
-        with contextlib.suppress(OSError):
-            silence = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(silence, 1)
+        silence(1)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 # for the rest of this process
         if not isinstance(error, BrokenPipeError):
             complain(f"note: standard output cannot be written: {error}")
@@ -41,8 +39,16 @@ def say(text: str, end: str = "\n") -> None:
 
 def complain(text: str) -> None:
     """Print to standard error."""
-    with contextlib.suppress(OSError, ValueError):
+    try:
         print(redact(text), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        silence(2)  # Python flushes it once more at exit, and a failure then changes the exit code
+
+
+def silence(stream: int) -> None:
+    """Let this standard stream lead nowhere."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def row(name: str, state: str, text: str) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -140,9 +141,9 @@ class Environment:
     def what_differs(self) -> str:
         """Return why the finished environment cannot be used here, "" if it can."""
         stamp, base = self.stamp(), self.session.base
-        made_of = stamp.get("base", "?")
-        if "venv" not in stamp:
-            return f"{self.folder}/.finished, which says what it was made of, is damaged"
+        if not (stamp.get("base") and stamp.get("venv")):
+            return f"{self.folder / '.finished'} is damaged or cannot be read"
+        made_of = stamp["base"]
         if self.session.options.python and not (base and same_file(base, made_of)):
             wanted = base or self.session.options.python
             return f"it was made of {made_of}, and {wanted} is wanted"
@@ -156,9 +157,10 @@ class Environment:
             if not os.path.exists(made_of):
                 return f"it was made of {made_of}, which is not here: load that module or mount it"
             return f"its Python, {self.python}, does not run here"
+        here = same_file(stamp["venv"], self.folder)
         moved = f"it was made as {stamp['venv']}, and is {self.folder} here"
+        moved = "its folder of packages is damaged" if here else moved
         if not same_file(prefix, self.folder):
-            here = stamp["venv"] == str(self.folder)
             return f"it is damaged: its Python belongs to {prefix}" if here else moved
         if version.split(".")[:2] != stamp.get("python", "").split(".")[:2]:
             return f"it was made of Python {stamp.get('python')}, and its Python is {version} here"
@@ -230,13 +232,15 @@ class Environment:
             installer.make_venv(folder)
 
     def check_link(self) -> None:
+        """Raise InstallError for a link to nowhere in the folder's place."""
         if self.folder.is_symlink() and not self.folder.exists():
             target = os.readlink(self.folder)
             raise InstallError(
                 ExitCode.NO_PERMISSION,
                 f"{self.folder} is a link to {target}, which is not there",
                 "a scratch disk that was purged, or is not mounted here?",
-                f"mkdir -p {target}, or rm {self.folder}; then {self.command()}",
+                f"mkdir -p {shlex.quote(target)}, or rm {shlex.quote(str(self.folder))}; "
+                f"then {self.command()}",
             )
 
     def cannot_write(self, error: OSError) -> InstallError:

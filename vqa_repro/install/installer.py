@@ -29,6 +29,12 @@ LASTING = re.compile(
     "|too many open files|memory allocation|cannot allocate memory",
     re.IGNORECASE,
 )
+# What uv and pip print where a package is not to be had without the network.
+MISSING = re.compile(
+    "no solution found|not found in|network connectivity is disabled|no matching distribution"
+    "|could not find a version|could not be fetched",
+    re.IGNORECASE,
+)
 # pip of the base Python, or the wheel of it that its ensurepip carries.
 BASE_PIP = """
 import glob, os, runpy, sys
@@ -78,7 +84,7 @@ class Installer:
         pinned = re.search(r"(?m)^uv==(\S+)", session.lock.read_text(encoding="utf-8"))
         version = pinned[1] if pinned else ""
         own = STATE / f"uv-{version}"
-        if version and os.access(own / "uv", os.X_OK):
+        if version and answers(own / "uv"):
             self.uv = str(own / "uv")
             say(f"  installer: uv {version}, as {session.lock.name} names it, kept from before")
             return
@@ -94,12 +100,11 @@ class Installer:
 
     def take_another(self, why: str) -> None:
         found = shutil.which("uv")
-        if found:
-            answer = subprocess.run([found, "--version"], capture_output=True, text=True)
-            if answer.returncode == 0:
-                self.uv = found
-                say(f"  installer: {answer.stdout.strip()} found at {found}, as {why}")
-                return
+        answer = answers(found) if found else ""
+        if found and answer:
+            self.uv = found
+            say(f"  installer: {answer} found at {found}, as {why}")
+            return
         command = self.session.options.command("env", without="--installer")
         if self.session.options.installer == "uv":
             raise InstallError(ExitCode.PACKAGES, "no uv", why, f"{command} --installer pip")
@@ -115,7 +120,7 @@ class Installer:
 
     def fetch(self, version: str, folder: Path) -> str:
         """Put the uv that the lock names, verified by its hash, into ``folder``; return why not."""
-        session, target = self.session, STATE / "fetch"
+        session, target = self.session, settings.scratch(STATE) / "fetch"
         proxy = settings.socks_proxy()
         if proxy and not session.options.offline:
             return f"{proxy} is a SOCKS proxy, which pip of {session.base} cannot use"
@@ -132,13 +137,15 @@ class Installer:
                 archive.extractall(target)
             programs = target / f"uv-{version}.data/scripts"
             (programs / "uv").chmod(0o755)
-            subprocess.run([programs / "uv", "--version"], check=True, capture_output=True)
+            if not answers(programs / "uv"):
+                raise OSError("what was fetched does not run")
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(programs, folder)
             shutil.rmtree(target, ignore_errors=True)
-        except (OSError, StopIteration, zipfile.BadZipFile, subprocess.SubprocessError) as error:
+        except (OSError, StopIteration, zipfile.BadZipFile) as error:
             session.log.write(f"{error}\n")
-            return f"uv {version} could not be fetched: {error or 'the bundle has none'}"
+            why = str(error) or "no wheel of it for this machine"
+            return f"uv {version} could not be fetched: {why}"
         return ""
 
     def download(self, target: Path) -> bool:
@@ -261,17 +268,27 @@ class Installer:
             next_ = f"free some space, then {make}; or --venv DIR, UV_CACHE_DIR=DIR"
             return InstallError(ExitCode.DISK_FULL, what, why, next_)
         if re.search("permission denied|read-only file system", text):
-            next_ = f"{self.environment.without_venv()} --venv DIR, UV_CACHE_DIR=DIR"
+            again = self.environment.without_venv()
+            next_ = f"other folders: UV_CACHE_DIR=DIR {again} --venv DIR"
             return InstallError(ExitCode.NO_PERMISSION, what, "no permission to write", next_)
         if options.bundle:
             return InstallError(ExitCode.PACKAGES, what, "the last lines of the log say it", make)
-        if options.offline:
+        if options.offline and MISSING.search(text):
             why = "not all packages are here, and --offline forbids to fetch them"
             online = options.command(self.environment.make_stage, without="--offline")
             next_ = f"{online}, without --offline; or PIP_FIND_LINKS=FOLDER with the wheels"
             return InstallError(ExitCode.PACKAGES, what, why, next_)
         why = "the last lines of the log say it"
         return InstallError(ExitCode.PACKAGES, what, why, f"{make} (what has arrived is kept)")
+
+
+def answers(uv: str | Path) -> str:
+    """Return uv's version as it says it; "" for one that is missing, damaged or does not run."""
+    try:
+        done = subprocess.run([uv, "--version"], capture_output=True, text=True, errors="replace")
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def is_full(folder: Path) -> bool:

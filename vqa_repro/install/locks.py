@@ -222,6 +222,8 @@ def start_time(pid: int) -> str | None:
             answer = subprocess.run(command, capture_output=True, text=True, timeout=5)
         except (OSError, subprocess.TimeoutExpired):
             return ""
+        if answer.stderr:  # it cannot tell: also ps needs /proc on Linux
+            return ""
         return "_".join(answer.stdout.split()) or None
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2].split()

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from vqa_repro.install import locks, processes, settings
 from vqa_repro.install.console import Log, say
-from vqa_repro.install.errors import ExitCode, InstallError
+from vqa_repro.install.errors import ERRNO_CODES, ExitCode, InstallError
 from vqa_repro.install.lockfile import lock_of
 from vqa_repro.install.options import PROJECT, STATE, Options
+from vqa_repro.utils.files import reason
 
 CHILD = STATE / "child"  # tells a later run what a killed one has left running
 TORCH_PAGES = "https://download.pytorch.org/whl"
@@ -100,9 +101,9 @@ class Session:
             ) from None
         except OSError as error:
             raise InstallError(
-                ExitCode.NO_PERMISSION,
+                ERRNO_CODES.get(error.errno or 0, ExitCode.NO_PERMISSION),
                 f"cannot write into {PROJECT}",
-                error.strerror or str(error),
+                reason(error, settings.existing(STATE)),
                 "fix that, or copy the project to a folder of yours",
             ) from None
         try:

@@ -197,17 +197,18 @@ def refuse_unreadable_addresses(environ: dict[str, str]) -> None:
             continue
         for word in re.split(r"[\s,]+", value):
             url = re.sub(r"^\w+=", "", word)
-            if "://" in url and not _is_readable(url):
+            if "://" in url and not is_readable(url):
                 where = name if name in os.environ else "pip.conf or uv.toml"
                 raise InstallError(
                     ExitCode.BAD_INPUT, f"{where} is not a usable address", shown(url), QUOTING
                 )
 
 
-def _is_readable(url: str) -> bool:
+def is_readable(url: str) -> bool:
+    """Return whether it is certain which part of ``url`` is the host."""
     try:
         parts = urllib.parse.urlsplit(url)
-        return (parts.port or 1) > 0 and not ("@" in parts.netloc and "@" in parts.path)
+        return parts.port != 0 and not ("@" in parts.netloc and "@" in parts.path)
     except ValueError:
         return False
 

@@ -107,8 +107,8 @@ def how_to_have(name: str) -> str:
     if name in BUILDS:
         return f"it is part of the project: git checkout {lock_of(name)}, or copy it from a clone"
     return (
-        f"make it where its packages can be reached (python .ci/make_lock.py --torch {name}, in "
-        "the environment), then copy it here"
+        f"make it where its packages can be reached (.venv/bin/python .ci/make_lock.py --torch "
+        f"{name}, after ./bootstrap.sh env), then copy it here"
     )
 
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.errors import UserError, check_address_space
 from vqa_repro.utils.paths import expand
 
 Options = argparse.ArgumentParser | argparse._ArgumentGroup
@@ -15,10 +15,13 @@ def parse_arguments(
     doc: str | None,
     add_arguments: Callable[[argparse.ArgumentParser], None],
     arguments: Sequence[str] | None,
+    *,
+    needs_torch: bool = True,
 ) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """Parse the command line of ``verb``, described by its module's docstring ``doc``.
 
-    Return the parser too: its ``error`` reports a bad combination of options.
+    Return the parser too: its ``error`` reports a bad combination of options. Raise UserError for a
+    verb that ``needs_torch`` where it cannot be loaded for lack of virtual memory.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m vqa_repro.{verb}",
@@ -26,7 +29,10 @@ def parse_arguments(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    return parser, parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if needs_torch:
+        check_address_space()
+    return parser, args
 
 
 def path_argument(text: str) -> Path:

@@ -2,13 +2,17 @@
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
+
+from vqa_repro.utils.subprocesses import run_limited
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
-CRASHES_BELOW = 4 << 30  # bytes of virtual memory: torch ends with a segmentation fault
+MAY_CRASH_BELOW = 4 << 30  # bytes of virtual memory: importing torch maps about 3 GiB
 
 
 class UserError(Exception):
@@ -31,10 +35,11 @@ def main_guard(main: Callable[[], int]) -> None:
     """Run a verb's ``main`` and exit with its exit code.
 
     ``UserError``, a file that the system refuses and a full standard output become one line on
-    standard error and exit code 2; a broken pipe (``| head``) and Ctrl-C end quietly, with the exit
-    code that a shell expects. A package that cannot be loaded is named with the variables that may
-    be the cause. Anything else is a bug and keeps its traceback. Output is line-buffered, also in
-    the log of a batch job. Without a standard output (``>&-``) it is discarded.
+    standard error and exit code 2; a broken pipe (``| head``), Ctrl-C, SIGTERM and a hang-up end
+    quietly, with the exit code that a shell expects. A package that cannot be loaded is named with
+    the variables that may be the cause. Anything else is a bug and keeps its traceback. Output is
+    line-buffered, also in the log of a batch job. Without a standard output (``>&-``) it is
+    discarded.
     """
     leave_inspect_mode()
     if sys.stdout is None:
@@ -42,10 +47,7 @@ def main_guard(main: Callable[[], int]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Characters outside the locale's encoding are printed as \\uXXXX.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    limit = address_space_limit()
-    if limit is not None and limit < CRASHES_BELOW:
-        size = f"{limit / 2**30:.1f} GiB"
-        print(f"note: `ulimit -v` allows {size}: commands may crash; raise it", file=sys.stderr)
+    exit_on_signals()
     try:
         check_umask()
         code = main()
@@ -71,6 +73,19 @@ def main_guard(main: Callable[[], int]) -> None:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
     sys.exit(code)
+
+
+def exit_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end the program in order: temporary files and locks are removed."""
+
+    def obey(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, obey)
 
 
 def check_umask() -> None:
@@ -100,6 +115,21 @@ def address_space_limit() -> int | None:
         return None
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if limit == resource.RLIM_INFINITY else limit
+
+
+def check_address_space() -> None:
+    """Raise UserError if torch cannot be loaded within the limit of virtual memory.
+
+    It would crash without naming the limit. What it needs depends on its build, so a process of its
+    own tries that.
+    """
+    limit = address_space_limit()
+    if limit is None or limit >= MAY_CRASH_BELOW:
+        return
+    size = f"`ulimit -v` allows {limit / 2**30:.1f} GiB of virtual memory"
+    if run_limited([sys.executable, "-c", "import torch"], 600, dict(os.environ)).failure:
+        raise UserError(f"{size}, too little to load torch: ulimit -v unlimited, then again")
+    print(f"note: {size}: the program may crash; raise it", file=sys.stderr)
 
 
 def is_foreign(error: ImportError | OSError) -> bool:
