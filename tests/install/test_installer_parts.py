@@ -2,10 +2,12 @@
 
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import PROJECT
 from wheel_index import lock_text, make_wheel, served
 
 from vqa_repro.install import console, package_index, pip_config, settings
@@ -244,3 +246,29 @@ def test_a_proxy_that_does_not_answer_is_no_network(
         assert reached and "127.0.0.1 answers" in text
     reached, text = reach("https://packages.invalid/simple")
     assert not reached and "127.0.0.1" in text and "secret" not in text
+
+
+SIGNALLED = """
+import os, signal, subprocess
+from vqa_repro.install import processes
+
+class Interrupted(subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        started.append(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+started, subprocess.Popen = [], Interrupted
+processes.catch_signals()
+try:
+    with processes.started(["sleep", "1000"], None, stdout=-3, stderr=-3):  # DEVNULL
+        pass
+except processes.Signalled as signalled:
+    print(signalled.code, started[0].returncode)
+"""
+
+
+def test_a_signal_before_a_program_has_begun_ends_it_too() -> None:
+    command = [sys.executable, "-c", SIGNALLED]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.stdout.split() == ["143", "-15"], done.stderr

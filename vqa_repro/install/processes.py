@@ -62,18 +62,22 @@ def started(
     """
 
     def sign() -> None:  # in the child, so that there is no moment without it
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         with contextlib.suppress(OSError):
             if note:
                 note.write_text(f"{os.getpid()} {locks.start_time(os.getpid())}\n")
 
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=sign if note else None,
-        **settings,
-    )
+    # A signal during Popen would leave a program that nothing ends: it waits until the block.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=sign, **settings
+        )
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield process
     except BaseException:
         end_group(process.pid, process.poll)
