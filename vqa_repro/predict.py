@@ -126,6 +126,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("name a run folder")
     if args.questions and args.attention:
         parser.error("--attention draws the maps of one --question")
+    if args.question is not None:
+        args.question.encode()  # main_guard reports what the locale could not decode
     if args.question is not None and args.image is None:
         parser.error("--question needs --image")
 

@@ -70,13 +70,16 @@ def test_a_locale_that_is_not_utf8_is_noted_and_printing_still_works() -> None:
     assert in_a_process("", code, **ascii_only).split() == [r"\u7ea2\u8272"]
 
 
-def test_a_name_that_the_locale_cannot_read_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words", [["train", "--data"], ["predict", "--image", "a.png", "--question", "颜色", "--run"]]
+)
+def test_a_name_that_the_locale_cannot_read_is_one_line(tmp_path: Path, words: list[str]) -> None:
     folder = tmp_path / "数据"
     (folder / "images").mkdir(parents=True)
     for split in ("train", "test"):
         (folder / f"{split}.csv").write_text("image,question,answer\na.png,what?,red\n")
     ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
-    command = [sys.executable, "-m", "vqa_repro.train", "--data", str(folder)]
+    command = [sys.executable, "-m", "vqa_repro.cli", *words, str(folder)]
     done = subprocess.run(command, env={**environ(), **ascii_only}, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "export LC_ALL=C.UTF-8" in done.stderr

@@ -24,7 +24,7 @@ from vqa_repro.models.common import ModelOutput
 from vqa_repro.models.network import VQAModel, load_model
 from vqa_repro.run import Run
 from vqa_repro.utils.distributed import SINGLE_PROCESS, World
-from vqa_repro.utils.errors import UserError, undecodable
+from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.memory import explain_out_of_memory
 
 BATCH = 1024  # questions
@@ -178,10 +178,6 @@ class Predictor:
         """Answer ``question`` about the image whose features are ``row`` (1, ...)."""
         if not question.strip():
             raise UserError("the question is empty; try, for example, 'what is it?'")
-        try:
-            question.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(undecodable(error)) from None
         vocabulary = self.run.vocabulary
         tokens = torch.tensor([vocabulary.encode(question)], device=self.device)
         words = tokenize(question)[: tokens.shape[1]] or [question.strip()]
