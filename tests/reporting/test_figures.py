@@ -1,7 +1,14 @@
 """Figures: confidence intervals, curves as SVG, and the scale of attention."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+from conftest import PROJECT, environ
+from fontTools.ttLib import TTFont
+from matplotlib import font_manager
 
 from vqa_repro.reporting import charts, comparison, figures
 
@@ -37,3 +44,23 @@ def test_uniform_attention_looks_uniform_and_the_scale_starts_at_zero() -> None:
     assert top > 10 and indices.min() == 0 and indices.max() == len(figures.HEAT) - 1
     alpha = figures.HEAT[:, 3].astype(int)
     assert (np.diff(alpha) >= 0).all()
+
+
+def test_a_font_that_was_installed_later_is_found(tmp_path: Path) -> None:
+    settings = {"MPLCONFIGDIR": str(tmp_path / "mpl"), "XDG_DATA_HOME": str(tmp_path), "HOME": "/"}
+    code = "from vqa_repro.reporting import figures; print(figures.families())"
+
+    def families() -> str:
+        command = [sys.executable, "-c", code]
+        env = {**environ(), **settings}
+        done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True)
+        return done.stdout
+
+    if families() != "['DejaVu Sans']\n":
+        pytest.skip("a Chinese font is installed here")
+    font = TTFont(font_manager.findfont("DejaVu Sans"))
+    for record in font["name"].names:
+        record.string = "SimHei"
+    (tmp_path / "fonts").mkdir()
+    font.save(tmp_path / "fonts" / "one.ttf")
+    assert families() == "['DejaVu Sans', 'SimHei']\n"

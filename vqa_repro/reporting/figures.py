@@ -1,10 +1,12 @@
 """Figures of runs: curves, accuracies, and attention over images."""
 
 import io
+import logging
 import math
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -44,13 +46,24 @@ CHINESE = (
     *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
     *("PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei"),
 )
+# A Chinese font may have no bold face; its regular one is then taken.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 @cache
 def families() -> list[str]:
     """Return the fonts of figures; matplotlib takes each character from the first that has it."""
+    fonts = font_manager.fontManager
+    if not _chinese():  # matplotlib's list of fonts is that of its first start
+        for path in set(font_manager.findSystemFonts()) - {font.fname for font in fonts.ttflist}:
+            with suppress(OSError, RuntimeError):  # not readable, or no font
+                fonts.addfont(path)
+    return ["DejaVu Sans", *_chinese()[:1]]
+
+
+def _chinese() -> list[str]:
     installed = {font.name for font in font_manager.fontManager.ttflist}
-    return ["DejaVu Sans", *[name for name in CHINESE if name in installed][:1]]
+    return [name for name in CHINESE if name in installed]
 
 
 @cache
