@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -14,12 +15,14 @@ def rewrite_paths(folder: Path, made_as: Path) -> None:
 
     The RECORD of their packages is changed with them: the doctor compares the two.
     """
+    # Not where the name continues: after env was moved to env2, env2 is not to become env22.
+    old = re.compile(re.escape(os.fsencode(made_as)) + rb"(?![\w. -])")
     rows: dict[str, str] = {}
     for path in (folder / "bin").iterdir():
         if path.is_symlink() or not path.is_file() or path.stat().st_size > 100_000:
             continue
         content = path.read_bytes()
-        changed = content.replace(os.fsencode(made_as), os.fsencode(folder))
+        changed = old.sub(lambda _: os.fsencode(folder), content)
         if changed != content:
             replace_content(path, changed)
             digest = base64.urlsafe_b64encode(hashlib.sha256(changed).digest()).rstrip(b"=")
