@@ -861,7 +861,7 @@ def test_an_address_that_pip_cannot_parse_is_refused_before(copy: Copy, name: st
     assert not copy.venv.exists()
 
 
-@pytest.mark.parametrize("index", ["https://", "ftp://x/simple", "pypi", "file:///none/simple"])
+@pytest.mark.parametrize("index", ["https://", "ftp://x/simple", "packages", "file:///none/simple"])
 def test_what_cannot_be_an_index_is_named(copy: Copy, index: str) -> None:
     for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
         del copy.environ[name]
