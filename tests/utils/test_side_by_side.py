@@ -56,6 +56,20 @@ def test_slots_share_the_cores_and_take_turns_with_gpus(monkeypatch: pytest.Monk
     assert {slot["OMP_NUM_THREADS"] for slot in make_slots(20, [])} == {"1"}
 
 
+TALKERS = """
+import sys
+from vqa_repro.utils.side_by_side import make_slots, run_side_by_side
+talker = [sys.executable, "-S", "-c", "for _ in range(3000): print('x')"]
+run_side_by_side({"a": talker, "b": talker}, make_slots(2, []))
+"""
+
+
+def test_lines_of_two_commands_are_not_mixed() -> None:
+    command = [sys.executable, "-c", TALKERS]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert sorted(done.stdout.splitlines()) == ["a | x"] * 3000 + ["b | x"] * 3000
+
+
 PARENT = """
 import sys
 from vqa_repro.utils.side_by_side import make_slots, run_side_by_side

@@ -53,7 +53,8 @@ class _Process:
                     self._last_line = line.strip()
                     # A closed output must not stop the command, which would wait for a reader.
                     with suppress(OSError, ValueError):
-                        print(f"{self.name} | {line.rstrip()}", flush=True)
+                        # One write: print's own end of line may follow another thread's line.
+                        print(f"{self.name} | {line.rstrip()}\n", end="", flush=True)
 
     def outcome(self) -> Outcome:
         code = self.popen.wait()
