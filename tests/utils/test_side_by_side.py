@@ -59,15 +59,17 @@ def test_slots_share_the_cores_and_take_turns_with_gpus(monkeypatch: pytest.Monk
 TALKERS = """
 import sys
 from vqa_repro.utils.side_by_side import make_slots, run_side_by_side
-talker = [sys.executable, "-S", "-c", "for _ in range(3000): print('x')"]
-run_side_by_side({"a": talker, "b": talker}, make_slots(2, []))
+talker = [sys.executable, "-S", "-c", "for _ in range(9000): print('x')"]
+run_side_by_side(dict.fromkeys("abcd", talker), make_slots(4, []))
 """
 
 
-def test_lines_of_two_commands_are_not_mixed() -> None:
+def test_lines_of_several_commands_are_not_mixed() -> None:
     command = [sys.executable, "-c", TALKERS]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert sorted(done.stdout.splitlines()) == ["a | x"] * 3000 + ["b | x"] * 3000
+    assert sorted(done.stdout.splitlines()) == [
+        f"{name} | x" for name in "abcd" for _ in range(9000)
+    ]
 
 
 PARENT = """
