@@ -4,7 +4,8 @@ python -m vqa_repro.serve runs/easy-vqa
 python -m vqa_repro.serve runs/san runs/hiecoatt --port 8000
 
 The page is reachable from this machine only (127.0.0.1), and only with the token in the printed
-URL; the printed ssh command forwards it to a laptop. Stop with Ctrl-C or SIGTERM: exit code 0.
+URL; the printed ssh command forwards it to a laptop. Ctrl-C, SIGTERM or a hang-up stops it: exit
+code 0.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import os
 import re
 import secrets
 import signal
+import threading
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from vqa_repro.utils.arguments import (
@@ -96,6 +99,20 @@ def listen(args: argparse.Namespace, token: str) -> Server:
         return Server(0, runs, samples(folders), token)
 
 
+def stop_on_signals(server: Server) -> None:
+    """Let Ctrl-C, SIGTERM and SIGHUP stop ``server``, unless they are ignored (``nohup``).
+
+    An exception would close the connection under the thread that has just begun to answer it.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        threading.Thread(target=server.shutdown, daemon=True).start()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser, args = parse_arguments("serve", __doc__, add_arguments, arguments)
     if not args.runs and not args.run:
@@ -110,8 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     # Pillow only warns of images up to twice its limit, which take half a gigabyte to decode.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the server as Ctrl-C does
     with listen(args, token) as server:
+        stop_on_signals(server)
         predictors = server.application.runs.predictors
         print(f"on {describe(predictors[0].device)}:")
         for predictor in predictors:
@@ -119,9 +136,9 @@ def main(arguments: list[str] | None = None) -> int:
         path = f"/?token={token}"
         print(f"open http://127.0.0.1:{server.port}{path}")
         print(*tunnel_lines(server.port, path), "Ctrl-C stops it", sep="\n", flush=True)
-        with suppress(KeyboardInterrupt):
-            server.serve_forever()
-    print("stopped", flush=True)
+        server.serve_forever()
+    with suppress(OSError):  # the terminal has gone
+        print("stopped", flush=True)
     # At once: a thread that is still computing in torch would crash the interpreter at exit.
     os._exit(0)
 

@@ -63,9 +63,10 @@ class Served(NamedTuple):
         return json.dumps({"image": picture, "question": question}).encode()
 
 
-def start(*arguments: object, cwd: Path) -> Served:
+def start(*arguments: object, cwd: Path, program: str = "") -> Served:
+    program_arguments = ["-c", program] if program else ["-m", "vqa_repro.serve"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "vqa_repro.serve", *map(str, arguments)],
+        [sys.executable, *program_arguments, *map(str, arguments)],
         cwd=cwd,
         env=environ(),
         stdout=subprocess.PIPE,
@@ -395,7 +396,8 @@ def test_only_the_latest_images_are_kept(served: Served, photo: bytes) -> None:
     assert served.ask("POST", "/answers", served.question(first, "is it red?"))[0] == 200
 
 
-def test_starting_and_stopping(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_starting_and_stopping(number: signal.Signals, finished: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -409,7 +411,7 @@ def test_starting_and_stopping(finished: Path, tmp_path: Path) -> None:
         with pytest.raises(OSError):
             everywhere.connect(("127.0.0.2", port))
     assert first.ask("GET", "/runs")[0] == 200
-    out, errors = stop(first, signal.SIGINT)
+    out, errors = stop(first, number)
     assert (first.process.returncode, out, errors) == (0, "stopped\n", "")
     assert os.listdir(tmp_path) == [], "nothing is written"
 
@@ -450,6 +452,35 @@ def test_it_stops_cleanly_during_a_computation(
     for thread in threads:
         thread.join()
     assert set(answers) == {200}
+
+
+STOPPED_AT_A_REQUEST = """
+import os, signal, time
+from vqa_repro import serve
+from vqa_repro.utils.errors import main_guard
+from vqa_repro.web.server import Server
+
+process_request, leave = Server.process_request, os._exit
+
+def stop_at_once(self, request, address):
+    process_request(self, request, address)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def leave_late(code):
+    time.sleep(2)
+    leave(code)
+
+Server.process_request, os._exit = stop_at_once, leave_late
+main_guard(serve.main)
+"""
+
+
+def test_a_stop_leaves_a_request_its_connection(finished: Path, tmp_path: Path) -> None:
+    arguments = (finished, "--device", "cpu", "--port", 0)
+    stopping = start(*arguments, cwd=tmp_path, program=STOPPED_AT_A_REQUEST)
+    assert stopping.ask("GET", "/runs")[0] == 200
+    assert stopping.process.communicate(timeout=LIMIT) == ("stopped\n", "")
+    assert stopping.process.returncode == 0
 
 
 def test_runs_that_cannot_be_served_are_one_clear_line(finished: Path, tmp_path: Path) -> None:
