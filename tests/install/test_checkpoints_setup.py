@@ -562,6 +562,13 @@ def test_resumes_over_kills(run: Run, server: FaultServer) -> None:
     assert {a.if_range for a in server.log[1:]} == {'"v1"'}
 
 
+def test_notes_that_a_kill_left_half_written_are_removed(run: Run, server: FaultServer) -> None:
+    run.folder.mkdir(parents=True)
+    (run.folder / f".{NAME}.part.json.2e1vd3ma").write_text('{"url": ')
+    run("toy", "--from", server.url())
+    run.assert_right()
+
+
 @posix_only
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_by_a_signal(

@@ -6,6 +6,7 @@ belongs to. Both survive kills. A file gets its name only once its SHA-256 is ri
 
 from __future__ import annotations
 
+import glob
 import itertools
 import os
 import random
@@ -103,10 +104,10 @@ def download(file: RemoteFile, url: str, target: Path, timeout_s: float) -> str:
         sha256 = sha256_of(part)
         if file.matches(sha256):
             publish(part, target)
-            notes_of(part).unlink(missing_ok=True)
+            remove_notes(part)
             return sha256
         part.unlink()
-        notes_of(part).unlink(missing_ok=True)
+        remove_notes(part)
         if not retried:
             say(f"{file.filename}: wrong bytes ({sha256[:8]}...), deleted; downloading once more")
     raise SourceFailed(f"wrong bytes: sha256 {sha256[:8]}..., not {file.hash_text}", True)
@@ -192,6 +193,13 @@ def read_notes(part: Path) -> dict[str, Any]:
     except (OSError, UserError):
         return {}
     return notes if isinstance(notes, dict) else {}
+
+
+def remove_notes(part: Path) -> None:
+    """Remove the notes of ``part``, and those that a kill left half written."""
+    notes = notes_of(part)
+    for path in [notes, *part.parent.glob(f".{glob.escape(notes.name)}.*")]:
+        path.unlink(missing_ok=True)
 
 
 def validator_in(notes: dict[str, Any], url: str) -> str | None:
