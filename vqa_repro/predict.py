@@ -128,8 +128,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--attention draws the maps of one --question")
     if args.question is not None:
         args.question.encode()  # main_guard reports what the locale could not decode
-    if args.question is not None and args.image is None:
-        parser.error("--question needs --image")
+        if args.image is None:
+            parser.error("--question needs --image")
 
     import vqa_repro
     from vqa_repro.evaluation.titles import model_title

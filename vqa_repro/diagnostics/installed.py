@@ -1,8 +1,6 @@
 """Compare the installed files with what their wheels recorded (the RECORD of each package)."""
 
-import base64
 import csv
-import hashlib
 import importlib.metadata
 import os
 from collections.abc import Collection
@@ -10,6 +8,7 @@ from pathlib import Path
 
 from vqa_repro.diagnostics.facts import ROOT
 from vqa_repro.diagnostics.gpu import REINSTALL, Finding
+from vqa_repro.install.scripts import record_hash
 
 SHOWN = 3  # damaged files named for each package
 # Places with a certificate authority of their own append it here; that is no damage.
@@ -35,7 +34,7 @@ def damaged_files(
             extended = name in EXTENDABLE and status.st_size > int(size)
             same = extended or status.st_size == int(size)
             if extended or (same and deep):
-                same = _hash(path, int(size)) == recorded
+                same = record_hash(path, int(size)) == recorded
         except OSError:
             damaged.append(f"{name} (unreadable or missing)")
             continue
@@ -43,16 +42,6 @@ def damaged_files(
             damaged.append(name)
             linked |= status.st_nlink > 1
     return damaged, linked
-
-
-def _hash(path: Path, size: int) -> str:
-    """Return the hash of the first ``size`` bytes, as in a RECORD."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(min(size, 1 << 20)):
-            digest.update(block)
-            size -= len(block)
-    return "sha256=" + base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode()
 
 
 def check_installed_files(names: Collection[str], deep: bool) -> list[Finding]:

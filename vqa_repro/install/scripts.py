@@ -25,14 +25,23 @@ def rewrite_paths(folder: Path, made_as: Path) -> None:
         changed = old.sub(lambda _: os.fsencode(folder), content)
         if changed != content:
             replace_content(path, changed)
-            digest = base64.urlsafe_b64encode(hashlib.sha256(changed).digest()).rstrip(b"=")
             name = f"../../../bin/{path.name}"
-            rows[name] = f"{name},sha256={digest.decode()},{len(changed)}"
+            rows[name] = f"{name},{record_hash(path, len(changed))},{len(changed)}"
     for record in folder.glob("lib/python3*/site-packages/*.dist-info/RECORD"):
         lines = record.read_text(encoding="utf-8").splitlines()
         recorded = [rows.get(line.partition(",")[0], line) for line in lines]
         if recorded != lines:
             replace_content(record, "".join(f"{line}\n" for line in recorded).encode())
+
+
+def record_hash(path: Path, size: int) -> str:
+    """Return the hash of the first ``size`` bytes of a file, in the form that a RECORD has."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(min(size, 1 << 20)):
+            digest.update(block)
+            size -= len(block)
+    return "sha256=" + base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode()
 
 
 def replace_content(path: Path, content: bytes) -> None:
