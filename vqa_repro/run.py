@@ -50,6 +50,7 @@ class _Features(msgspec.Struct):
     made_by: dict[str, Any]
     channels: Annotated[int, msgspec.Meta(ge=1, le=WIDEST)]
     scale: float
+    rows: Annotated[int, msgspec.Meta(ge=1)] | None = None  # of the store then; None: early runs
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def check_alike(runs: Sequence[Run]) -> None:
     for run in runs[1:]:
         if run.vocabulary != first.vocabulary:
             raise UserError(f"{run.folder}: has other words or answers than {first.folder}")
-        if _features(run) != _features(first):
+        if run.features["made_by"] != first.features["made_by"]:
             raise UserError(f"{run.folder}: was trained on other features than {first.folder}")
 
 
@@ -82,7 +82,3 @@ def allowed_answers(vocabulary: Vocabulary, labels: Iterable[str | None], where:
     if not allowed.any():
         raise UserError(f"--answers-of {where}: the run can give none of its answers")
     return allowed
-
-
-def _features(run: Run) -> object:
-    return run.features["made_by"], run.features.get("fingerprint")

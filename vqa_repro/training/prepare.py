@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -76,9 +77,12 @@ def prepare(run: Run, splits: tuple[Split, Split], store: Store, runtime: Runtim
     Raise UserError if ``store`` is not what the run was trained on, or leaves nothing to train on.
     """
     recipe, world = run.recipe, runtime.world
-    if run.features != describe_features(recipe, store):
+    now = describe_features(recipe, store, run.features.get("rows"))
+    if run.features != {key: now.get(key) for key in run.features}:
         raise UserError(f"{run.folder}: was trained on other features than {store.path}")
     train, test = (with_features(split, store) for split in splits)
+    if recipe.training.test_every and test.hidden:
+        raise UserError(f"training.test_every: the answers of {test.name} are hidden; set it to 0")
     training, validation = train_validation_split(train.examples, recipe.data.validation)
     if recipe.training.keep == "best" and not validation:
         raise UserError(
@@ -125,9 +129,15 @@ def build_network(run: Run, runtime: Runtime) -> VQAModel:
     return network
 
 
-def describe_features(recipe: Recipe, store: Store) -> dict[str, object]:
-    """Return the content of a run's features.json."""
+def describe_features(recipe: Recipe, store: Store, count: int | None = None) -> dict[str, object]:
+    """Return the content of a run's features.json.
+
+    count: of the first so many rows, to which an extraction appends those of new images.
+    """
+    row_of = dict(islice(store.row_of.items(), count))
+    store = replace(store, rows=store.rows[:count], row_of=row_of)
     return {
+        "rows": len(store.rows),
         "made_by": store.made_by,
         "channels": store.rows.shape[-1],
         "fingerprint": store.fingerprint(),
