@@ -164,20 +164,13 @@ def main(arguments: list[str] | None = None) -> int:
     from vqa_repro.utils.memory import explain_out_of_memory
 
     with explain_out_of_memory():
-        classes: Sequence[str] = ()
         scored = _read_results(args) if args.results else _answer(args, folders)
-        if scored is None:
-            return 0
-        results, split = scored
-        if folders:
-            from vqa_repro.run import open_run
-
-            classes = open_run(folders[0]).vocabulary.answers
-        _report(args, results, split, classes)
+        if scored is not None:
+            _report(args, *scored)
     return 0
 
 
-def _read_results(args: argparse.Namespace) -> tuple[dict[int, str], Split]:
+def _read_results(args: argparse.Namespace) -> tuple[dict[int, str], Split, Sequence[str]]:
     from vqa_repro.data import vqa
     from vqa_repro.data.types import Split
     from vqa_repro.evaluation import vqa_accuracy
@@ -188,13 +181,16 @@ def _read_results(args: argparse.Namespace) -> tuple[dict[int, str], Split]:
     results = vqa_accuracy.read_results(args.results)
     asked = [example.question_id for example in examples]
     vqa_accuracy.check_results(results, asked, str(args.results))
-    return results, Split("", "results", examples, {})
+    return results, Split("", "results", examples, {}), ()
 
 
 def _answer(
     args: argparse.Namespace, folders: Sequence[Path]
-) -> tuple[dict[int, str], Split] | None:
-    """Answer a split with runs; None if its answers are hidden and cannot be scored here."""
+) -> tuple[dict[int, str], Split, Sequence[str]] | None:
+    """Answer a split with runs: the results, what they answer, and the answers that may be given.
+
+    Return None if the true answers are hidden and the results cannot be scored here.
+    """
     from vqa_repro.data.registry import load_split
     from vqa_repro.evaluation import vqa_accuracy
     from vqa_repro.features.provider import Runtime
@@ -213,10 +209,12 @@ def _answer(
             "to submit"
         )
     runtime = Runtime(choose_device(args.device), root=args.root, weights=args.weights)
-    answers_of = None
+    classes, answers_of = run.vocabulary.answers, None
     if args.answers_of:
         single = data.single_answers
         answers_of = load_split(args.answers_of, args.root, data.train, single_answers=single)
+        given = {example.answer for example in answers_of.examples}
+        classes = tuple(answer for answer in classes if answer in given)
     results = answer_split(runs, data, split, runtime, answers_of)
     examples = [example for example in split.examples if example.question_id in results]
     if len(examples) < len(split.examples):
@@ -230,7 +228,7 @@ def _answer(
     if args.out:
         vqa_accuracy.write_results(args.out, results)
     if not split.hidden:
-        return results, replace(split, examples=examples)
+        return results, replace(split, examples=examples), classes
     # With --json this line is not part of the output.
     line = where_scored(data.name, split, args.out, len(results))
     print(line, file=sys.stderr if args.json else sys.stdout)
@@ -256,7 +254,7 @@ def _report(
         values = vqa_accuracy.per_question(results, split.examples, pre_2021=args.pre_2021)
         text = json.dumps({number: round(100 * value, 2) for number, value in values.items()})
         write_atomic(args.per_question, lambda file: file.write(text.encode()))
-    known = prior_and_coverage(split, classes) if classes else {}
+    known = prior_and_coverage(split, classes, pre_2021=args.pre_2021) if classes else {}
     if args.json:
         print(json.dumps({**scores, **known}))
         return

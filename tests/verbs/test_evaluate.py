@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqa_repro import evaluate, train
+from vqa_repro import evaluate, report, train
 from vqa_repro.data.folder import load_folder
 from vqa_repro.evaluation.vqa_accuracy import read_results
 from vqa_repro.features.store import StoreWriter
@@ -105,6 +105,44 @@ def test_for_the_evaluation_server(
     assert all(set(record) == {"question_id", "answer"} for record in records)
     assert score(run, official, *given, "--split", "test-dev2015") == 0
     assert "give --split test2015" in capsys.readouterr().out
+
+
+def test_images_that_are_added_to_the_features_leave_earlier_runs_valid(
+    root: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(drawn_folder, folder)
+    questions = json.loads((folder / "val_questions.json").read_text())
+    for image in range(100, 104):
+        Image.new("RGB", (48, 36), (2 * image, 9, 9)).save(folder / "images" / f"{image}.png")
+    for number, question in enumerate(questions["questions"]):
+        question |= {"image_id": 100 + number % 4}
+    (folder / "test_questions.json").write_text(json.dumps(questions))
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    options = ["--data", str(folder), "--root", str(tmp_path), "--epochs", "1", "--device", "cpu"]
+    options += ["--set", "data.test=val", "--set", "data.picture_size=32"]
+    options += ["--set", "model.hidden=16"]
+    assert train.main([*options, "--out", str(first)]) == 0
+    assert score(first, tmp_path, "--split", "test", "--out", tmp_path / "results.json") == 0
+    assert train.main([*options, "--seed", "1", "--out", str(second)]) == 0
+    assert evaluate.main([str(first), str(second), *options[2:4], "--device", "cpu"]) == 0
+    assert report.main(["--examples", str(first), "--root", str(tmp_path)]) == 0
+
+
+def test_answers_that_may_not_be_given_are_not_covered(
+    run: Path, root: Path, other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations = json.loads((other / "train_annotations.json").read_text())
+    keep = [a for a in annotations["annotations"] if a["answers"][0]["answer"] in ("yes", "no")]
+    questions = json.loads((other / "train_questions.json").read_text())
+    asked = {a["question_id"] for a in keep}
+    questions["questions"] = [q for q in questions["questions"] if q["question_id"] in asked]
+    (other / "train_annotations.json").write_text(json.dumps({**annotations, "annotations": keep}))
+    (other / "train_questions.json").write_text(json.dumps(questions))
+    assert score(run, root, "--json", "--answers-of", other) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["coverage"] == pytest.approx(66.7, abs=0.1), "a third are colours"
 
 
 def test_per_question(

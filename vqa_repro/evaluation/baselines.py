@@ -9,7 +9,9 @@ from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import read_json
 
 
-def prior_and_coverage(split: Split, classes: Sequence[str]) -> dict[str, float]:
+def prior_and_coverage(
+    split: Split, classes: Sequence[str], *, pre_2021: bool = False
+) -> dict[str, float]:
     """Return "prior" and "coverage" in percent; {} if the answers are hidden.
 
     prior: the accuracy of always giving the most frequent training answer. coverage: the share of
@@ -19,7 +21,7 @@ def prior_and_coverage(split: Split, classes: Sequence[str]) -> dict[str, float]
         return {}
     constant = {example.question_id: classes[0] for example in split.examples}
     return {
-        "prior": vqa_accuracy.score(constant, split.examples)["overall"],
+        "prior": vqa_accuracy.score(constant, split.examples, pre_2021=pre_2021)["overall"],
         "coverage": coverage(split, classes),
     }
 
@@ -38,11 +40,11 @@ def question_only(run: Run) -> float | None:
             other = open_run(path.parent)
             if other.recipe.model["name"] != "question-only":
                 continue
-            accuracy = read_json(path).get("overall")
-        except (UserError, AttributeError):  # a stranger's folder
+            accuracy = float(read_json(path)["overall"])
+        except (UserError, TypeError, KeyError, ValueError):  # a stranger's folder
             continue
-        if (other.recipe.data.name, other.recipe.data.tested_on) == data and accuracy is not None:
-            return float(accuracy)
+        if (other.recipe.data.name, other.recipe.data.tested_on) == data:
+            return accuracy
     return None
 
 
