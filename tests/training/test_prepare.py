@@ -1,13 +1,14 @@
 """The scale of features: around 1 for the paper's form, unchanged for the code's."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from vqa_repro.features.provider import Runtime, open_features, root_mean_square
+from vqa_repro.features.provider import Runtime, open_features, open_or_extract, root_mean_square
 from vqa_repro.features.store import StoreWriter
 from vqa_repro.recipe import load_recipe
 from vqa_repro.training.prepare import load_splits, new_run, prepare
@@ -61,3 +62,29 @@ def test_region_vectors_are_scaled_as_the_recipe_says(
     best = load_recipe("easy-vqa", {**changes, "training.keep": "best", "data.validation": 0.001})
     with pytest.raises(UserError, match=r"too few images .* data.validation"):
         prepare(new_run(best, tmp_path, splits[0], store), splits, store, runtime)
+
+
+def test_a_test_whose_answers_are_hidden_cannot_be_looked_at(
+    drawn_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(drawn_folder, folder)
+    (folder / "val_questions.json").rename(folder / "test_questions.json")
+    changes = {"data.name": str(folder), "data.test": "test", "training.test_every": 1}
+    recipe = load_recipe("easy-vqa", changes)
+    runtime = Runtime(torch.device("cpu"), root=tmp_path)
+    splits = load_splits(recipe, tmp_path)
+    store = open_or_extract(recipe.data, splits, runtime)
+    run = new_run(recipe, tmp_path, splits[0], store)
+    with pytest.raises(UserError, match=r"training\.test_every.*hidden"):
+        prepare(run, splits, store, runtime)
+
+
+@pytest.mark.parametrize("name", ["vgg19-cafe", "vgg19-bfloat16", "resnet50-v2"])
+def test_a_mistyped_backbone_is_not_another_one(name: str, tmp_path: Path) -> None:
+    store = tmp_path / "features" / f"easy-vqa-{name.partition('-')[0]}-torchvision.safetensors"
+    store.parent.mkdir()
+    store.touch()
+    data = load_recipe("easy-vqa", {"data.features": name}).data
+    with pytest.raises(UserError, match=name):
+        open_or_extract(data, [], Runtime(torch.device("cpu"), root=tmp_path))

@@ -8,7 +8,6 @@ An image's position in a batch follows from its row. So the rows are the same bi
 often the work is interrupted and over however many processes it is divided.
 """
 
-import os
 import sys
 import time
 from collections import deque
@@ -32,6 +31,7 @@ from vqa_repro.utils.files import reason
 from vqa_repro.utils.memory import processes_here
 from vqa_repro.utils.paths import describe_missing, why_not_created
 from vqa_repro.utils.progress import Progress
+from vqa_repro.utils.side_by_side import cores
 
 NUM_BUFFERS = 4  # batches in flight: decoding, copying, computing, writing
 SAVE_EVERY = 2.0  # seconds of work that a kill can cost
@@ -254,8 +254,7 @@ def _merged(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 def num_threads() -> int:
     """Return the number of decoding threads of this process: its share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(2, (cores or 2) // processes_here())
+    return max(2, cores() // processes_here())
 
 
 @contextmanager

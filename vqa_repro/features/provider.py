@@ -116,10 +116,12 @@ def frozen(features: str) -> tuple[str, Preprocess]:
     "vgg19-caffe" is the backbone vgg19 with the weights of the original Caffe release.
     """
     backbone, _, release = features.partition("-")
-    return backbone, "caffe" if release == "caffe" else "torchvision"
+    if release == "caffe":
+        return backbone, "caffe"
+    return features, "torchvision"  # a backbone, or something else, with its whole name
 
 
 def root_mean_square(rows: npt.NDArray[Any]) -> float:
-    """Return the root mean square of up to 256 evenly spaced rows."""
+    """Return the root mean square of 256 to 511 evenly spaced rows, or of all if they are fewer."""
     sample = rows[:: max(1, len(rows) // 256)]
     return float(np.sqrt(np.mean([np.square(row, dtype=np.float32).mean() for row in sample])))
