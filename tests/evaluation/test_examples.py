@@ -213,7 +213,7 @@ def test_hand_written_galleries_are_read(tmp_path: Path) -> None:
         {"attention": {"hop 1": [0.2] * 5}},
         {"attention": {"hop 1": [float("inf")] * 4}},
         {"attention": {"hop 1": []}},
-        {"attention": {"hop 1": [0.0] * 65**2}},
+        {"attention": {"hop 1": [0.0] * 129**2}},
         {"attention": [1]},
         {"more": 1},
     ],
@@ -265,3 +265,28 @@ def test_untrusted_images_are_checked(tmp_path: Path) -> None:
     picture.symlink_to("/etc/passwd")
     with pytest.raises(UserError, match=r"1\.jpg: not a JPEG"):
         examples.read(tmp_path)
+
+
+def test_a_gallery_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    def written(regions: int, question: str) -> bool:
+        record = examples.ExampleRecord(
+            question_id=1,
+            question=question,
+            words=["what"],
+            human=["a"],
+            label="a",
+            accuracy=1.0,
+            label_probability=1.0,
+            answers=[("a", 1.0)],
+            attention={f"hop {hop}": [0.0] * regions for hop in range(17)},
+            picture=None,
+        )
+        examples._write(tmp_path, examples.Gallery({"sample": [0]}, [record], 0, {}, ""))
+        return examples.read(tmp_path) is not None
+
+    assert written(65**2, "what?"), "a picture_size of 520, 17 layers"
+    kept = (tmp_path / "gallery.json").read_text()
+    for regions, question in ((50, "what?"), (4, "what " * 201)):
+        with pytest.raises(UserError, match=r"gallery\.json: not written"):
+            written(regions, question)
+    assert (tmp_path / "gallery.json").read_text() == kept

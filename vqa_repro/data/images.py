@@ -61,7 +61,7 @@ def read_image_and_mode(source: ImageSource, size: int) -> tuple[npt.NDArray[np.
     try:
         with open_image(source) as image:
             mode = "grey" if image.mode.startswith("I;16") else _MODES.get(image.mode, image.mode)
-            upright = _UPRIGHT.get(_orientation(image))
+            upright = _UPRIGHT.get(orientation(image))
             squashed = _rgb(image).resize((size, size), Image.Resampling.BILINEAR)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         reason = "too many pixels to be a photo"
@@ -131,7 +131,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of ``image``: 1 is upright, 5 to 8 have exchanged sides."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # broken EXIF data raise many kinds; the image itself is readable

@@ -18,7 +18,7 @@ import numpy as np
 from msgspec import Meta
 from PIL import Image
 
-from vqa_repro.data.images import open_image, read_image
+from vqa_repro.data.images import open_image, orientation, read_image
 from vqa_repro.data.questions import Questions
 from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vocabulary import tokenize
@@ -43,8 +43,8 @@ MAX_FILE = 2**24  # bytes of gallery.json
 MAX_IMAGE = 2**18  # bytes
 MAX_QUESTIONS = 1000
 MAX_TEXT = 1000  # characters
-MAX_REGIONS = 64**2
-MAX_MAPS = 16
+MAX_REGIONS = 128**2  # of the largest picture_size
+MAX_MAPS = 100  # of SAN with MAX_LAYERS
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Texts = Annotated[list[Text], Meta(max_length=MAX_TEXT)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -240,23 +240,27 @@ def _size(path: Path) -> tuple[int, int]:
     """Return width and height of the image, with its EXIF orientation applied."""
     with open_image(path) as image:
         width, height = image.size
-        try:
-            rotated = image.getexif().get(0x0112, 1) >= 5
-        except Exception:  # broken EXIF data, as in data/images.py
-            rotated = False
+        rotated = orientation(image) >= 5
     return (height, width) if rotated else (width, height)
 
 
 def _write(folder: Path, gallery: Gallery) -> Gallery:
-    (folder / "gallery").mkdir(exist_ok=True)
-    for name in gallery.images:
-        _write_bytes(folder / "gallery" / name, gallery.images[name])
+    """Write ``gallery``. Raise UserError, writing nothing, for one that ``read`` would refuse."""
     content = {
         "lists": gallery.lists,
         "wrong": gallery.wrong,
         "asked": msgspec.to_builtins(gallery.records),
     }
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        _check(msgspec.convert(content, _Content))
+        if len(text) > MAX_FILE:
+            raise ValueError(f"more than {MAX_FILE:,} bytes")
+    except ValueError as error:  # msgspec's are ValueErrors
+        raise UserError(f"{folder / 'gallery.json'}: not written: {first_line(error)}") from None
+    (folder / "gallery").mkdir(exist_ok=True)
+    for name in gallery.images:
+        _write_bytes(folder / "gallery" / name, gallery.images[name])
     _write_bytes(folder / "gallery.json", text)
     return replace(gallery, fingerprint=_fingerprint(text))
 
