@@ -127,6 +127,7 @@ class Recipe:
         }
 
 
+_TABLES = ("data", "model", "training", "published")
 _SECTIONS = {"data": Data, "training": Training, "published": Published}
 
 
@@ -149,8 +150,10 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
                 f"--recipe {name}: no such recipe; there are {', '.join(recipe_names())}"
             )
     raw = _read(path)
-    model = raw.get("model")
-    before = model.get("name") if isinstance(model, dict) else None
+    for section in ("data", "model", "training"):
+        if not isinstance(raw.get(section), dict):
+            raise UserError(f"{path}: has no table [{section}]")
+    before = raw["model"].get("name")
     another_model = changes.get("model.name", before) != before
     if another_model:
         raw["model"] = {}  # as in a file: another model has other options
@@ -158,6 +161,10 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
         section, _, option = key.partition(".")
         if not option:
             raise UserError(f"{key}: name an option as section.key, for example training.epochs")
+        if section not in _TABLES:
+            raise UserError(
+                f"{key}: there is no section {section!r}; there are {', '.join(_TABLES)}"
+            )
         values = raw.setdefault(section, {})
         if values.get(option) != value and key != "training.seed":
             raw["changed"] = sorted({*raw.get("changed", []), key})
@@ -167,7 +174,7 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
     if another_data_set or another_model:
         # Neither the published number nor the title applies.
         raw.pop("published", None)
-        data = Path(str(raw["data"]["name"])).name
+        data = Path(str(raw["data"].get("name"))).name
         raw["title"] = f"{raw.get('model', {}).get('name')} on {data}"
         if another_data_set:
             raw["name"] = data

@@ -18,8 +18,8 @@ from vqa_repro.training.optim import (
     learning_rate,
     make_optimizer,
     set_rate,
-    use_precision,
 )
+from vqa_repro.utils.device import use_precision
 
 SAN_CODE = Training(
     epochs=50,

@@ -98,6 +98,23 @@ def test_another_model_drops_the_title_and_the_published_number() -> None:
     assert same.model["layers"] == 2 and same.published is not None
 
 
+def test_changes_to_what_a_recipe_does_not_have_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"title\.x.*data, model, training, published"):
+        load_recipe("easy-vqa", {"title.x": 1})
+    file = tmp_path / "recipe.toml"
+    file.write_text('title = "x"\n[model]\nname = "san"\n[training]\nepochs = 1\n')
+    with pytest.raises(UserError, match=r"recipe\.toml: has no table \[data\]"):
+        load_recipe(str(file), {"model.name": "hiecoatt"})
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9985, -0.1, float("nan")])
+def test_a_dropout_that_leaves_nothing_is_refused(share: float, tmp_path: Path) -> None:
+    recipe = load_recipe("easy-vqa", {"model.dropout": share})
+    run = Run(tmp_path, recipe, WORDS, {"channels": 8, "made_by": {}, "scale": 1.0})
+    with pytest.raises(UserError, match=r"dropout = .*from 0 to 0\.99"):
+        build(run)
+
+
 def test_missing_and_circular_bases_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

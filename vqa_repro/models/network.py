@@ -12,7 +12,7 @@ from vqa_repro.models import MODELS, SAN, HieCoAtt
 from vqa_repro.models.cnn import SmallCNN
 from vqa_repro.models.common import ModelOutput
 from vqa_repro.run import WIDEST, Run
-from vqa_repro.utils.device import has_bfloat16
+from vqa_repro.utils.device import has_bfloat16, use_precision
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import write_atomic
 from vqa_repro.utils.memory import free_on_host
@@ -20,6 +20,7 @@ from vqa_repro.utils.torch_utils import empty_weights, load_safetensors
 
 # Copies of the weights in training, at least: weights, gradients and optimiser state.
 COPIES = {"adamw": 4, "sgd": 3, "rmsprop": 3}
+MOST_DROPPED = 0.99
 
 
 class VQAModel(nn.Module):
@@ -28,7 +29,8 @@ class VQAModel(nn.Module):
     cnn: maps images (I, S, S, 3) uint8 to a grid (I, R, C); None if the features are a grid.
     scale: factor of the features. precision: of matrix products in training, where the device
     supports it. regions: share of each image's regions that training sees.
-    Outside training everything is in float32 and uses all regions.
+    Outside training everything is in float32 and uses all regions; but the validation and the
+    test of a training in "tf32" are in that, too.
     """
 
     def __init__(
@@ -136,6 +138,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return type(value) is int and 1 <= value <= WIDEST
     if hint is bool:
         return type(value) is bool
+    if hint is float:  # a share that is dropped; DropoutMask rounds it to 1/256
+        return type(value) in (int, float) and 0 <= value <= MOST_DROPPED
     if get_origin(hint) is tuple:
         hints = get_args(hint)
         return (
@@ -149,6 +153,8 @@ def _fits(value: Any, hint: Any) -> bool:
 def _describe(hint: Any) -> str:
     if hint is bool:
         return "true or false"
+    if hint is float:
+        return f"a number from 0 to {MOST_DROPPED}"
     count = len(get_args(hint))
     return f"{f'{count} whole numbers' if count else 'a whole number'} from 1 to {WIDEST:,}"
 
@@ -179,7 +185,11 @@ def save_weights(network: VQAModel, path: Path) -> None:
 
 
 def load_model(run: Run, device: torch.device) -> VQAModel:
-    """Return the trained network of ``run`` in evaluation mode. Raise UserError if damaged."""
+    """Return the trained network of ``run`` in evaluation mode. Raise UserError if damaged.
+
+    From here on products are in float32 (``use_precision``) until a training says otherwise.
+    """
+    use_precision("float32")
     path = run.folder / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{path}: missing; the run is unfinished: continue it with --resume")

@@ -52,16 +52,6 @@ def make_optimizer(training: Training, network: nn.Module) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=on_gpu)
 
 
-def use_precision(precision: str) -> None:
-    """Set how a GPU computes products of float32 matrices, convolutions and LSTMs.
-
-    "tf32": in TensorFloat-32, with inputs rounded to 11 bits, on GPUs since Ampere. Otherwise in
-    float32; PyTorch by itself would use TensorFloat-32 in convolutions and LSTMs.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-
-
 def resume(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load ``state``, but keep the options of this recipe and device."""
     options = [

@@ -21,10 +21,9 @@ from vqa_repro.models.network import VQAModel
 from vqa_repro.models.ops import attention
 from vqa_repro.recipe import Recipe, Training, load_recipe
 from vqa_repro.training.cuda_graphs import CudaGraphs, GraphedStep, Recomputed, reason_for_eager
-from vqa_repro.training.optim import use_precision
 from vqa_repro.training.step import Step
 from vqa_repro.training.synthetic import VQA_QUESTIONS, Sizes, synthetic_data
-from vqa_repro.utils.device import has_bfloat16
+from vqa_repro.utils.device import has_bfloat16, use_precision
 
 CPU = torch.device("cpu")
 SMALL, SMALL_WIDTH = Sizes(regions=9, channels=16, words=60, answers=10), 16

@@ -71,6 +71,18 @@ def use_deterministic_algorithms() -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def use_precision(precision: str) -> None:
+    """Set how a GPU computes products of float32 matrices, convolutions and LSTMs.
+
+    "tf32": in TensorFloat-32, with inputs rounded to 11 bits, on GPUs since Ampere. Otherwise in
+    float32; PyTorch by itself would use TensorFloat-32 in convolutions and LSTMs.
+    """
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
 def describe(device: torch.device) -> str:
     """Return a description of the device for logs: name and memory, or number of threads."""
     import torch
