@@ -11,7 +11,7 @@ import pytest
 from conftest import environ
 
 from vqa_repro.run import Run, open_run
-from vqa_repro.training.run_folder import LOCK, claim_run, lock_run
+from vqa_repro.training.run_folder import LOCK, choose_run, claim_run, lock_run
 from vqa_repro.utils.errors import UserError
 
 HOLD = """
@@ -43,6 +43,14 @@ def test_a_second_training_is_refused_and_names_the_first(tmp_path: Path) -> Non
     with lock_run(tmp_path):  # its owner has ended
         assert os.path.lexists(tmp_path / LOCK)
     assert not os.path.lexists(tmp_path / LOCK)
+
+
+def test_a_changed_title_does_not_prevent_resuming(finished: Path) -> None:
+    recipe = open_run(finished).recipe
+    assert choose_run(replace(recipe, title="Another title"), finished, True)[1] is not None
+    other = replace(recipe, training=replace(recipe.training, batch_size=7))
+    with pytest.raises(UserError, match="other options .training.batch_size="):
+        choose_run(other, finished, True)
 
 
 def test_the_second_of_two_runs_takes_the_next_default_name(

@@ -1,6 +1,7 @@
 """Several seeds or folds in one command."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,14 @@ def test_seeds_are_trained_resumed_and_compared(
     with pytest.raises(UserError, match=r"run-seed-0.*\[data\]"):
         train.main([*small, *changes, "--folds", "1/2", "--out", "cheat"])
     assert not Path("cheat").exists()
+    shutil.copytree("run-seed-0", "unfinished")
+    Path("unfinished/metrics.json").unlink()
+    with pytest.raises(UserError, match="unfinished: not finished"):
+        train.main([*small, "--set", 'training.teachers=["unfinished"]', "--out", "early"])
     capsys.readouterr()
+    with pytest.raises(UserError, match=r"seed-0.*other options"):
+        train.main([*small, "--seeds", "0-1", "--epochs", "2"])
+    assert "| Question" not in capsys.readouterr().out, "the table of runs with other options"
     together = ["run-seed-0", "run-seed-1", "student", "--answers-of", str(drawn_folder)]
     assert evaluate.main([*together, "--split", "val", "--json"]) == 0
     assert 0 <= json.loads(capsys.readouterr().out)["overall"] <= 100

@@ -28,15 +28,15 @@ def choose_run(recipe: Recipe, out: Path | None, resume: bool) -> tuple[Path, Ru
         if resume:
             for folder in reversed([f for f in default_folders(recipe) if is_run(f)]):
                 run = open_run(folder)
-                if run.recipe == recipe:
+                if run.recipe.options() == recipe.options():
                     return folder, run
         return next(folder for folder in default_folders(recipe) if not folder.exists()), None
     if is_run(out):
         if not resume:
             raise UserError(f"--out {out}: holds a run; --resume continues it, or name another")
         run = open_run(out)
-        if run.recipe != recipe:
-            made, now = run.recipe.options(), recipe.options()
+        made, now = run.recipe.options(), recipe.options()
+        if made != now:  # a new title or published figure does not matter
             other = [
                 f"{key}={made.get(key)}" for key in made | now if made.get(key) != now.get(key)
             ]

@@ -23,7 +23,12 @@ class Trained(NamedTuple):
 
     @property
     def finished(self) -> list[Path]:
-        return [path for path in self.folders.values() if (path / "metrics.json").exists()]
+        """The finished runs; a folder whose training failed may hold one of other options."""
+        return [
+            path
+            for name, path in self.folders.items()
+            if not self.outcomes[name].code and (path / "metrics.json").exists()
+        ]
 
     def exit_code(self) -> int:
         """Return 0, or the code of the signal. Raise UserError, naming those that failed."""
@@ -64,7 +69,8 @@ def train_side_by_side(args: argparse.Namespace, words: Sequence[str], base: Pat
         for name, folder in folders.items()
     }
     gpus = visible_gpus(args.device)
-    slots = make_slots(min(args.jobs or len(gpus) or cores(), len(commands)), gpus)
+    together = len(gpus) or (1 if args.device.startswith("cuda:") else cores())
+    slots = make_slots(min(args.jobs or together, len(commands)), gpus)
     return Trained(base, folders, *run_side_by_side(commands, slots))
 
 
