@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
         make_examples(args.examples, args.root, args.device)
         return 0
     if args.folds:
-        if args.runs or args.markdown or args.watch or args.png:
+        if args.runs or args.markdown or args.watch or args.png or args.svg or args.pdf:
             raise UserError("--folds: takes the settings alone, and --out")
         print_folds(args.folds, args.out)
         return 0

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vqa_repro.data import vqa
-from vqa_repro.data.check import check_folder, data_notes
+from vqa_repro.data.check import data_notes, report_lines, survey
 from vqa_repro.data.folder import load_folder
 from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vocabulary import tokenize
@@ -190,7 +190,7 @@ def test_counts_overlap_coverage_and_damage_are_reported(tmp_path: Path) -> None
         return Split("x", name, [Example(1, "a", question, (answer,), answer)], images)
 
     train, test = split("train", "one", "red"), split("test", "long " * 27, "blue")
-    report = "\n".join(check_folder(train, test))
+    report = "\n".join(report_lines(survey(train, test)))
     assert "2 images are missing or damaged" in report and "b.png" in report and "c.png" in report
     assert " 0.0% of test" in report
     notes = data_notes(train, test)

@@ -41,6 +41,15 @@ def test_the_limit_holds_99_percent_of_the_training_and_others_are_beyond(tmp_pa
     assert image_statistics(network, store, ["0"]) is None
 
 
+def test_images_are_taken_evenly_from_many(tmp_path: Path) -> None:
+    rows = np.zeros((3999, 1, 1), np.float16)
+    rows[2000:] = 1
+    store = Store(tmp_path, rows, {str(n): n for n in range(3999)}, {})
+    found = image_statistics(VQAModel(None, nn.Linear(1, 2)), store, list(store.row_of))
+    assert found is not None and found.images == 2000
+    assert float(found.mean[0]) == pytest.approx(0.5, abs=0.001)
+
+
 @pytest.mark.parametrize(
     "change", [{"mean": [1.0]}, {"deviation": [0.0, 1.0, 1.0]}, {"limit": None}, {"odd": 1}]
 )

@@ -165,7 +165,7 @@ def read_notes(folder: Path) -> None:
     target = folder / checkpoint.filename
     checkpoints.verified_sha256(checkpoint.file, target)
     checkpoints.state_of(checkpoint, folder)
-    owner = locks.current_owner(folder / f".{target.name}.in-use")
+    owner = locks.parse(locks.read(folder / f".{target.name}.in-use") or "")
     assert owner is None or isinstance(owner.is_gone(), bool)
 
 

@@ -58,7 +58,7 @@ def start(code: str, *args: object) -> subprocess.Popen[str]:
 
 def test_held_then_free(lock: Path) -> None:
     with locks.hold(lock, 0, print):
-        owner = locks.current_owner(lock)
+        owner = locks.parse(locks.read(lock) or "")
         assert owner and owner.pid == os.getpid() and owner.host == HERE
         with pytest.raises(locks.Busy, match=str(os.getpid())), locks.hold(lock, 0.1, print):
             pass

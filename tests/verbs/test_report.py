@@ -416,6 +416,7 @@ def test_a_run_is_the_papers_procedure_only_unchanged() -> None:
     assert procedure(load_recipe(names[0], {"training.learning_rate": 0.1})) == "ours"
     assert procedure(load_recipe(f"{names[0]}-fast", {})) == "ours"
     assert procedure(load_recipe(names[0], {"training.seed": 3})) == "paper"
+    assert procedure(load_recipe(names[0], {"training.test_every": 1})) == "paper", "it only logs"
 
 
 def test_runs_of_equal_name_are_distinguished_by_their_options(tmp_path: Path) -> None:

@@ -49,11 +49,6 @@ def data_notes(train: Split, test: Split) -> list[str]:
     return notes
 
 
-def check_folder(train: Split, test: Split, num_answers: int = 1000) -> list[str]:
-    """Return ``survey`` of two splits as a report, one fact a line."""
-    return report_lines(survey(train, test, num_answers))
-
-
 def survey(train: Split, test: Split, num_answers: int = 1000) -> dict[str, Any]:
     """Return facts about two splits; every image is decoded.
 

@@ -69,7 +69,8 @@ def image_statistics(
 ) -> ImageStatistics | None:
     """Return the statistics of up to IMAGES of ``images``, taken evenly; None with too few."""
     rows = sorted(store.row_of[key] for key in images if key in store.row_of)
-    rows = rows[:: max(1, len(rows) // IMAGES)][:IMAGES]
+    if len(rows) > IMAGES:
+        rows = [rows[i * len(rows) // IMAGES] for i in range(IMAGES)]
     if len(rows) < 2:
         return None
     device = next(network.parameters()).device

@@ -26,6 +26,9 @@ IN_TITLE = {
     *("model.name", "model.layers", "model.question", "model.coattention"),
 }
 
+# Options of [training] that are no part of the procedure: which run, and what it logs.
+NOT_TRAINED_BY = {"training.seed", "training.test_every"}
+
 
 def model_title(recipe: Recipe) -> str:
     """Return for example "SAN (2 layers, LSTM) on easy-VQA", true after any change of options."""
@@ -63,7 +66,7 @@ def procedure(recipe: Recipe) -> str:
     name = recipe.model["name"]
     if name not in papers:
         return ""
-    ours = any(key.startswith("training.") and key != "training.seed" for key in recipe.changed)
+    ours = any(key.startswith("training.") for key in {*recipe.changed} - NOT_TRAINED_BY)
     training = recipe.training
     same = (training.optimizer, training.schedule, training.order) == papers[name]
     return "paper" if same and not ours else "ours"

@@ -99,11 +99,6 @@ def release(path: Path, text: str) -> None:
             path.unlink()
 
 
-def current_owner(path: Path) -> Owner | None:
-    """Return who holds the lock; None where nobody does, or where it names nobody."""
-    return parse(read(path) or "")
-
-
 # ---------------------------------------------------------------- the lock itself
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vqa_repro.evaluation import examples
 from vqa_repro.evaluation.examples import Gallery
-from vqa_repro.evaluation.titles import IN_TITLE, model_title
+from vqa_repro.evaluation.titles import IN_TITLE, NOT_TRAINED_BY, model_title
 from vqa_repro.recipe import Published, Recipe
 from vqa_repro.reporting.commands import option
 from vqa_repro.run import Run, open_run
@@ -192,7 +192,7 @@ def metric_names(groups: Sequence[RunGroup], section: str = "") -> list[str]:
 
 def _changes(run: Run) -> list[str]:
     recipe = run.recipe.to_json()
-    hidden = {*IN_TITLE, "training.seed", "training.test_every"}  # which only logs
+    hidden = {*IN_TITLE, *NOT_TRAINED_BY}
     if Path(run.recipe.data.features).suffix:  # a file; what it was made with is shown elsewhere
         hidden.add("data.features")
     changed = [k for k in run.recipe.changed if k not in hidden]

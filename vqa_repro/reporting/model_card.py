@@ -49,9 +49,12 @@ def model_card(run: Run, metrics: dict[str, Any]) -> str:
     recipe = run.recipe
     data = Path(recipe.data.name).name
     accuracy = metrics.get("overall")
+    trained_on = recipe.data.train
+    if recipe.data.fold:
+        trained_on += f" without fold {recipe.data.fold}"
     lines = [*_metadata(run, accuracy), "", f"# {model_title(recipe)}", ""]
     lines.append(
-        f"{recipe.model['name']}, trained with vqa_repro on {data} ({recipe.data.train}), seed "
+        f"{recipe.model['name']}, trained with vqa_repro on {data} ({trained_on}), seed "
         f"{recipe.training.seed}. It chooses among {len(run.vocabulary.answers):,} answers and "
         f"knows {len(run.vocabulary.words):,} words."
     )
