@@ -49,7 +49,7 @@ def test_a_changed_title_does_not_prevent_resuming(finished: Path) -> None:
     recipe = open_run(finished).recipe
     assert choose_run(replace(recipe, title="Another title"), finished, True)[1] is not None
     other = replace(recipe, training=replace(recipe.training, batch_size=7))
-    with pytest.raises(UserError, match="other options .training.batch_size="):
+    with pytest.raises(UserError, match=r"other options \(training\.batch_size="):
         choose_run(other, finished, True)
 
 
