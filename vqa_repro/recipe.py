@@ -82,6 +82,8 @@ class Training:
     teachers: list[str] = field(default_factory=list)  # finished runs to be distilled
     distillation: Share = 0.5  # share of the loss on the teachers' answers
     temperature: Annotated[float, msgspec.Meta(ge=0.1, le=100)] = 2.0  # of those answers
+    # images, drawn at random, about which the teachers answer each question too
+    teacher_images: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
     keep: Literal["last", "best"] = "last"  # which epoch's weights, by validation accuracy
     # epochs between two looks at the test, which are logged and choose nothing; 0: none
     test_every: Annotated[int, msgspec.Meta(ge=0)] = 0

@@ -81,14 +81,14 @@ def train(
             world.run_on_main(lambda: locks.enter_context(lock_run(folder)))
         print(model_title(recipe))
         run, data = prepare_run(recipe, folder, resumed, runtime)
-        soft_targets = world.run_together(lambda: make_soft_targets(run, data, runtime))
+        taught, soft_targets = world.run_together(lambda: make_soft_targets(run, data, runtime))
         with explain_shortage(recipe.training, folder, runtime.device):
             network = build_network(run, runtime)
-        run = record_start(run, data, runtime, resumed, out)
+        run = record_start(run, taught, runtime, resumed, out)
         if not resumed:
             world.run_on_main(lambda: locks.enter_context(lock_run(run.folder)))
-        describe_start(run, network, data, runtime)
-        fit(run, network, data, runtime, soft_targets, tracking)
+        describe_start(run, network, taught, runtime)
+        fit(run, network, taught, runtime, soft_targets, tracking)
     return run
 
 

@@ -15,7 +15,12 @@ from vqa_repro.evaluation.wups import WordNet
 from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.training.ema import WeightAverage
 from vqa_repro.training.loss import symmetric_divergence
-from vqa_repro.training.soft_targets import SoftTargets, similar_answers
+from vqa_repro.training.soft_targets import (
+    SoftTargets,
+    similar_answers,
+    with_labels,
+    with_other_images,
+)
 from vqa_repro.training.step import Step
 from vqa_repro.utils.errors import UserError
 
@@ -55,6 +60,34 @@ def test_targets_by_label() -> None:
     logits = torch.randn(len(batch), steps.ANSWERS)
     expected = nn.functional.cross_entropy(logits, batch.label, reduction="none")
     torch.testing.assert_close(eye.cross_entropy(logits, batch), expected)
+
+
+def test_teachers_answer_questions_about_other_images() -> None:
+    _, questions = steps.made_up(pictures=False)
+    count = len(questions)
+    more = with_other_images(questions, 3, seed=1)
+    assert len(more) == 4 * count and (more.row.diff() >= 0).all()
+    assert more.question_id.unique(return_counts=True)[1].unique().tolist() == [4]
+
+    asked = {
+        (int(id), int(row)): words.tolist()
+        for id, row, words in zip(more.question_id, more.row, more.tokens, strict=True)
+    }
+    own = dict(zip(questions.question_id.tolist(), questions.row.tolist(), strict=True))
+    words = dict(zip(questions.question_id.tolist(), questions.tokens.tolist(), strict=True))
+    assert all(tokens == words[id] for (id, _), tokens in asked.items())
+    assert set(own.items()) <= asked.keys() and len(asked) > 2 * count
+    assert {row for _, row in asked} == set(own.values()), "images of the training split"
+
+    labels = dict(zip(questions.question_id.tolist(), questions.label.tolist(), strict=True))
+    taught = with_labels(more, torch.full((4 * count,), 5))
+    kept = more.label >= 0
+    assert kept.sum() == count and (taught.label[~kept] == 5).all()
+    assert taught.label[kept].tolist() == [labels[int(i)] for i in more.question_id[kept]]
+    assert (taught.answers[~kept] == 5).all() and (taught.answers[kept] == more.answers[kept]).all()
+    again = with_other_images(questions, 3, seed=1)
+    assert (again.row == more.row).all()
+    assert (with_other_images(questions, 3, seed=2).row != more.row).any()
 
 
 def test_similar_answers_share_the_target() -> None:

@@ -55,6 +55,7 @@ def test_seeds_are_trained_resumed_and_compared(
         "training.test_every=1",
         "training.r_drop=1",
         "training.similar_answers=0.2",
+        "training.teacher_images=1",
         teachers,
     )
     changes = [word for option in others for word in ("--set", option)]
@@ -71,6 +72,8 @@ def test_seeds_are_trained_resumed_and_compared(
     Path("unfinished/metrics.json").unlink()
     with pytest.raises(UserError, match="unfinished: not finished"):
         train.main([*small, "--set", 'training.teachers=["unfinished"]', "--out", "early"])
+    with pytest.raises(UserError, match=r"needs training\.teachers"):
+        train.main([*small, "--set", "training.teacher_images=1", "--out", "early"])
     capsys.readouterr()
     with pytest.raises(UserError, match=r"seed-0.*other options"):
         train.main([*small, "--seeds", "0-1", "--epochs", "2"])

@@ -1,13 +1,14 @@
 """Targets in addition to the label: similar answers, and the answers of teachers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vqa_repro.data.batching import Batch
+from vqa_repro.data.questions import Questions
 from vqa_repro.evaluation.ensemble import check_alike, load_ensemble
 from vqa_repro.evaluation.inference import outputs
 from vqa_repro.evaluation.wups import WordNet
@@ -38,10 +39,13 @@ class SoftTargets:
         return -(target * log_p).sum(1) * self.temperature**2
 
 
-def make_soft_targets(run: Run, data: PreparedData, runtime: Runtime) -> list[SoftTargets]:
-    """Return the targets in addition to the label that the recipe of ``run`` wants.
+def make_soft_targets(
+    run: Run, data: PreparedData, runtime: Runtime
+) -> tuple[PreparedData, list[SoftTargets]]:
+    """Return the data to train on, and the targets in addition to the label.
 
-    Raise UserError for teachers that do not fit, and if WordNet is needed and missing.
+    With ``training.teacher_images`` the data has more questions than ``data``, labelled by the
+    teachers. Raise UserError for teachers that do not fit, and if WordNet is needed and missing.
     """
     training = run.recipe.training
     targets = []
@@ -50,13 +54,52 @@ def make_soft_targets(run: Run, data: PreparedData, runtime: Runtime) -> list[So
             raise UserError('training.similar_answers needs training.answers = "label"')
         table = similar_answers(run.vocabulary.answers, WordNet()).to(runtime.device)
         targets.append(SoftTargets(table, True, training.similar_answers))
+    if training.teacher_images and not training.teachers:
+        raise UserError("training.teacher_images needs training.teachers")
     if training.teachers:
+        if count := training.teacher_images:
+            train = with_other_images(data.train, count, training.seed)
+            note = f"the teachers answer every question about {count} other images, too"
+            data = replace(data, train=train, notes=[*data.notes, note])
         table = taught_answers(run, data, runtime)
+        data = replace(data, train=with_labels(data.train, table.argmax(1)))
         share, temperature = training.distillation, training.temperature
         targets.append(SoftTargets(table, False, share, temperature))
     if sum(target.share for target in targets) > 1:
         raise UserError("training.similar_answers and training.distillation add up to more than 1")
-    return targets
+    return data, targets
+
+
+def with_other_images(questions: Questions, count: int, seed: int) -> Questions:
+    """Return ``questions``, and each of them about ``count`` images more, drawn at random.
+
+    Those have no label (-1). A teacher has not learnt their answers by heart, so they show more of
+    the function that it computes (Beyer et al. 2022, "A good teacher is patient and consistent").
+    """
+    images, copies = torch.unique(questions.row), len(questions) * count
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(images), (copies,), generator=generator).to(images.device)
+    row = torch.cat([questions.row, images[drawn]])
+    order = row.argsort(stable=True)
+    position = order % len(questions)
+    own = order < len(questions)
+    return Questions(
+        question_id=questions.question_id[position],
+        tokens=questions.tokens[position],
+        lengths=questions.lengths[position],
+        row=row[order],
+        label=questions.label[position].where(own, -1),
+        answers=questions.answers[position].where(own[:, None], -1),
+    )
+
+
+def with_labels(questions: Questions, answers: Tensor) -> Questions:
+    """Return ``questions`` with ``answers`` (N,) as the label of those that have none."""
+    missing = (questions.answers < 0).all(1)
+    label = questions.label.where(~missing, answers)
+    return replace(
+        questions, label=label, answers=questions.answers.where(~missing[:, None], label[:, None])
+    )
 
 
 def similar_answers(answers: Sequence[str], wordnet: WordNet) -> Tensor:
