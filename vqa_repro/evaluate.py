@@ -115,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=name_or_path_argument,
         help="with RUN: another data set, or a folder with your own",
     )
-    parser.add_argument("--split", help="with RUN: the split (default: the recipe's test split)")
+    parser.add_argument("--split", help="with RUN: the split (default: what the run was tested on)")
     add_root_option(parser)
     add_weights_option(parser)
     parser.add_argument(
@@ -200,9 +200,7 @@ def _answer(
     runs = [open_run(folder) for folder in folders]
     run = runs[0]
     data = replace(run.recipe.data, name=args.data or run.recipe.data.name)
-    split = load_split(
-        data.name, args.root, args.split or data.test, single_answers=data.single_answers
-    )
+    split = _split_to_answer(runs, args)
     if split.hidden and not args.out:
         raise UserError(
             f"{data.name}, {split.name}: its answers are hidden; --out FILE writes the results "
@@ -237,6 +235,31 @@ def _answer(
 
         print(json.dumps(score(results, split)))
     return None
+
+
+def _split_to_answer(runs: Sequence[Run], args: argparse.Namespace) -> Split:
+    """Read the split that the options name; by default the one that the runs were tested on.
+
+    Raise UserError by default for runs of which one may have trained on the other's fold.
+    """
+    from vqa_repro.data.registry import load_split
+    from vqa_repro.training.prepare import load_test_split
+
+    data = runs[0].recipe.data
+    if args.data or args.split:
+        name, split = args.data or data.name, args.split or data.test
+        return load_split(name, args.root, split, single_answers=data.single_answers)
+    for run in runs[1:]:
+        if run.recipe.data.fold != data.fold:
+            raise UserError(
+                f"{run.folder}: holds out {_fold(run)}, {runs[0].folder} {_fold(runs[0])}, so one "
+                f"may have trained on the other's questions; name the split: --split {data.test}"
+            )
+    return load_test_split(data, args.root)
+
+
+def _fold(run: Run) -> str:
+    return f"fold {run.recipe.data.fold}" if run.recipe.data.fold else "no fold"
 
 
 def _report(

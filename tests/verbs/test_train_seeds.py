@@ -124,5 +124,11 @@ def test_folds_answer_every_training_question_once(
         mean = sum(row[2] for row in record["questions"]) / len(record["questions"])
         assert metrics["overall"] == pytest.approx(100 * mean, abs=0.01)
         assert record["fold"] in metrics["split"]
+        capsys.readouterr()
+        assert evaluate.main([f"run-fold-{k}", "--json"]) == 0
+        scored = json.loads(capsys.readouterr().out)
+        assert scored["overall"] == metrics["overall"], "the fold, not the test split"
+    with pytest.raises(UserError, match=r"run-fold-2: holds out fold 2/2.*--split val"):
+        evaluate.main(["run-fold-1", "run-fold-2"])
     assert report.main(["--folds", "run", "run"]) == 0
     assert "+0.0 ± 0.0" in capsys.readouterr().out

@@ -17,7 +17,7 @@ from vqa_repro.features.loader import FeatureLoader
 from vqa_repro.features.provider import Runtime, root_mean_square
 from vqa_repro.features.store import Store
 from vqa_repro.models.network import VQAModel, build, check_memory
-from vqa_repro.recipe import Recipe
+from vqa_repro.recipe import Data, Recipe
 from vqa_repro.run import Run
 from vqa_repro.utils.errors import UserError
 
@@ -50,12 +50,17 @@ def load_splits(recipe: Recipe, root: Path) -> tuple[Split, Split]:
     if data.features == "none" and recipe.model["name"] != "question-only":
         raise UserError('data.features = "none" is for the model question-only: it sees no image')
 
-    def load(name: str) -> Split:
-        return registry.load_split(data.name, root, name, single_answers=data.single_answers)
-
     if data.fold:
-        return split_fold(load(data.train), data.fold, registry.find_data_set(data.name).sequences)
-    return load(data.train), load(data.test)
+        return _split_fold(data, root)
+    return _load(data, data.train, root), _load(data, data.test, root)
+
+
+def load_test_split(data: Data, root: Path) -> Split:
+    """Read what a run with ``data`` is tested on: the fold that it held out, or the test split.
+
+    Raise UserError for data that is missing or damaged.
+    """
+    return _split_fold(data, root)[1] if data.fold else _load(data, data.test, root)
 
 
 def new_run(recipe: Recipe, folder: Path, train: Split, store: Store) -> Run:
@@ -149,6 +154,15 @@ def with_features(split: Split, store: Store) -> Split:
     """Return ``split`` without the questions about damaged images."""
     examples = [example for example in split.examples if example.image in store.row_of]
     return replace(split, examples=examples)
+
+
+def _load(data: Data, name: str, root: Path) -> Split:
+    return registry.load_split(data.name, root, name, single_answers=data.single_answers)
+
+
+def _split_fold(data: Data, root: Path) -> tuple[Split, Split]:
+    train = _load(data, data.train, root)
+    return split_fold(train, data.fold, registry.find_data_set(data.name).sequences)
 
 
 def _scale(recipe: Recipe, store: Store) -> float:
