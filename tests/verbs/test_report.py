@@ -18,6 +18,7 @@ from conftest import LIMIT, environ
 from PIL import Image
 
 from vqa_repro import report
+from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vocabulary import Vocabulary
 from vqa_repro.evaluation import examples
 from vqa_repro.evaluation.titles import model_title, procedure
@@ -377,6 +378,16 @@ def test_what_two_runs_answer_differently_and_what_one_confuses(tmp_path: Path) 
     assert "&lt;cow&gt;" in html[html.index('id="confusions"') :] and "1,234 questions" in html
     alone = made(runs[1])
     assert 'id="disagreements"' not in alone and 'id="confusions"' not in alone
+
+
+def test_long_answers_leave_the_details_of_a_run_readable(tmp_path: Path) -> None:
+    label = "x" * 5000
+    split = Split("data", "test", [Example(1, "image", "what?", (label,), label)], {})
+    write_json(tmp_path / contrasts.DETAILS, contrasts.score_details({1: "cat"}, split))
+    details = contrasts.read_score_details(tmp_path)
+    assert details is not None and [(given, n) for _, given, n in details.confusions] == [
+        ("cat", 1)
+    ]
 
 
 def test_the_headline_names_what_a_model_must_beat(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ DETAILS = "score_details.json"  # in a run folder
 CONFUSED = 30  # pairs kept of a run
 DISAGREEMENTS = 40  # questions shown
 
-Text = Annotated[str, Meta(max_length=1000)]
+MAX_TEXT = 1000  # characters of an answer
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
 def weights_in(folder: Path) -> int | None:
@@ -40,9 +41,9 @@ def weights_in(folder: Path) -> int | None:
 
 
 def confusions(results: Mapping[int, str], split: Split) -> list[tuple[str, str, int]]:
-    """Return the most frequent (label, other answer given, count), the most frequent first."""
+    """Return (label, other answer given, count), the most frequent first; long answers clipped."""
     pairs = Counter(
-        (example.answer, results[example.question_id])
+        (example.answer[:MAX_TEXT], results[example.question_id][:MAX_TEXT])
         for example in split.examples
         if example.answer is not None and example.question_id in results
     )
