@@ -19,6 +19,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ def train(
     from vqa_repro.evaluation.titles import model_title
     from vqa_repro.features.provider import Runtime
     from vqa_repro.training.prepare import build_network
+    from vqa_repro.training.pretrained import copy_pretrained
     from vqa_repro.training.run_folder import choose_run, lock_run, record_start
     from vqa_repro.training.shortage import explain_shortage
     from vqa_repro.training.soft_targets import make_soft_targets
@@ -84,6 +86,9 @@ def train(
         taught, soft_targets = world.run_together(lambda: make_soft_targets(run, data, runtime))
         with explain_shortage(recipe.training, folder, runtime.device):
             network = build_network(run, runtime)
+            if recipe.training.init_from and not resumed:
+                note = world.run_together(lambda: copy_pretrained(network, run))
+                taught = replace(taught, notes=[*taught.notes, note])
         run = record_start(run, taught, runtime, resumed, out)
         if not resumed:
             world.run_on_main(lambda: locks.enter_context(lock_run(run.folder)))

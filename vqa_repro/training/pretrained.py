@@ -1,0 +1,71 @@
+"""Fine-tuning: take the initial weights of a network from another run."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vqa_repro.data.vocabulary import Vocabulary
+from vqa_repro.models.network import VQAModel, build, load_model
+from vqa_repro.run import Run, open_run
+from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.torch_utils import empty_weights
+
+
+def copy_pretrained(network: VQAModel, run: Run) -> str:
+    """Copy the weights of ``training.init_from`` into ``network``; return a note on them.
+
+    Weights of a word or an answer go to the same word or answer; those that the other run lacks
+    keep their initial values. Raise UserError if the other run is unfinished, or its network has
+    other layers.
+    """
+    path = Path(run.recipe.training.init_from)
+    other = open_run(path)
+    if not other.finished:
+        raise UserError(f"training.init_from = {path}: not finished: train --resume")
+    pretrained = load_model(other, torch.device("cpu")).state_dict()
+    words, answers = run.vocabulary.words, run.vocabulary.answers
+    by_word = _growing(run, replace(run.vocabulary, words=(*words, "")))
+    by_answer = _growing(run, replace(run.vocabulary, answers=(*answers, "")))
+    word_rows = _rows(words, other.vocabulary.words)
+    answer_rows = _rows(answers, other.vocabulary.answers)
+    own = network.state_dict()
+    if own.keys() != pretrained.keys():
+        raise UserError(f"training.init_from = {path}: another model, {other.recipe.model}")
+    for name, value in own.items():
+        rows = word_rows if name in by_word else answer_rows if name in by_answer else None
+        source = pretrained[name]
+        if source.shape[rows is not None :] != value.shape[rows is not None :]:
+            raise UserError(
+                f"training.init_from = {path}: {name} is {tuple(source.shape)} there and "
+                f"{tuple(value.shape)} here; set the same [model]: {other.recipe.model}"
+            )
+        pretrained[name] = source if rows is None else _take(source, rows, value)
+    network.load_state_dict(pretrained)
+    found = [int((rows >= 0).sum()) for rows in (word_rows, answer_rows)]
+    return (
+        f"initial weights of {path} ({other.recipe.title}), which has {found[0]:,} of "
+        f"{len(words):,} words and {found[1]:,} of {len(answers):,} answers"
+    )
+
+
+def _growing(run: Run, vocabulary: Vocabulary) -> set[str]:
+    """Return the parameters of the run's network that would be larger with ``vocabulary``."""
+    with empty_weights():
+        now, then = (build(r).state_dict() for r in (run, replace(run, vocabulary=vocabulary)))
+    return {name for name, value in now.items() if value.shape != then[name].shape}
+
+
+def _rows(wanted: Sequence[str], present: Sequence[str]) -> Tensor:
+    """Return the index in ``present`` of each of ``wanted``, -1 if it is absent."""
+    index = {text: row for row, text in enumerate(present)}
+    return torch.tensor([index.get(text, -1) for text in wanted])
+
+
+def _take(source: Tensor, rows: Tensor, otherwise: Tensor) -> Tensor:
+    """Return ``source[rows]``, with the row of ``otherwise`` where ``rows`` is -1."""
+    taken, known = otherwise.clone(), rows >= 0
+    taken[known.to(taken.device)] = source[rows[known]].to(taken)
+    return taken
