@@ -123,6 +123,7 @@ def fit(
     trackers: Trackers,
 ) -> None:
     """Train ``network`` to the end, and write the results of the run."""
+    from vqa_repro.evaluation.held_out import TEMPERATURES
     from vqa_repro.evaluation.inference import predict_all
     from vqa_repro.reporting import summary
     from vqa_repro.training.loop import Trainer
@@ -132,7 +133,8 @@ def fit(
     with explain_shortage(run.recipe.training, run.folder, runtime.device), closing(trackers):
         trainer = Trainer(run, network, data, runtime, soft_targets=soft_targets, trackers=trackers)
         seconds = trainer.fit()
-        predictions = predict_all(network, data.loader, data.test, world)
+        temperatures = TEMPERATURES if run.recipe.data.fold else ()
+        predictions = predict_all(network, data.loader, data.test, world, temperatures)
         world.run_on_main(lambda: summary.finish(run, network, data, predictions, seconds))
         world.run_on_main(lambda: trackers.finish(run))
 

@@ -52,6 +52,16 @@ def test_differences_are_paired(tmp_path: Path) -> None:
     assert first[3].startswith("0.700 ±") and second[4] == "+0.000 ± 0.000"
 
 
+def test_early_records_lack_the_calibrated_loss(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    write(late, "1/2", [[n, f"g{n // 2}", 1, 0.5, None, 0.4] for n in range(4)], version=2)
+    write(late, "2/2", [[n, "h", 1, None if n == 5 else 1.5, None, 1.4] for n in (4, 5)], version=2)
+    early = a_setting(tmp_path / "early", [1] * 6)
+    head, _, *rows = compare([late, early])
+    assert "calibrated" in head and "0.733 ±" in rows[0] and "nan" in rows[1]
+    assert "calibrated" not in compare([early])[0]
+
+
 def test_settings_that_cannot_be_compared(tmp_path: Path) -> None:
     a, b = (a_setting(tmp_path / name, [1] * 6) for name in "ab")
     write(b, "2/2", [[4, "h", 1, 1.5, None]], digest="other")
@@ -80,7 +90,7 @@ def test_a_file_of_another_version_or_damaged(
     text: str | None, expected: str, tmp_path: Path
 ) -> None:
     a = a_setting(tmp_path / "a", [1] * 6)
-    path = write(a, "2/2", [[4, "h", 1, 1.5, None]], version=2)
+    path = write(a, "2/2", [[4, "h", 1, 1.5, None]], version=3)
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match=expected) as error:

@@ -124,6 +124,8 @@ def test_folds_answer_every_training_question_once(
         mean = sum(row[2] for row in record["questions"]) / len(record["questions"])
         assert metrics["overall"] == pytest.approx(100 * mean, abs=0.01)
         assert record["fold"] in metrics["split"]
+        loss, calibrated = (sum(row[n] for row in record["questions"]) for n in (3, 5))
+        assert calibrated <= loss and 0.5 <= record["temperature"] <= 4
         capsys.readouterr()
         assert evaluate.main([f"run-fold-{k}", "--json"]) == 0
         scored = json.loads(capsys.readouterr().out)

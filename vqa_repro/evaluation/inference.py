@@ -38,6 +38,8 @@ class Predictions(NamedTuple):
     answer: Tensor  # (N,) int64: the most probable class
     confidence: Tensor  # (N,) its probability
     label_probability: Tensor  # (N,) the probability of the label; 0 where it is not a class
+    # (T, N) the same with the logits divided by each of the temperatures that were asked for
+    tempered: Tensor
 
 
 def forward(network: VQAModel, batch: Batch) -> ModelOutput:
@@ -66,23 +68,34 @@ def outputs(
 
 
 def predict_all(
-    network: VQAModel, loader: FeatureLoader, questions: Questions, world: World = SINGLE_PROCESS
+    network: VQAModel,
+    loader: FeatureLoader,
+    questions: Questions,
+    world: World = SINGLE_PROCESS,
+    temperatures: Sequence[float] = (),
 ) -> Predictions:
     """Answer every question once. Attention maps are not kept.
 
     With several processes each question is answered by one of them, and all return all answers.
     """
-    probabilities = torch.zeros(2, len(questions), device=questions.label.device)
+    divisors = (1.0, *temperatures)
+    probabilities = torch.zeros(1 + len(divisors), len(questions), device=questions.label.device)
     classes = torch.zeros_like(questions.label)
     for batch, output in outputs(network, loader, questions, world):
-        best = output.logits.argmax(1)
-        probability = output.logits.float().softmax(1)
-        label = probability.gather(1, batch.label.clamp(min=0)[:, None])[:, 0]
+        logits = output.logits.float()
+        best, label = logits.argmax(1), batch.label.clamp(min=0)[:, None]
         classes[batch.positions] = best
-        probabilities[0, batch.positions] = probability.gather(1, best[:, None])[:, 0]
-        probabilities[1, batch.positions] = label * (batch.label >= 0)
-    confidence, label_probability = world.all_reduce(probabilities.cpu())
-    return Predictions(world.all_reduce(classes.cpu()), confidence, label_probability)
+        probabilities[0, batch.positions] = logits.softmax(1).gather(1, best[:, None])[:, 0]
+        for row, divisor in enumerate(divisors, start=1):
+            probability = (logits / divisor).softmax(1).gather(1, label)[:, 0]
+            probabilities[row, batch.positions] = probability * (batch.label >= 0)
+    confidence, label_probability, *tempered = world.all_reduce(probabilities.cpu())
+    return Predictions(
+        world.all_reduce(classes.cpu()),
+        confidence,
+        label_probability,
+        torch.stack(tempered) if tempered else probabilities.new_empty(0, len(questions)).cpu(),
+    )
 
 
 def answers_by_id(

@@ -17,13 +17,19 @@ from vqa_repro.utils.files import read_bounded
 
 MAX_FILE = 2**28  # bytes
 
-Row = tuple[
-    int,
-    str,
-    Annotated[float, msgspec.Meta(ge=0, le=1)],
-    Annotated[float, msgspec.Meta(ge=0)] | None,
-    Annotated[float, msgspec.Meta(ge=0, le=1)] | None,
-]
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Loss = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class _Row(msgspec.Struct, array_like=True):
+    """A question of held_out.json."""
+
+    question_id: int
+    group: str
+    accuracy: _Share
+    loss: _Loss | None
+    wups: _Share | None
+    calibrated: _Loss | None = None  # version 1 lacks it
 
 
 class _Record(msgspec.Struct):
@@ -34,7 +40,7 @@ class _Record(msgspec.Struct):
     split: str
     fold: Annotated[str, msgspec.Meta(pattern=r"^[1-9]\d*/[1-9]\d*$")]
     digest: str
-    questions: list[Row]
+    questions: list[_Row]
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,12 @@ class Estimate(NamedTuple):
 
 
 # Column -> its factor and digits.
-COLUMNS = {"accuracy, %": (100, 1), "log loss": (1, 3), "wups_0.9": (100, 1)}
+COLUMNS = {
+    "accuracy, %": (100, 1),
+    "log loss": (1, 3),
+    "wups_0.9": (100, 1),
+    "log loss, calibrated": (1, 3),
+}
 
 
 def read_setting(base: Path) -> Setting:
@@ -81,8 +92,9 @@ def read_setting(base: Path) -> Setting:
     if any((record.data, record.split) != (first.data, first.split) for record in records):
         raise UserError(f"{base}: its folds are of different data sets")
     rows = [row for record in records for row in record.questions]
-    names = [row[1] for row in rows]
-    table = np.array([[math.nan if v is None else v for v in row[2:]] for row in rows], float)
+    names = [row.group for row in rows]
+    values = [(row.accuracy, row.loss, row.wups, row.calibrated) for row in rows]
+    table = np.array([[math.nan if v is None else v for v in row] for row in values], float)
     return Setting(
         base.name,
         [f"{first.data} {first.split}", *(record.digest for record in records)],
@@ -98,7 +110,7 @@ def _read(path: Path) -> _Record:
         record = msgspec.json.decode(read_bounded(path, MAX_FILE), type=_Record)
     except (msgspec.MsgspecError, ValueError) as error:
         raise UserError(f"{path}: damaged: {first_line(error)}; train the fold again") from None
-    if record.version != VERSION or not record.questions:
+    if not 1 <= record.version <= VERSION or not record.questions:
         raise UserError(f"{path}: of another version of the program; train the fold again")
     return record
 
