@@ -55,7 +55,10 @@ def make_soft_targets(
         table = similar_answers(run.vocabulary.answers, WordNet()).to(runtime.device)
         targets.append(SoftTargets(table, True, training.similar_answers))
     if training.teacher_images and not training.teachers:
-        raise UserError("training.teacher_images needs training.teachers")
+        raise UserError(
+            "training.teacher_images needs training.teachers: name finished runs, "
+            '--set \'training.teachers=["runs/a", "runs/b"]\''
+        )
     if training.teachers:
         if count := training.teacher_images:
             train = with_other_images(data.train, count, training.seed)
