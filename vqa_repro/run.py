@@ -67,6 +67,10 @@ class Run:
     def finished(self) -> bool:
         return (self.folder / "metrics.json").exists()
 
+    @property
+    def has_checkpoint(self) -> bool:
+        return any(path.exists() for path in self._checkpoints())
+
     def log(self) -> list[dict[str, Any]]:
         """Return the log's records, without a last line truncated by a kill."""
         path = self.folder / "log.jsonl"

@@ -61,6 +61,13 @@ def test_words_and_answers_keep_their_weights_in_another_vocabulary(
             source = weights[first] if known else weights[fresh]
             number = getattr(there, rows).index(text) if known else row
             assert value[row].equal(source[name][number]), (name, text)
+    # Killed before the first checkpoint.
+    for path in (*tuned.glob("checkpoint*.pt"), tuned / "metrics.json"):
+        path.unlink()
+    again = start(other_data, "tuned", "--set", "training.init_from=first", "--resume")
+    assert all(
+        v.equal(weights[tuned][k]) for k, v in load_file(again / "model.safetensors").items()
+    )
     notes = json.loads((tuned / "environment.json").read_text())["without"]
     assert any("initial weights of first" in note for note in notes)
 
@@ -74,9 +81,11 @@ def test_what_does_not_fit(drawn_folder: Path) -> None:
     with pytest.raises(UserError, match="init_from = first: another model"):
         image = ["--features", "cnn", "--set", "model.name=bag-of-words"]
         start(drawn_folder, "bag", "--set", "training.init_from=first", *image)
+    with pytest.raises(UserError, match="init_from = first: may have trained on fold 1/2"):
+        start(drawn_folder, "fold", "--set", "training.init_from=first", "--folds", "1/2")
     Path("first/metrics.json").unlink()
     with pytest.raises(UserError, match="init_from = first: not finished"):
         start(drawn_folder, "early", "--set", "training.init_from=first")
     with pytest.raises(UserError, match="not a run folder"):
         start(drawn_folder, "none", "--set", "training.init_from=no-such-run")
-    assert not any(Path(out).exists() for out in ("wide", "bag", "early", "none"))
+    assert not any(Path(out).exists() for out in ("wide", "bag", "fold", "early", "none"))

@@ -18,13 +18,19 @@ def copy_pretrained(network: VQAModel, run: Run) -> str:
     """Copy the weights of ``training.init_from`` into ``network``; return a note on them.
 
     Weights of a word or an answer go to the same word or answer; those that the other run lacks
-    keep their initial values. Raise UserError if the other run is unfinished, or its network has
-    other layers.
+    keep their initial values. Raise UserError if the other run is unfinished, its network has other
+    layers, or it may have trained on the fold that this one holds out.
     """
     path = Path(run.recipe.training.init_from)
     other = open_run(path)
     if not other.finished:
         raise UserError(f"training.init_from = {path}: not finished: train --resume")
+    data, other_data = run.recipe.data, other.recipe.data
+    if data.fold and other_data.name == data.name and other_data.fold != data.fold:
+        raise UserError(
+            f"training.init_from = {path}: may have trained on fold {data.fold} of {data.name}; "
+            "name a run that holds out the same fold, or of another data set"
+        )
     pretrained = load_model(other, torch.device("cpu")).state_dict()
     words, answers = run.vocabulary.words, run.vocabulary.answers
     by_word = _growing(run, replace(run.vocabulary, words=(*words, "")))
