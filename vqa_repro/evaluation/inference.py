@@ -78,24 +78,23 @@ def predict_all(
 
     With several processes each question is answered by one of them, and all return all answers.
     """
-    divisors = (1.0, *temperatures)
-    probabilities = torch.zeros(1 + len(divisors), len(questions), device=questions.label.device)
+    probabilities = torch.zeros(
+        2 + len(temperatures), len(questions), device=questions.label.device
+    )
     classes = torch.zeros_like(questions.label)
     for batch, output in outputs(network, loader, questions, world):
         logits = output.logits.float()
         best, label = logits.argmax(1), batch.label.clamp(min=0)[:, None]
         classes[batch.positions] = best
-        probabilities[0, batch.positions] = logits.softmax(1).gather(1, best[:, None])[:, 0]
-        for row, divisor in enumerate(divisors, start=1):
-            probability = (logits / divisor).softmax(1).gather(1, label)[:, 0]
-            probabilities[row, batch.positions] = probability * (batch.label >= 0)
-    confidence, label_probability, *tempered = world.all_reduce(probabilities.cpu())
-    return Predictions(
-        world.all_reduce(classes.cpu()),
-        confidence,
-        label_probability,
-        torch.stack(tempered) if tempered else probabilities.new_empty(0, len(questions)).cpu(),
-    )
+        probability = logits.softmax(1)
+        probabilities[0, batch.positions] = probability.gather(1, best[:, None])[:, 0]
+        probabilities[1, batch.positions] = probability.gather(1, label)[:, 0]
+        for row, temperature in enumerate(temperatures, start=2):
+            probability = (logits / temperature).softmax(1)
+            probabilities[row, batch.positions] = probability.gather(1, label)[:, 0]
+    probabilities[1:] *= questions.label >= 0
+    totals = world.all_reduce(probabilities.cpu())
+    return Predictions(world.all_reduce(classes.cpu()), totals[0], totals[1], totals[2:])
 
 
 def answers_by_id(
