@@ -85,8 +85,7 @@ def make_examples(folder: Path, root: Path, device_name: str) -> None:
     from vqa_repro.utils.device import choose_device
 
     run, device = open_run(folder), choose_device(device_name)
-    if not run.finished:
-        raise UserError(f"{run.folder}: not finished; train it with --resume")
+    run.check_finished()
     runtime = Runtime(device, root=root)
     splits = load_splits(run.recipe, root)
     store = open_or_extract(run.recipe.data, splits, runtime)

@@ -67,6 +67,11 @@ class Run:
     def finished(self) -> bool:
         return (self.folder / "metrics.json").exists()
 
+    def check_finished(self) -> None:
+        """Raise UserError if the run is not finished."""
+        if not self.finished:
+            raise UserError(f"{self.folder}: not finished; train it with --resume")
+
     @property
     def has_checkpoint(self) -> bool:
         return any(path.exists() for path in self._checkpoints())

@@ -382,6 +382,21 @@ def test_a_run_resumed_elsewhere_records_where(finished: Path, tmp_path: Path) -
         record_resumed(run, here)
 
 
+# Kills itself instead of saving the weights for the nth time.
+KILLED = """
+import os, signal, sys
+from vqa_repro import train
+from vqa_repro.training import loop
+save, left = loop.save_weights, int(sys.argv[1])
+def save_weights(*arguments):
+    global left
+    left -= 1
+    save(*arguments) if left else os.kill(os.getpid(), signal.SIGKILL)
+loop.save_weights = save_weights
+train.main(sys.argv[2:])
+"""
+
+
 def test_the_best_epoch_is_kept_and_patience_ends_training(
     drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +417,15 @@ def test_the_best_epoch_is_kept_and_patience_ends_training(
     data = prepare(run, splits, open_features(run.recipe.data, splits, runtime), runtime)
     predictions = predict_all(load_model(run, runtime.device), data.loader, data.validation)
     assert label_accuracy(predictions, data.validation) == pytest.approx(max(held_out))
+
+    # Killed between the checkpoint of that epoch and its weights: the resumed run has them, too.
+    improvements = sum(a > max([-1.0, *held_out[:i]]) for i, a in enumerate(held_out))
+    killed, command = tmp_path / "killed", [*options(drawn_folder, tmp_path / "killed", 200), *best]
+    subprocess.run([sys.executable, "-c", KILLED, str(improvements), *command], env=environ())
+    assert not (killed / "metrics.json").exists()
+    assert (killed / "model.safetensors").read_bytes() != (out / "model.safetensors").read_bytes()
+    assert train.main([*command, "--resume"]) == 0
+    assert (killed / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
 def test_a_question_only_model_needs_no_images(

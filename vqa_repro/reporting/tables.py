@@ -13,7 +13,6 @@ from vqa_repro.reporting.comparison import (
     made_by,
     metric_names,
 )
-from vqa_repro.utils.errors import UserError
 
 _HEADS = {
     "overall": "accuracy, % (difference)",
@@ -29,8 +28,7 @@ def markdown(runs: Sequence[RunSummary]) -> str:
     Raise UserError, naming the run, if one is not finished.
     """
     for run in runs:
-        if run.metrics is None:
-            raise UserError(f"{run.run.folder}: not finished; train it with --resume")
+        run.run.check_finished()
     lines = []
     for (data, split), groups in by_dataset(group_runs(runs)).items():
         questions = groups[0].metrics[0]["questions"]

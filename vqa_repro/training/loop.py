@@ -198,15 +198,13 @@ class Trainer:
             state.end_record()
 
     def _validate(self) -> float:
-        """Return the validation accuracy in percent; record and save the best epoch."""
+        """Return the validation accuracy in percent; record the best epoch."""
         validation, world = self.data.validation, self._world
         with self._averaged():
             predictions = predict_all(self.network, self.data.loader, validation, world)
             accuracy = label_accuracy(predictions, validation)
             if accuracy > self.state.best:
                 self.state.best, self.state.best_epoch = accuracy, self.state.epoch
-                if self._training.keep == "best":
-                    world.run_on_main(lambda: save_weights(self.network, self._weights))
         return accuracy
 
     def _test(self) -> float:
@@ -247,12 +245,19 @@ class Trainer:
 
         def write() -> None:
             self.run.save_checkpoint(checkpoint)
-            if self._training.keep == "last" or not self._weights.exists():
-                with self._averaged():
-                    save_weights(self.network, self._weights)
+            if self._training.keep == "last" or self._is_best() or not self._weights.exists():
+                self._save_weights()
 
         self._world.run_on_main(write)
         self._saved = time.monotonic()
+
+    def _is_best(self) -> bool:
+        """Return whether the network is that of the end of the best epoch so far."""
+        return self.state.batch == 0 and self.state.epoch == self.state.best_epoch
+
+    def _save_weights(self) -> None:
+        with self._averaged():
+            save_weights(self.network, self._weights)
 
     def _restore(self) -> None:
         """Load the newest checkpoint, if there is one, to resume exactly there."""
@@ -266,6 +271,8 @@ class Trainer:
             state.load_state_dict(checkpoint)
             if self._average:
                 self._average.load_state_dict(checkpoint["average"])
+            if self._training.keep == "best" and self._is_best():
+                world.run_on_main(self._save_weights)  # a kill may have come before it
             random = checkpoint["random"]
             if len(random) == world.size:
                 set_random_state(random[world.rank], self._device)

@@ -23,8 +23,7 @@ def copy_pretrained(network: VQAModel, run: Run) -> str:
     """
     path = Path(run.recipe.training.init_from)
     other = open_run(path)
-    if not other.finished:
-        raise UserError(f"training.init_from = {path}: not finished: train --resume")
+    other.check_finished()
     data, other_data = run.recipe.data, other.recipe.data
     if data.fold and other_data.name == data.name and other_data.fold != data.fold:
         raise UserError(

@@ -125,8 +125,7 @@ def taught_answers(run: Run, data: PreparedData, runtime: Runtime) -> Tensor:
     number = recipe.data.fold.partition("/")[0]
     teachers = [open_run(Path(t.replace("{fold}", number))) for t in recipe.training.teachers]
     for teacher in teachers:
-        if not teacher.finished:
-            raise UserError(f"{teacher.folder}: not finished; a teacher must be: train --resume")
+        teacher.check_finished()
         if teacher.recipe.data != recipe.data:
             raise UserError(
                 f"{teacher.folder}: its [data] is not that of this training, so it saw other "
