@@ -186,7 +186,8 @@ def draw_accuracies(axes: Axes, figures: Sequence[Accuracy], language: str) -> N
     names = [textwrap.fill(drawable(title), 44) for title, *_ in figures]
     for y, (_, ours, prior) in enumerate(figures):
         bar = axes.barh(y, ours.mean, xerr=ours.deviation, height=0.5, capsize=3, color="C0")
-        axes.text(1, y, ours.text, va="center", color="w")
+        over = {"facecolor": "C0", "edgecolor": "none", "pad": 1}  # the line may cross the number
+        axes.text(1, y, ours.text, va="center", color="w", bbox=over)
         bar.set_label(translate("ours", language) if y == 0 else "")
         if ours.published is not None:
             (line,) = axes.plot([ours.published] * 2, [y - 0.4, y + 0.4], color="k", linewidth=2)
