@@ -138,6 +138,6 @@ def table(run: Run) -> str:
             f"  answers            {run.folder / 'results.json'}",
             f"  report             python -m vqa_repro.report {shlex.quote(str(run.folder))}",
             f"  ask a question     python -m vqa_repro.predict {shlex.quote(str(run.folder))}"
-            " --image PICTURE --question QUESTION --attention look.png",
+            " --image IMAGE --question QUESTION --attention look.png",
         ]
     )
