@@ -35,6 +35,7 @@ SYSCONFIG = (
     b"# system configuration generated and used by the sysconfig module\nbuild_time_vars = {}\n"
 )
 ORIGIN = "https://github.com/astral-sh/python-build-standalone/releases/download"
+SEARCHED = [Path("/usr/local/bin"), Path("/usr/bin"), *Path("/opt").glob("*/bin")]
 
 
 @dataclass
@@ -55,7 +56,7 @@ def mirror(tmp_path: Path) -> Iterator[Mirror]:
     folder = tmp_path / "a mirror"
     archive = folder / RELEASE / ARCHIVE
     archive.parent.mkdir(parents=True)
-    script = f'#!/bin/sh\nexec {sys.executable!r} "$@"\n'.encode()
+    script = f'#!/bin/sh\nexec {str(interpreter(tmp_path))!r} "$@"\n'.encode()
     library = f"python/lib/python{HERE}"
     files = {f"python/bin/{name}": script for name in (f"python{HERE}", "python3", "python")}
     files[f"{library}/_sysconfigdata__linux_x86_64-linux-gnu.py"] = SYSCONFIG
@@ -79,6 +80,14 @@ def mirror(tmp_path: Path) -> Iterator[Mirror]:
     known.write_text(json.dumps({f"cpython-{HERE}.99-linux-x86_64-gnu": build}))
     with files_served(folder) as url:
         yield Mirror(folder, url, {"UV_PYTHON_DOWNLOADS_JSON_URL": str(known)})
+
+
+def interpreter(folder: Path) -> Path:
+    """Return the Python that runs the tests; a copy in ``folder`` if ``hide_pythons`` hides it."""
+    path = Path(sys.executable).resolve()
+    if path.parent not in SEARCHED:
+        return Path(sys.executable)
+    return Path(shutil.copy2(path, folder / "interpreter"))
 
 
 @contextmanager
@@ -126,12 +135,7 @@ def hide_pythons(copy: Copy, *kept: str) -> None:
         if (path.name in kept or not unusual.match(path.name)) and os.access(path, os.X_OK):
             (tools / path.name).exists() or (tools / path.name).symlink_to(path)
     copy.environ["PATH"] = str(tools)
-    hidden = [
-        path
-        for folder in (Path("/usr/local/bin"), Path("/usr/bin"), *Path("/opt").glob("*/bin"))
-        for path in folder.glob("python*")
-        if path.is_file() and not path.samefile(sys.executable)
-    ]
+    hidden = [path for folder in SEARCHED for path in folder.glob("python*") if path.is_file()]
     hide = "".join(f"mount --bind /dev/null {str(path)!r} && " for path in hidden)
     alone = ["unshare", "--mount"]
     alone += [] if os.geteuid() == 0 else ["--map-root-user"]
@@ -178,8 +182,9 @@ def test_a_python_without_pip_needs_only_uv(bare: Copy) -> None:
     hide = "import sys, importlib.util as u; find = u.find_spec; "
     hide += "u.find_spec = lambda name: None if 'pip' in name else find(name); "
     hide += "exec(open(sys.argv.pop(1)).read())"
-    probe = f'case "$2" in */probe.py) exec {sys.executable!r} -c "{hide}" "$2" "$3" ;; esac\n'
-    python = program(bare.home / "tools/python3", f'{probe}exec {sys.executable!r} "$@"')
+    here = str(interpreter(bare.home))
+    probe = f'case "$2" in */probe.py) exec {here!r} -c "{hide}" "$2" "$3" ;; esac\n'
+    python = program(bare.home / "tools/python3", f'{probe}exec {here!r} "$@"')
     del bare.environ["VQA_PYTHON"]
     assert "stage env would fetch it" in bare.run("check", exits=11).stdout
     err = bare.run("env", "--installer", "pip", "--python", str(python), exits=11).stdout
