@@ -13,6 +13,7 @@ from vqa_repro.reporting.comparison import (
     made_by,
     metric_names,
 )
+from vqa_repro.utils.errors import UserError
 
 _HEADS = {
     "overall": "accuracy, % (difference)",
@@ -28,7 +29,8 @@ def markdown(runs: Sequence[RunSummary]) -> str:
     Raise UserError, naming the run, if one is not finished.
     """
     for run in runs:
-        run.run.check_finished()
+        if run.metrics is None:
+            raise UserError(f"{run.run.folder}: not finished; train it with --resume")
     lines = []
     for (data, split), groups in by_dataset(group_runs(runs)).items():
         questions = groups[0].metrics[0]["questions"]
