@@ -67,10 +67,11 @@ class Run:
     def finished(self) -> bool:
         return (self.folder / "metrics.json").exists()
 
-    def check_finished(self) -> None:
-        """Raise UserError if the run is not finished."""
+    def check_finished(self, option: str = "") -> None:
+        """Raise UserError if the run is not finished. option: what named it, for the message."""
         if not self.finished:
-            raise UserError(f"{self.folder}: not finished; train it with --resume")
+            named = f"{option} = {self.folder}" if option else f"{self.folder}"
+            raise UserError(f"{named}: not finished; train it with --resume")
 
     @property
     def has_checkpoint(self) -> bool:

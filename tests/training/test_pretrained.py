@@ -84,7 +84,7 @@ def test_what_does_not_fit(drawn_folder: Path) -> None:
     with pytest.raises(UserError, match="init_from = first: may have trained on fold 1/2"):
         start(drawn_folder, "fold", "--set", "training.init_from=first", "--folds", "1/2")
     Path("first/metrics.json").unlink()
-    with pytest.raises(UserError, match="first: not finished"):
+    with pytest.raises(UserError, match="init_from = first: not finished"):
         start(drawn_folder, "early", "--set", "training.init_from=first")
     with pytest.raises(UserError, match="not a run folder"):
         start(drawn_folder, "none", "--set", "training.init_from=no-such-run")

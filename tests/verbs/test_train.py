@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -397,6 +398,16 @@ train.main(sys.argv[2:])
 """
 
 
+def resume_after_a_kill(command: list[str], saves: int, killed: Path, whole: Path) -> None:
+    """Train, die instead of the last of ``saves`` saves of weights, resume; expect ``whole``."""
+    subprocess.run([sys.executable, "-c", KILLED, str(saves), *command], env=environ())
+    assert not (killed / "metrics.json").exists()
+    weights = (whole / "model.safetensors").read_bytes()
+    assert (killed / "model.safetensors").read_bytes() != weights
+    assert train.main([*command, "--resume"]) == 0
+    assert (killed / "model.safetensors").read_bytes() == weights
+
+
 def test_the_best_epoch_is_kept_and_patience_ends_training(
     drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,13 +430,18 @@ def test_the_best_epoch_is_kept_and_patience_ends_training(
     assert label_accuracy(predictions, data.validation) == pytest.approx(max(held_out))
 
     # Killed between the checkpoint of that epoch and its weights: the resumed run has them, too.
-    improvements = sum(a > max([-1.0, *held_out[:i]]) for i, a in enumerate(held_out))
-    killed, command = tmp_path / "killed", [*options(drawn_folder, tmp_path / "killed", 200), *best]
-    subprocess.run([sys.executable, "-c", KILLED, str(improvements), *command], env=environ())
-    assert not (killed / "metrics.json").exists()
-    assert (killed / "model.safetensors").read_bytes() != (out / "model.safetensors").read_bytes()
-    assert train.main([*command, "--resume"]) == 0
-    assert (killed / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    improvements = len(set(accumulate(held_out, max)))
+    killed = tmp_path / "killed"
+    resume_after_a_kill([*options(drawn_folder, killed, 200), *best], improvements, killed, out)
+
+
+def test_the_last_weights_are_kept_after_a_kill(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, killed = tmp_path / "run", tmp_path / "killed"
+    assert train.main(options(drawn_folder, out, 3)) == 0
+    resume_after_a_kill(options(drawn_folder, killed, 3), 3, killed, out)
 
 
 def test_a_question_only_model_needs_no_images(

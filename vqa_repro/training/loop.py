@@ -245,15 +245,16 @@ class Trainer:
 
         def write() -> None:
             self.run.save_checkpoint(checkpoint)
-            if self._training.keep == "last" or self._is_best() or not self._weights.exists():
+            if self._keeps_current() or not self._weights.exists():
                 self._save_weights()
 
         self._world.run_on_main(write)
         self._saved = time.monotonic()
 
-    def _is_best(self) -> bool:
-        """Return whether the network is that of the end of the best epoch so far."""
-        return self.state.batch == 0 and self.state.epoch == self.state.best_epoch
+    def _keeps_current(self) -> bool:
+        """Return whether the weights to keep are the current ones, as far as is known."""
+        at_best = self.state.batch == 0 and self.state.epoch == self.state.best_epoch
+        return self._training.keep == "last" or at_best
 
     def _save_weights(self) -> None:
         with self._averaged():
@@ -271,7 +272,7 @@ class Trainer:
             state.load_state_dict(checkpoint)
             if self._average:
                 self._average.load_state_dict(checkpoint["average"])
-            if self._training.keep == "best" and self._is_best():
+            if self._keeps_current():
                 world.run_on_main(self._save_weights)  # a kill may have come before it
             random = checkpoint["random"]
             if len(random) == world.size:

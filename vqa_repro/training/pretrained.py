@@ -23,7 +23,7 @@ def copy_pretrained(network: VQAModel, run: Run) -> str:
     """
     path = Path(run.recipe.training.init_from)
     other = open_run(path)
-    other.check_finished()
+    other.check_finished("training.init_from")
     data, other_data = run.recipe.data, other.recipe.data
     if data.fold and other_data.name == data.name and other_data.fold != data.fold:
         raise UserError(

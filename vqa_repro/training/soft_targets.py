@@ -125,7 +125,7 @@ def taught_answers(run: Run, data: PreparedData, runtime: Runtime) -> Tensor:
     number = recipe.data.fold.partition("/")[0]
     teachers = [open_run(Path(t.replace("{fold}", number))) for t in recipe.training.teachers]
     for teacher in teachers:
-        teacher.check_finished()
+        teacher.check_finished("training.teachers")
         if teacher.recipe.data != recipe.data:
             raise UserError(
                 f"{teacher.folder}: its [data] is not that of this training, so it saw other "
