@@ -4,7 +4,6 @@ for byte.
     VQA_KILLS=100 python -m pytest tests/faults/test_kills.py
 """
 
-import dataclasses
 import json
 import os
 import random
@@ -25,7 +24,6 @@ from fault_server import FaultServer
 from test_checkpoints_setup import DATA, FILES, Run
 
 from vqa_repro import extract, train
-from vqa_repro.features import backbones
 from vqa_repro.training import loop
 
 KILLS = int(os.environ.get("VQA_KILLS", 5))
@@ -47,9 +45,7 @@ def run_extraction(arguments: list[str], log: Path) -> None:
     """Run VGG-16 on images of 32 pixels a side, which is quick."""
     sys.stdout = sys.stderr = log.open("a")
     torch.set_num_threads(1)
-    small = dataclasses.replace(backbones.BACKBONES["vgg16"], size=32, regions=1)
-    backbones.BACKBONES["vgg16"] = small
-    sys.exit(extract.main(arguments))
+    sys.exit(extract.main([*arguments, "--size", "32"]))
 
 
 def kill_at_random(begin: Callable[[], BaseProcess], seconds: float, rng: random.Random) -> bool:

@@ -108,9 +108,8 @@ def test_rows_are_the_last_pooling_layer_region_by_region(
 SMALL = """
 import time
 from vqa_repro import extract
-from vqa_repro.features import backbones, extraction, extractor
+from vqa_repro.features import extraction, extractor
 from vqa_repro.utils import progress
-backbones.BACKBONES["vgg16"] = backbones.Backbone(512, size=64, regions=4)
 extraction.SAVE_EVERY = progress.LOG_EVERY = 0.0
 fast = extractor.Extractor.__call__
 def slow(*arguments):
@@ -127,9 +126,9 @@ class Small:
 
     def __init__(self, root: Path, data: Path, weights: Path, *launcher: str) -> None:
         (root / "small.py").write_text(SMALL)
-        given = options(data, weights, root)
+        given = [*options(data, weights, root), "--size", "64"]
         self._command = [sys.executable, *launcher, str(root / "small.py"), *given]
-        self.path = store_path(root, str(data), "vgg16", "caffe")
+        self.path = store_path(root, str(data), "vgg16", "caffe", "64")
         self.done = self.path.with_name(self.path.name + ".done")
 
     def run(self) -> subprocess.CompletedProcess[str]:
@@ -220,6 +219,25 @@ def test_low_precision_is_close_and_recorded(
     with torch.inference_mode():
         row = network(picture)[0].half().numpy()
     assert np.abs(row - low.rows[low.row_of["1"]].astype(float)).max() < 0.1
+
+
+def test_another_size_has_another_grid(
+    few: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*options(few, weights, tmp_path), "--size", "96"]
+    assert extract.main(given) == 0
+    path = store_path(tmp_path, str(few), "vgg16", "caffe", "96")
+    assert f"train on them with --features {path}" in capsys.readouterr().out
+    store = open_store(path)
+    assert store.rows.shape == (6, 9, 512) and store.made_by["size"] == 96
+    network = FrozenBackbone.like(store.made_by, weights, torch.device("cpu"))
+    picture = torch.from_numpy(read_image(few / "images" / "1.png", 96))[None]
+    with torch.inference_mode():
+        row = network(picture)[0].half().numpy()
+    assert np.abs(row - store.rows[store.row_of["1"]].astype(float)).max() < 0.05
+    for size in ("-32", "0", "100", "1056"):
+        with pytest.raises(UserError, match=f"{size} pixels a side.*multiple of 32"):
+            extract.main([*given[:-1], size])
 
 
 def test_damaged_images_are_an_error_unless_skipped(

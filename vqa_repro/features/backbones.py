@@ -1,7 +1,7 @@
 """Frozen networks, pre-trained on ImageNet: images -> a grid of region vectors.
 
 (B, 448, 448, 3) uint8 -> (B, 196, channels): the last pooling layer of VGG (SAN section 3.1) or
-the last convolution of a ResNet, 14x14 regions of 32x32 pixels each.
+the last convolution of a ResNet, 14x14 regions of 32x32 pixels each. Other sizes have other grids.
 """
 
 import re
@@ -31,9 +31,11 @@ class Backbone:
     """A network, under the name it has in torchvision and checkpoints_setup.py."""
 
     channels: int
-    size: int = 448  # pixels a side
-    regions: int = 196
 
+
+SIZE = 448  # pixels a side, as in the papers
+STRIDE = 32  # pixels a side of a region
+SIZES = range(STRIDE, 1024 + 1, STRIDE)
 
 BACKBONES = {
     "vgg16": Backbone(512),
@@ -49,6 +51,7 @@ Precision = Literal["float32", "bfloat16"]
 class FrozenBackbone:
     """A backbone with its weights, on a device; ``made_by`` is the provenance of its features.
 
+    size: of the images, in pixels a side, one of SIZES.
     precision: of the convolutions. bfloat16 is several times as fast on processors with
     instructions for it, and differs from float32 by about 1% (docs/fidelity.md).
     """
@@ -60,11 +63,17 @@ class FrozenBackbone:
         preprocess: Preprocess,
         device: torch.device,
         precision: Precision = "float32",
+        size: int = SIZE,
     ) -> None:
         if name not in BACKBONES:
             raise UserError(f"backbone {name!r}: there are {', '.join(BACKBONES)}")
-        self.backbone = BACKBONES[name]
-        self.device = device
+        if type(size) is not int or size not in SIZES:  # runs may be untrusted
+            raise UserError(
+                f"images of {size!r:.80} pixels a side: not a multiple of {STRIDE} up to "
+                f"{max(SIZES)}"
+            )
+        self.size, self.device = size, device
+        self.row_shape = ((size // STRIDE) ** 2, BACKBONES[name].channels)  # regions, channels
         self._network = load_backbone(name, weights).to(device)
         self._preprocess = preprocess
         self._dtype: torch.dtype = getattr(torch, precision)
@@ -76,7 +85,7 @@ class FrozenBackbone:
             "weights": weights.name,
             "weights_sha256": sha256_of(weights),
             "preprocess": preprocess,
-            "size": self.backbone.size,
+            "size": size,
             "resize": "squash, bilinear with anti-aliasing (Pillow)",
         }
         if precision != "float32":  # older features do not record it
@@ -104,14 +113,10 @@ class FrozenBackbone:
                 f"{path}: missing; the features were made with {made_by['weights']}: name it "
                 "with --weights FILE"
             )
-        precision = made_by.get("precision", "float32")
-        network = cls(made_by["backbone"], path, made_by["preprocess"], device, precision)
+        size, precision = made_by.get("size", 0), made_by.get("precision", "float32")
+        network = cls(made_by["backbone"], path, made_by["preprocess"], device, precision, size)
         if network.made_by["weights_sha256"] != made_by["weights_sha256"]:
             raise UserError(f"{path}: not the weights that made the run's features")
-        if network.made_by["size"] != made_by.get("size"):
-            raise UserError(
-                f"the features were made from images of {made_by.get('size')!r:.80} pixels a side"
-            )
         return network
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from vqa_repro.data.registry import find_data_set
-from vqa_repro.features.backbones import FrozenBackbone
+from vqa_repro.features.backbones import SIZE, FrozenBackbone
 from vqa_repro.features.extraction import DamagedImagesError, ExtractionJob
 from vqa_repro.features.store import Store
 from vqa_repro.install import checkpoints
@@ -17,7 +17,8 @@ from vqa_repro.utils.distributed import SINGLE_PROCESS, SharedError, World
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.memory import OTHER_DEVICE, explain_out_of_memory
 
-BATCH = {"cpu": 4, "cuda": 32}  # images; VGG's two widest maps then take 3.3 GB in float32
+# Images of up to SIZE; VGG's two widest maps then take 3.3 GB in float32 on a GPU.
+BATCH = {"cpu": 4, "cuda": 32}
 
 
 class Extractor:
@@ -35,8 +36,10 @@ class Extractor:
             self._to_gpu, self._to_host = torch.cuda.Stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def buffer(self) -> npt.NDArray[np.uint8]:
-        size = self._network.backbone.size
-        shape = (BATCH[self._network.device.type], size, size, 3)
+        size = self._network.size
+        most = BATCH[self._network.device.type]
+        batch = min(most, max(1, most * SIZE**2 // size**2))
+        shape = (batch, size, size, 3)
         buffer: npt.NDArray[np.uint8] = torch.empty(
             shape, dtype=torch.uint8, pin_memory=self._on_gpu
         ).numpy()
@@ -82,12 +85,11 @@ def extract(
     Existing rows are kept. Raise UserError with the number of damaged images after the last image;
     with ``skip_damaged`` the store is finished without them.
     """
-    backbone = network.backbone
     job = ExtractionJob(
         path,
         images,
         Extractor(network),
-        (backbone.regions, backbone.channels),
+        network.row_shape,
         np.float16,
         network.made_by,
         skip_damaged,
