@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     if prediction.image_distance and prediction.image_distance > 1:
         print(
             f"note: the image is unlike the training images ({prediction.image_distance:.1f} times "
-            "as far from their mean as 99 % of them): the probabilities say little about it",
+            "as far from their mean as 99% of them): the probabilities say little about it",
             file=sys.stderr,
         )
     if args.json:

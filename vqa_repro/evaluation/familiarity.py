@@ -3,7 +3,7 @@
 image_statistics.json of a run folder has mean and standard deviation of the training images'
 features, averaged over regions. The distance of an image is the root mean square over the channels
 of its standardised features (a Mahalanobis distance with a diagonal covariance), in units of the
-distance that 99 % of the training images stay below.
+distance that 99% of the training images stay below.
 """
 
 from collections.abc import Sequence

@@ -118,7 +118,7 @@ class Prediction:
     attention: dict[str, npt.NDArray[np.float32]]  # (regions,) or (words,), summing to 1
     words: list[str]  # the question as the model read it
     unknown_words: list[str]  # out-of-vocabulary words
-    # How unlike the training images the image is; above 1, more than 99 % of them. None: unknown.
+    # How unlike the training images the image is; above 1, more than 99% of them. None: unknown.
     image_distance: float | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -208,7 +208,7 @@ class Predictor:
     def distance(self, row: Tensor) -> float | None:
         """Return how unlike the training images the image of ``row`` (1, ...) is.
 
-        Above 1, it is farther from their mean than 99 % of them. None if that is not known.
+        Above 1, it is farther from their mean than 99% of them. None if that is not known.
         """
         if self._statistics is None:
             return None

@@ -109,7 +109,7 @@ class RunGroup:
         return Figure(statistics.mean(values), deviation, published)
 
     def interval(self, figure: Figure) -> tuple[float, float]:
-        """Return Wilson's 95 % interval of a ``figure`` of all test questions, in percent."""
+        """Return Wilson's 95% interval of a ``figure`` of all test questions, in percent."""
         return wilson(figure.mean, self.metrics[0]["questions"])
 
     def is_within_error(self, figure: Figure) -> bool:
@@ -119,7 +119,7 @@ class RunGroup:
 
 
 def wilson(percent: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval (Wilson 1927) of a share of ``count`` questions, in percent.
+    """Return the 95% interval (Wilson 1927) of a share of ``count`` questions, in percent.
 
     It treats each question as right or wrong; scores in between vary less.
     """
