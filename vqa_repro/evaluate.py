@@ -198,6 +198,9 @@ def _answer(
     from vqa_repro.utils.device import choose_device
 
     runs = [open_run(folder) for folder in folders]
+    for run in runs:
+        if note := run.note():
+            print(note, file=sys.stderr)
     run = runs[0]
     data = replace(run.recipe.data, name=args.data or run.recipe.data.name)
     split = _split_to_answer(runs, args)

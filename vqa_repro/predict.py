@@ -135,6 +135,8 @@ def main(arguments: list[str] | None = None) -> int:
     from vqa_repro.evaluation.titles import model_title
 
     predictor = vqa_repro.load(folder, device=args.device, weights=args.weights)
+    if note := predictor.run.note():
+        print(note, file=sys.stderr)
     if args.questions:
         answer_file(predictor, args.questions, args.image)
         return 0

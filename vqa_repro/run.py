@@ -73,6 +73,19 @@ class Run:
             named = f"{option} = {self.folder}" if option else f"{self.folder}"
             raise UserError(f"{named}: not finished; train it with --resume")
 
+    def epochs_so_far(self) -> tuple[int, int] | None:
+        """Return how many epochs are trained, and how many there will be; None if finished."""
+        if self.finished:
+            return None
+        log = self.log()
+        return int(log[-1]["epoch"]) if log else 0, self.recipe.training.epochs
+
+    def note(self) -> str | None:
+        """Return a line for the reader of the run's answers if its training is not finished."""
+        if (epochs := self.epochs_so_far()) is None:
+            return None
+        return f"note: {self.folder}: not finished: epoch {epochs[0]} of {epochs[1]}"
+
     @property
     def has_checkpoint(self) -> bool:
         return any(path.exists() for path in self._checkpoints())

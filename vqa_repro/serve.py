@@ -133,6 +133,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"on {describe(predictors[0].device)}:")
         for predictor in predictors:
             print(f"  {predictor.run.folder}  {model_title(predictor.run.recipe)}")
+            if note := predictor.run.note():
+                print(f"  {note}")
         path = f"/?token={token}"
         print(f"open http://127.0.0.1:{server.port}{path}")
         print(*tunnel_lines(server.port, path), "Ctrl-C stops it", sep="\n", flush=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqa_repro import evaluate, report, train
+from vqa_repro import evaluate, predict, report, train
 from vqa_repro.data.folder import load_folder
 from vqa_repro.evaluation.vqa_accuracy import read_results
 from vqa_repro.features.store import StoreWriter
@@ -56,6 +56,20 @@ def test_a_run_is_scored_on_another_data_set(
         score(run, root, "--data", other, "--split", "dev")
     with pytest.raises(UserError, match="no such folder or data set"):
         score(run, root, "--data", "none-such")
+
+
+def test_answers_of_an_unfinished_run_are_marked(
+    run: Path, root: Path, drawn_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "metrics.json").unlink()
+    ask = ["--image", str(drawn_folder / "images" / "1.png"), "--question", "what color is it?"]
+    for folder, marked in ((run, False), (copy, True)):
+        assert score(folder, root) == 0
+        assert ("copy: not finished: epoch 2 of 2" in capsys.readouterr().err) == marked
+        assert predict.main([str(folder), *ask]) == 0
+        assert ("copy: not finished: epoch 2 of 2" in capsys.readouterr().err) == marked
 
 
 def test_hidden_answers_make_a_complete_results_file(

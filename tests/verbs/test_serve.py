@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -98,8 +99,16 @@ def with_gallery(finished: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(with_gallery: Path, finished_hiecoatt: Path) -> Iterator[Served]:
-    runs = (with_gallery, finished_hiecoatt)
+def unfinished(finished_hiecoatt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("unfinished") / "hiecoatt"
+    shutil.copytree(finished_hiecoatt, run)
+    (run / "metrics.json").unlink()
+    return run
+
+
+@pytest.fixture(scope="module")
+def served(with_gallery: Path, unfinished: Path) -> Iterator[Served]:
+    runs = (with_gallery, unfinished)
     started = start(*runs, "--device", "cpu", "--port", 0, cwd=with_gallery)
     yield started
     _, errors = stop(started)
@@ -124,6 +133,7 @@ def test_it_prints_its_url_and_the_tunnel(served: Served) -> None:
     port = served.port
     assert f"ssh -N -L {port}:127.0.0.1:{port} " in served.output
     assert "Ctrl-C stops it" in served.output and "CPU" in served.output
+    assert served.output.count("not finished: epoch 12 of 12") == 1
 
 
 def test_every_run_answers_as_it_does_in_python(
@@ -548,6 +558,8 @@ def test_choosing_an_image_typing_and_viewing_attention(
     best = first.locator(".bars li").first.inner_text().split("\n")
     assert best[0] in announced and best[1].endswith("%")
     assert "zebra" in first.locator(".note").inner_text()
+    notes = page.locator(".run").nth(1).locator(".note").all_inner_texts()
+    assert "not finished: this is epoch 12 of 12" in notes[0]
 
     # Hovering over a region; then the same by keyboard.
     first.locator("[role=gridcell]").nth(6).hover()

@@ -74,7 +74,10 @@ class Runs:
         ]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return for each run its title, folder, training data, answers known and test scores."""
+        """Return for each run its title, folder, training data, answers known and test scores.
+
+        And "unfinished": epochs trained so far and in all, or None.
+        """
         return [
             {
                 "title": model_title(run.recipe),
@@ -82,6 +85,7 @@ class Runs:
                 "data": data_title(run.recipe),
                 "answers": len(run.vocabulary.answers),
                 **_test_scores(run),
+                "unfinished": run.epochs_so_far(),
             }
             for run in (predictor.run for predictor in self.predictors)
         ]

@@ -25,7 +25,7 @@ function trueAnswer(question) {
 }
 
 function card(prediction, index, question) {
-  const { title, folder, data, answers, accuracy, prior } = server.runs[index];
+  const { title, folder, data, answers, accuracy, prior, unfinished } = server.runs[index];
   const made = element(
     "article",
     { className: "run", "aria-labelledby": `run-${index}` },
@@ -39,6 +39,7 @@ function card(prediction, index, question) {
     made.append(element("p", { className: "hint" }, text("tested", shares)));
   }
   const note = (key, values) => made.append(element("p", { className: "note" }, text(key, values)));
+  if (unfinished) note("unfinished", { epoch: unfinished[0], epochs: unfinished[1] });
   if (prediction.image_distance > 1) note("unlike", { data, times: TIMES.format(prediction.image_distance) });
   if (prediction.unknown_words.length) note("unknown", { words: prediction.unknown_words.join(", ") });
   if (prediction.unread_words.length) note("unread", { word: prediction.unread_words[0] });
