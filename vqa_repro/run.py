@@ -77,8 +77,10 @@ class Run:
         """Return how many epochs are trained, and how many there will be; None if finished."""
         if self.finished:
             return None
-        log = self.log()
-        return int(log[-1]["epoch"]) if log else 0, self.recipe.training.epochs
+        epochs = self.recipe.training.epochs
+        logged = (record.get("epoch") for record in self.log())  # runs may be untrusted
+        trained = [e for e in logged if isinstance(e, (int, float)) and 0 <= e <= epochs]
+        return int(trained[-1]) if trained else 0, epochs
 
     def note(self) -> str | None:
         """Return a line for the reader of the run's answers if its training is not finished."""

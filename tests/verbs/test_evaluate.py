@@ -70,6 +70,9 @@ def test_answers_of_an_unfinished_run_are_marked(
         assert ("copy: not finished: epoch 2 of 2" in capsys.readouterr().err) == marked
         assert predict.main([str(folder), *ask]) == 0
         assert ("copy: not finished: epoch 2 of 2" in capsys.readouterr().err) == marked
+    (copy / "log.jsonl").write_text('{"step": 1}\n{"step": 2, "epoch": NaN}\n')
+    assert predict.main([str(copy), *ask]) == 0
+    assert "copy: not finished: epoch 0 of 2" in capsys.readouterr().err
 
 
 def test_hidden_answers_make_a_complete_results_file(

@@ -559,7 +559,7 @@ def test_choosing_an_image_typing_and_viewing_attention(
     assert best[0] in announced and best[1].endswith("%")
     assert "zebra" in first.locator(".note").inner_text()
     notes = page.locator(".run").nth(1).locator(".note").all_inner_texts()
-    assert "not finished: this is epoch 12 of 12" in notes[0]
+    assert "not finished (epoch 12 of 12)" in notes[0]
 
     # Hovering over a region; then the same by keyboard.
     first.locator("[role=gridcell]").nth(6).hover()
