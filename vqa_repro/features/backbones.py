@@ -7,7 +7,6 @@ the last convolution of a ResNet, 14x14 regions of 32x32 pixels each. Other size
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -25,25 +24,12 @@ from vqa_repro.utils.torch_utils import empty_weights
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # BGR, 0..255 (Simonyan & Zisserman's release)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, 0..1
 
-
-@dataclass(frozen=True)
-class Backbone:
-    """A network, under the name it has in torchvision and checkpoints_setup.py."""
-
-    channels: int
-
-
 SIZE = 448  # pixels a side, as in the papers
 STRIDE = 32  # pixels a side of a region
 SIZES = range(STRIDE, 1024 + 1, STRIDE)
 
-BACKBONES = {
-    "vgg16": Backbone(512),
-    "vgg19": Backbone(512),
-    "resnet50": Backbone(2048),
-    "resnet101": Backbone(2048),
-    "resnet152": Backbone(2048),
-}
+# Channels of a region, by the name that the network has in torchvision and checkpoints_setup.py.
+BACKBONES = {"vgg16": 512, "vgg19": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}
 Preprocess = Literal["torchvision", "caffe"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -73,7 +59,7 @@ class FrozenBackbone:
                 f"{max(SIZES)}"
             )
         self.size, self.device = size, device
-        self.row_shape = ((size // STRIDE) ** 2, BACKBONES[name].channels)  # regions, channels
+        self.row_shape = ((size // STRIDE) ** 2, BACKBONES[name])  # regions, channels
         self._network = load_backbone(name, weights).to(device)
         self._preprocess = preprocess
         self._dtype: torch.dtype = getattr(torch, precision)
