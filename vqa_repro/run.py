@@ -36,12 +36,14 @@ from vqa_repro.data.vocabulary import Vocabulary
 from vqa_repro.recipe import Recipe
 from vqa_repro.release import local_run
 from vqa_repro.utils.errors import UserError, first_line
-from vqa_repro.utils.files import read_json, write_atomic, write_json
+from vqa_repro.utils.files import read_bounded, read_json, write_atomic, write_json
 from vqa_repro.utils.paths import why_not_created
 from vqa_repro.utils.schema import convert
 from vqa_repro.utils.torch_utils import load_torch
 
-WIDEST = 2**16  # channels of a region, units of a layer: runs may be untrusted
+# Runs may be untrusted.
+WIDEST = 2**16  # channels of a region, units of a layer
+MAX_LOG = 2**28  # bytes of log.jsonl
 
 
 class _Features(msgspec.Struct):
@@ -97,7 +99,7 @@ class Run:
         path = self.folder / "log.jsonl"
         if not path.exists():
             return []
-        return list(_whole_lines(path.read_bytes()))
+        return list(_whole_lines(read_bounded(path, MAX_LOG)))
 
     def keep_log_until(self, step: int) -> None:
         """Remove the records after ``step``, which will be trained and logged again."""

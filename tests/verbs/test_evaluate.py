@@ -1,6 +1,7 @@
 """Scoring a run: hidden answers, other data sets, left-out pictures, single questions."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from vqa_repro import evaluate, predict, report, train
 from vqa_repro.data.folder import load_folder
 from vqa_repro.evaluation.vqa_accuracy import read_results
 from vqa_repro.features.store import StoreWriter
+from vqa_repro.run import MAX_LOG
 from vqa_repro.utils.errors import UserError
 
 MADE_BY = {"backbone": "test", "size": 4}
@@ -73,6 +75,9 @@ def test_answers_of_an_unfinished_run_are_marked(
     (copy / "log.jsonl").write_text('{"step": 1}\n{"step": 2, "epoch": NaN}\n')
     assert predict.main([str(copy), *ask]) == 0
     assert "copy: not finished: epoch 0 of 2" in capsys.readouterr().err
+    os.truncate(copy / "log.jsonl", MAX_LOG + 1)
+    with pytest.raises(UserError, match=r"log\.jsonl: more than"):
+        score(copy, root)
 
 
 def test_hidden_answers_make_a_complete_results_file(

@@ -115,8 +115,9 @@ def test_the_kinds_of_questions_have_columns_as_in_the_papers(tmp_path: Path) ->
     assert row[1 + head.index("most frequent answer, %")] == "12.2"  # no seed changes it
 
 
-def test_the_place_of_the_features_is_no_part_of_the_title(tmp_path: Path) -> None:
-    run = finished(tmp_path, 0, 45.0, **{"data.features": "/scratch/photos.safetensors"})
+@pytest.mark.parametrize("features", ["/scratch/photos.safetensors", "/scratch/photos"])
+def test_the_place_of_the_features_is_no_part_of_the_title(tmp_path: Path, features: str) -> None:
+    run = finished(tmp_path, 0, 45.0, **{"data.features": features})
     assert "/scratch" not in tables.markdown([RunSummary.load(run)])
 
 

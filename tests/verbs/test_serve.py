@@ -592,6 +592,10 @@ def test_choosing_an_image_typing_and_viewing_attention(
     page.keyboard.press("Space")
     assert second.locator(".words li").all_inner_texts() != words
 
+    # A share that rounds to all is not shown as all.
+    shown = page.evaluate("[0.452, 0.9998, 1].map(percent)")
+    assert shown == ["45.2%", "99.98%", "100.0%"]
+
     # The page again without the token in the URL, and without any token.
     page.reload()
     page.wait_for_selector("#samples button")

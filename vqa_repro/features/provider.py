@@ -46,8 +46,8 @@ def open_features(data: Data, splits: Sequence[Split], runtime: Runtime) -> Stor
         rows = np.zeros((len(images), 1, 1), np.float16)
         return Store(Path("no picture"), rows, {key: i for i, key in enumerate(images)}, NO_IMAGE)
     path, fix = features_path(data, runtime.root), "were they extracted from another data set?"
-    backbone, preprocess = frozen(data.features)
-    if data.features == "cnn" or backbone in BACKBONES:
+    if not is_file(data.features):
+        backbone, preprocess = frozen(data.features)
         command = f"python -m vqa_repro.extract --data {data.name} --backbone {backbone} "
         command += f"--preprocess {preprocess}"
         fix = "train on it to add them" if data.features == "cnn" else f"`{command}` adds them"
@@ -98,12 +98,11 @@ def _announce(text: str, runtime: Runtime) -> None:
 
 def features_path(data: Data, root: Path) -> Path:
     """Return the path of the store for ``data.features``, whether it exists or not."""
+    if is_file(data.features):
+        return Path(data.features)
     if data.features == "cnn":
         return store_path(root, data.name, f"pixels{data.picture_size}")
-    backbone, preprocess = frozen(data.features)
-    if backbone in BACKBONES:
-        return store_path(root, data.name, backbone, preprocess)
-    return Path(data.features)
+    return store_path(root, data.name, *frozen(data.features))
 
 
 def _images(splits: Sequence[Split]) -> dict[str, Path]:
@@ -119,6 +118,11 @@ def frozen(features: str) -> tuple[str, Preprocess]:
     if release == "caffe":
         return backbone, "caffe"
     return features, "torchvision"  # a backbone, or something else, with its whole name
+
+
+def is_file(features: str) -> bool:
+    """Return whether ``data.features`` is the path of a store, not the name of a network."""
+    return features not in ("cnn", "none") and frozen(features)[0] not in BACKBONES
 
 
 def root_mean_square(rows: npt.NDArray[Any]) -> float:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from vqa_repro.evaluation import examples
 from vqa_repro.evaluation.examples import Gallery
 from vqa_repro.evaluation.titles import IN_TITLE, NOT_TRAINED_BY, model_title
+from vqa_repro.features.provider import is_file
 from vqa_repro.recipe import Published, Recipe
 from vqa_repro.reporting.commands import option
 from vqa_repro.run import Run, open_run
@@ -19,7 +20,6 @@ from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import read_bounded
 
 MAX_JSON = 2**22  # bytes of a run's small files
-MAX_LOG = 2**28  # bytes of a run's log
 
 
 class Figure(NamedTuple):
@@ -193,7 +193,7 @@ def metric_names(groups: Sequence[RunGroup], section: str = "") -> list[str]:
 def _changes(run: Run) -> list[str]:
     recipe = run.recipe.to_json()
     hidden = {*IN_TITLE, *NOT_TRAINED_BY}
-    if Path(run.recipe.data.features).suffix:  # a file; what it was made with is shown elsewhere
+    if is_file(run.recipe.data.features):  # what it was made with is shown elsewhere
         hidden.add("data.features")
     changed = [k for k in run.recipe.changed if k not in hidden]
     return [f"{key}={option(recipe, key)}" for key in changed]
@@ -263,10 +263,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_log(run: Run) -> list[dict[str, Any]]:
-    """The log's records, those of steps and epochs checked. A log of a stranger's may be huge."""
+    """Return the log's records of steps and epochs, checked."""
     path = run.folder / "log.jsonl"
-    if path.exists() and path.stat().st_size > MAX_LOG:
-        raise UserError(f"{path}: more than {MAX_LOG:,} bytes: not made by this program")
     records = [record for record in run.log() if record.get("type") in ("step", "epoch")]
     for record in records:
         for key in ("epoch", "loss", "accuracy"):

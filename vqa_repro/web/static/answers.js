@@ -35,7 +35,7 @@ function card(prediction, index, question) {
     element("p", { className: "hint" }, text("trainedOn", { data, answers }), " ", text("limits")),
   );
   if (accuracy !== null && prior !== null) {
-    const shares = { accuracy: PERCENT.format(accuracy / 100), prior: PERCENT.format(prior / 100) };
+    const shares = { accuracy: percent(accuracy / 100), prior: percent(prior / 100) };
     made.append(element("p", { className: "hint" }, text("tested", shares)));
   }
   const note = (key, values) => made.append(element("p", { className: "note" }, text(key, values)));
@@ -69,7 +69,7 @@ function bars(answers) {
       "li",
       {},
       element("span", {}, answer),
-      element("span", {}, PERCENT.format(probability)),
+      element("span", {}, percent(probability)),
       element("span", { className: "bar", "aria-hidden": "true" }, bar),
     );
   });

@@ -95,7 +95,7 @@ function cells(weights, side, readout) {
   made.style.gridTemplate = `repeat(${side}, 1fr) / repeat(${side}, 1fr)`;
   const all = weights.map((weight, i) => {
     const at = { row: Math.floor(i / side) + 1, column: (i % side) + 1 };
-    const values = { ...at, weight: PERCENT.format(weight), times: TIMES.format(weight * weights.length) };
+    const values = { ...at, weight: percent(weight), times: TIMES.format(weight * weights.length) };
     const cell = element("span", { role: "gridcell", tabIndex: -1 });
     cell.setAttribute("aria-label", text("cell", values));
     const read = () => (readout.textContent = text("readCell", values));
@@ -133,7 +133,7 @@ function cells(weights, side, readout) {
 function wordList(weights, words, readout) {
   const most = Math.max(...weights);
   const items = words.map((word, i) => {
-    const weight = PERCENT.format(weights[i]);
+    const weight = percent(weights[i]);
     const item = element("li", {}, word, " ", element("small", {}, weight));
     item.style.background = `rgb(var(--word) / ${0.55 * (weights[i] / most)})`;
     const read = () => (readout.textContent = text("readWord", { word, weight }));
@@ -149,7 +149,7 @@ function saveFigure(shown, title, question, answers) {
   const image = (stageElement ?? document).querySelector("img");
   const width = 640;
   const height = Math.round((width * image.naturalHeight) / image.naturalWidth);
-  const best = answers.slice(0, 3).map((a) => `${a.answer} ${PERCENT.format(a.probability)}`);
+  const best = answers.slice(0, 3).map((a) => `${a.answer} ${percent(a.probability)}`);
   const lines = [title, question, best.join("   ")];
   const scaleElement = shown.querySelector(".scale");
   if (scaleElement) lines.push(scaleElement.ariaLabel);

@@ -6,6 +6,12 @@ const LANGUAGE = navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en"
 const digits = { minimumFractionDigits: 1, maximumFractionDigits: 1 };
 const TIMES = new Intl.NumberFormat(LANGUAGE, digits);
 const PERCENT = new Intl.NumberFormat(LANGUAGE, { style: "percent", ...digits });
+const FINE_PERCENT = new Intl.NumberFormat(LANGUAGE, { style: "percent", minimumFractionDigits: 2 });
+
+// To a tenth, or to a hundredth where a tenth would round to 100%; as in the report.
+function percent(share) {
+  return (share >= 0.9995 && share < 1 ? FINE_PERCENT : PERCENT).format(share);
+}
 
 function text(key, values = {}) {
   return TEXTS[LANGUAGE][key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
@@ -155,7 +161,7 @@ async function ask() {
     const best = response.runs.map((run, i) => {
       const { answer, probability } = run.answers[0];
       const of = response.runs.length > 1 ? `${server.runs[i].title}: ` : "";
-      return `${of}${answer} ${PERCENT.format(probability)}`;
+      return `${of}${answer} ${percent(probability)}`;
     });
     const milliseconds = Math.max(1, Math.round(1000 * response.seconds));
     announce(text("answered", { answers: best.join("; "), milliseconds }));
