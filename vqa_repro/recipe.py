@@ -74,6 +74,7 @@ class Training:
     order: Literal["grouped", "iid"] = "iid"  # shuffle whole images, or single questions
     regions: Share = 1.0  # share of an image's regions that each batch sees, drawn at random
     init_from: str = ""  # a finished run whose weights are the initial ones; "": none
+    word_vectors: str = ""  # a file of word vectors (GloVe's text format) to start from; "": none
     # decay of the moving average of the weights that is validated and kept; 0: the weights as such
     ema: Share = 0.0
     # weight of R-Drop's divergence between two passes with other dropout masks; 0: one pass

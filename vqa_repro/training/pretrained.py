@@ -1,4 +1,4 @@
-"""Fine-tuning: take the initial weights of a network from another run."""
+"""Pre-trained initial weights: of another run (fine-tuning), or word vectors alone."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,11 +10,26 @@ from torch import Tensor
 from vqa_repro.data.vocabulary import Vocabulary
 from vqa_repro.models.network import VQAModel, build, load_model
 from vqa_repro.run import Run, open_run
+from vqa_repro.training.word_vectors import copy_word_vectors
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.torch_utils import empty_weights
 
 
-def copy_pretrained(network: VQAModel, run: Run) -> str:
+def copy_pretrained(network: VQAModel, run: Run) -> list[str]:
+    """Give ``network`` the initial weights that the recipe names; return notes on them.
+
+    Raise UserError if they do not fit, or are named twice.
+    """
+    training = run.recipe.training
+    if training.init_from and training.word_vectors:
+        raise UserError(
+            "training.init_from and training.word_vectors: both set the word vectors; choose one"
+        )
+    notes = [_copy_run(network, run)] if training.init_from else []
+    return [*notes, copy_word_vectors(network, run)] if training.word_vectors else notes
+
+
+def _copy_run(network: VQAModel, run: Run) -> str:
     """Copy the weights of ``training.init_from`` into ``network``; return a note on them.
 
     Weights of a word or an answer go to the same word or answer; those that the other run lacks
