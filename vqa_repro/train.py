@@ -86,9 +86,10 @@ def train(
         taught, soft_targets = world.run_together(lambda: make_soft_targets(run, data, runtime))
         with explain_shortage(recipe.training, folder, runtime.device):
             network = build_network(run, runtime)
-            if not world.run_on_main(lambda: run.has_checkpoint):
-                notes = world.run_together(lambda: copy_pretrained(network, run))
-                taught = replace(taught, notes=[*taught.notes, *notes])
+            pretrained = recipe.training.init_from or recipe.training.word_vectors
+            if pretrained and not world.run_on_main(lambda: run.has_checkpoint):
+                note = world.run_together(lambda: copy_pretrained(network, run))
+                taught = replace(taught, notes=[*taught.notes, note])
         run = record_start(run, taught, runtime, resumed, out)
         if not resumed:
             world.run_on_main(lambda: locks.enter_context(lock_run(run.folder)))

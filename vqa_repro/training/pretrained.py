@@ -15,18 +15,17 @@ from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.torch_utils import empty_weights
 
 
-def copy_pretrained(network: VQAModel, run: Run) -> list[str]:
-    """Give ``network`` the initial weights that the recipe names; return notes on them.
+def copy_pretrained(network: VQAModel, run: Run) -> str:
+    """Give ``network`` the pre-trained weights that the recipe names; return a note on them.
 
-    Raise UserError if they do not fit, or are named twice.
+    Raise UserError if they do not fit, or two sources are named.
     """
     training = run.recipe.training
     if training.init_from and training.word_vectors:
         raise UserError(
             "training.init_from and training.word_vectors: both set the word vectors; choose one"
         )
-    notes = [_copy_run(network, run)] if training.init_from else []
-    return [*notes, copy_word_vectors(network, run)] if training.word_vectors else notes
+    return (_copy_run if training.init_from else copy_word_vectors)(network, run)
 
 
 def _copy_run(network: VQAModel, run: Run) -> str:

@@ -12,6 +12,7 @@ from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import open_regular, sha256_of
 
 SHARE = 0.75  # of the variance of an initial vector; the rest is its random initial value
+SEED = 2**20  # of the projection, plus the run's: not the random numbers of its other weights
 MAX_LINE = 2**20  # bytes
 
 
@@ -40,7 +41,7 @@ def copy_word_vectors(network: VQAModel, run: Run) -> str:
     vectors = torch.stack(list(found.values()))
     vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp(min=1e-6)
     # The same in every process of a distributed training.
-    random = torch.Generator().manual_seed(run.recipe.training.seed)
+    random = torch.Generator().manual_seed(SEED + run.recipe.training.seed)
     width = vectors.shape[1]
     projection = torch.randn(width, embedding.embedding_dim, generator=random) / width**0.5
     with torch.no_grad():
