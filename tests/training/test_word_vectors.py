@@ -90,9 +90,12 @@ def test_another_file_is_one_clear_line(drawn_folder: Path, content: str) -> Non
     assert not Path("run").exists()
 
 
-def test_a_missing_file_and_two_sources_are_refused(drawn_folder: Path) -> None:
-    missing = ("--set", "training.word_vectors=none.txt")
-    with pytest.raises(UserError, match=r"none\.txt: cannot be read: No such file"):
+def test_a_missing_file_and_two_sources_are_refused(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    missing = ("--set", "training.word_vectors=~/none.txt")
+    with pytest.raises(UserError, match=rf"{tmp_path}/none\.txt: cannot be read: No such file"):
         start(drawn_folder, "run", *missing)
     with pytest.raises(UserError, match="choose one"):
         start(drawn_folder, "run", *missing, "--set", "training.init_from=other")

@@ -10,6 +10,7 @@ from vqa_repro.models.network import VQAModel
 from vqa_repro.run import Run
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import open_regular, sha256_of
+from vqa_repro.utils.paths import expand
 
 SHARE = 0.75  # of the variance of an initial vector; the rest is its random initial value
 SEED = 2**20  # of the projection, plus the run's: not the random numbers of its other weights
@@ -24,7 +25,7 @@ def copy_word_vectors(network: VQAModel, run: Run) -> str:
     initial values. Raise UserError for a file that is not in GloVe's text format or has none of
     the words.
     """
-    path = Path(run.recipe.training.word_vectors)
+    path = expand(run.recipe.training.word_vectors)
     (embedding,) = (part for part in network.modules() if isinstance(part, nn.Embedding))
     rows = {word.encode(): row for row, word in enumerate(run.vocabulary.words)}
     try:
