@@ -45,7 +45,10 @@ def load_runs(folders: Sequence[Path]) -> tuple[list[RunSummary], list[str]]:
     from vqa_repro.run import not_a_run
 
     runs, skipped = [], []
+    unique: dict[Path, Path] = {}  # a run named twice is not two seeds
     for folder in folders:
+        unique.setdefault(folder.resolve(), folder)
+    for folder in unique.values():
         missing = [name for name in DESCRIPTION if not (folder / name).is_file()]
         if not missing:
             runs.append(RunSummary.load(folder))
@@ -58,20 +61,25 @@ def load_runs(folders: Sequence[Path]) -> tuple[list[RunSummary], list[str]]:
     return runs, skipped
 
 
-def write(folders: Sequence[Path], out: Path, language: str, refresh: float | None) -> bool:
+def write(
+    folders: Sequence[Path], out: Path, language: str, refresh: float | None
+) -> tuple[list[RunSummary], list[str]]:
     """Write the page; ``refresh`` (seconds) goes into it while a run is not finished.
 
-    Return whether all runs are finished.
+    Return what ``load_runs`` does.
     """
     from vqa_repro.reporting.html import page
 
     runs, skipped = load_runs(folders)
-    finished = all(run.metrics is not None for run in runs)
-    html = page(runs, language, None if finished else refresh, skipped)
+    html = page(runs, language, None if all_finished(runs) else refresh, skipped)
     # Texts of a run may hold half a surrogate pair, which is not UTF-8.
     content = html.encode(errors="replace")
     write_atomic(out, lambda file: file.write(content))
-    return finished
+    return runs, skipped
+
+
+def all_finished(runs: Sequence[RunSummary]) -> bool:
+    return all(run.metrics is not None for run in runs)
 
 
 def make_examples(folder: Path, root: Path, device_name: str) -> None:
@@ -188,17 +196,17 @@ def main(arguments: list[str] | None = None) -> int:
         print_markdown(args.runs, args.out)
         return 0
     out = args.out or Path("report.html")
-    finished = write(args.runs, out, args.language, args.watch)
-    print_skipped(load_runs(args.runs)[1])
+    runs, skipped = write(args.runs, out, args.language, args.watch)
+    print_skipped(skipped)
     print(f"page: {shlex.quote(str(out))}", flush=True)
-    while args.watch and not finished:
+    while args.watch and not all_finished(runs):
         time.sleep(args.watch)
-        finished = write(args.runs, out, args.language, args.watch)
+        runs, _ = write(args.runs, out, args.language, args.watch)
     for kind in ("png", "svg", "pdf"):
         if folder := getattr(args, kind):
             from vqa_repro.reporting.slides import write_slides
 
-            paths = write_slides(load_runs(args.runs)[0], folder, args.language, kind)
+            paths = write_slides(runs, folder, args.language, kind)
             print(f"{kind.upper()} figures: {len(paths)} in {shlex.quote(str(folder))}")
     return 0
 

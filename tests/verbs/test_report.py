@@ -115,6 +115,32 @@ def test_the_kinds_of_questions_have_columns_as_in_the_papers(tmp_path: Path) ->
     assert row[1 + head.index("most frequent answer, %")] == "12.2"  # no seed changes it
 
 
+def test_types_may_have_any_name(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["per_answer_type"] = {"other": 40.0, "overall": 41.0, "seed": 42.0}
+    metrics["per_question_type"] = {"other": 90.0, "data": 91.0, "questions": 92.0}
+    write_json(run / "metrics.json", metrics)
+    (group,) = comparison.group_runs([RunSummary.load(run)])
+    for section in ("per_answer_type", "per_question_type"):
+        for name, value in metrics[section].items():
+            figure = group.figure(name, section)
+            assert figure is not None and figure.mean == value, name
+    head, _, row = rows(tables.markdown(group.runs))
+    shown = dict(zip(head, row[1:] if len(row) > len(head) else row, strict=False))
+    assert "40.0" in shown.values() and "42.0" in shown.values()
+    report.write([run], tmp_path / "r.html", "en", None)
+    page_text = (tmp_path / "r.html").read_text()
+    assert all(f"{value:.1f}" in page_text for value in (90, 91, 92))
+
+
+def test_a_run_named_twice_is_one_seed(tmp_path: Path) -> None:
+    run, link = finished(tmp_path, 0, 45.0), tmp_path / "latest"
+    link.symlink_to(run)
+    runs, _ = report.load_runs([run, tmp_path / "." / run.name, link])
+    assert [summary.run.folder for summary in runs] == [run]
+
+
 @pytest.mark.parametrize("features", ["/scratch/photos.safetensors", "/scratch/photos"])
 def test_the_place_of_the_features_is_no_part_of_the_title(tmp_path: Path, features: str) -> None:
     run = finished(tmp_path, 0, 45.0, **{"data.features": features})

@@ -99,7 +99,7 @@ def curves_svg(groups: Sequence[Logs], key: str, x_label: str, y_label: str) -> 
 @with_fonts
 def overlaid(rows: Sequence[tuple[str, Logs]], path: Path, language: str = "en") -> None:
     """Write the curves of all runs over epochs; a row is a group's title and its runs' logs."""
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = Figure(figsize=(12, 3.6 + 0.18 * len(rows)), layout="constrained")
     for panel, key in zip(figure.subplots(1, 3), QUANTITIES, strict=True):
         draw_curves(panel, [logs for _, logs in rows], key)
         panel.set_xlabel(translate("epoch", language))

@@ -94,15 +94,19 @@ class RunGroup:
     def published(self) -> Published | None:
         return self.recipe.published
 
-    def figure(self, name: str) -> Figure | None:
-        """Return "overall", "prior", "coverage", "wups_0.9" or an answer or question type."""
-        values = [value for m in self.metrics if (value := _value(m, name)) is not None]
+    def figure(self, name: str, section: str = "") -> Figure | None:
+        """Return "overall", "prior", "coverage", "wups_0.9", or a type in a ``section``.
+
+        section: "per_answer_type" or "per_question_type". A data set may name its types anything.
+        """
+        tables = [metrics[section] if section else metrics for metrics in self.metrics]
+        values = [table[name] for table in tables if table.get(name) is not None]
         if not values:
             return None
         published = None
-        if self.published:
+        if self.published and section != "per_question_type":
             published = self.published.others.get(name)
-            if name == "overall":
+            if (name, section) == ("overall", ""):
                 published = self.published.accuracy
         of_the_data = name in ("prior", "coverage")  # no seed changes it
         deviation = statistics.stdev(values) if len(values) > 1 and not of_the_data else None
@@ -197,14 +201,6 @@ def _changes(run: Run) -> list[str]:
         hidden.add("data.features")
     changed = [k for k in run.recipe.changed if k not in hidden]
     return [f"{key}={option(recipe, key)}" for key in changed]
-
-
-def _value(metrics: dict[str, Any], name: str) -> float | None:
-    for here in (metrics, metrics["per_answer_type"], metrics["per_question_type"]):
-        if name in here:
-            value: float | None = here[name]
-            return value
-    return None
 
 
 def read_metrics(run: Run) -> dict[str, Any]:

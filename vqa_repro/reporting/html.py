@@ -15,6 +15,7 @@ from vqa_repro.evaluation.titles import model_title, procedure
 from vqa_repro.reporting import charts, contrasts
 from vqa_repro.reporting.commands import option, repeat
 from vqa_repro.reporting.comparison import (
+    Figure,
     RunGroup,
     RunSummary,
     by_dataset,
@@ -108,7 +109,7 @@ def _environment(language: str) -> Environment:
         "level_name": level_name,
     }
     environment.globals |= helpers
-    environment.filters["percent"] = "{:.1%}".format
+    environment.filters["percent"] = lambda share: f"{Figure(100 * share, None, None).text}%"
     return environment
 
 
@@ -260,7 +261,7 @@ def _types(groups: Sequence[RunGroup], section: str) -> dict[str, Any] | None:
     shown = [group for group in groups if group.metrics]
     if not names:
         return None
-    scores = {name: [group.figure(name) for group in shown] for name in names}
+    scores = {name: [group.figure(name, section) for group in shown] for name in names}
     details = next((d for group in shown if (d := _details(group))), None)
     counts = details.counts.get(section, {}) if details else {}
     return {"titles": [group.title for group in shown], "figures": scores, "counts": counts}

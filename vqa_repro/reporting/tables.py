@@ -42,21 +42,23 @@ def _table(groups: Sequence[RunGroup]) -> list[str]:
     names = metric_names(groups)
     more = ("best_on_test", "prior", "coverage")
     names += [name for name in more if any(g.figure(name) for g in groups)]
-    names += metric_names(groups, "per_answer_type")
+    types = metric_names(groups, "per_answer_type")
     columns = [_HEADS.get(name, f"{name} (published)") for name in names]
+    columns += [f"{name} (published)" for name in types]
     head = ["", "seeds", "published", *columns, "95% interval", "procedure", "minutes", "epochs"]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *(_row(group, names) for group in groups)]
+    keys = [(name, "") for name in names] + [(name, "per_answer_type") for name in types]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)], *(_row(group, keys) for group in groups)]
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def _row(group: RunGroup, names: Sequence[str]) -> list[str]:
+def _row(group: RunGroup, keys: Sequence[tuple[str, str]]) -> list[str]:
     overall = group.figure("overall")
     low, high = group.interval(overall) if overall else (0.0, 0.0)
     return [
         group.title,
         str(len(group.metrics)),
         f"{group.published.accuracy:.1f}" if group.published else "",
-        *(_cell(name, group) for name in names),
+        *(_cell(group, name, section) for name, section in keys),
         f"{low:.1f} to {high:.1f}" if overall else "",
         procedure(group.recipe),
         f"{statistics.mean(m['seconds'] for m in group.metrics) / 60:.1f}",
@@ -64,12 +66,12 @@ def _row(group: RunGroup, names: Sequence[str]) -> list[str]:
     ]
 
 
-def _cell(name: str, group: RunGroup) -> str:
+def _cell(group: RunGroup, name: str, section: str) -> str:
     """Return mean and standard deviation over the seeds, with the published figure if any."""
-    figure = group.figure(name)
+    figure = group.figure(name, section)
     if figure is None:
         return ""
-    if name != "overall":
+    if (name, section) != ("overall", ""):
         return figure.text + ("" if figure.published is None else f" ({figure.published:.1f})")
     difference = "" if figure.difference is None else f" ({figure.difference:+.1f})"
     return f"**{figure.text}**{difference}"
