@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vqa_repro.utils.arguments import (
     add_device_option,
@@ -26,9 +26,11 @@ from vqa_repro.utils.arguments import (
     path_argument,
 )
 from vqa_repro.utils.errors import UserError, main_guard
+from vqa_repro.utils.files import check_writable, write_atomic
 
 if TYPE_CHECKING:
     from vqa_repro.data.types import Split
+    from vqa_repro.evaluation.wups import WordNet
     from vqa_repro.features.provider import Runtime
     from vqa_repro.recipe import Data
     from vqa_repro.run import Run
@@ -161,12 +163,18 @@ def main(arguments: list[str] | None = None) -> int:
                 f"--{option.replace('_', '-')} goes with {'a RUN' if args.results else '--results'}"
             )
 
+    from vqa_repro.evaluation.wups import WordNet
     from vqa_repro.utils.memory import explain_out_of_memory
 
+    # What can be wrong with the options must not show only after all questions are answered.
+    wordnet = WordNet(args.wordnet) if args.wups else None
+    for option, path in (("--out", args.out), ("--per-question", args.per_question)):
+        if path:
+            check_writable(path, option)
     with explain_out_of_memory():
         scored = _read_results(args) if args.results else _answer(args, folders)
         if scored is not None:
-            _report(args, *scored)
+            _report(args, *scored, wordnet)
     return 0
 
 
@@ -204,11 +212,7 @@ def _answer(
     run = runs[0]
     data = replace(run.recipe.data, name=args.data or run.recipe.data.name)
     split = _split_to_answer(runs, args)
-    if split.hidden and not args.out:
-        raise UserError(
-            f"{data.name}, {split.name}: its answers are hidden; --out FILE writes the results "
-            "to submit"
-        )
+    _check_options(args, data.name, split)
     runtime = Runtime(choose_device(args.device), root=args.root, weights=args.weights)
     classes, answers_of = run.vocabulary.answers, None
     if args.answers_of:
@@ -240,6 +244,20 @@ def _answer(
     return None
 
 
+def _check_options(args: argparse.Namespace, data: str, split: Split) -> None:
+    """Raise UserError for options that do not go with the answers of ``split``."""
+    from vqa_repro.evaluation.wups import check_single_answers
+
+    if split.hidden and not args.out:
+        raise UserError(
+            f"{data}, {split.name}: its answers are hidden; --out FILE writes the results to submit"
+        )
+    if split.hidden and (args.wups or args.per_question):
+        raise UserError(f"{data}, {split.name}: its answers are hidden: no --wups, --per-question")
+    if args.wups:
+        check_single_answers(split.examples)
+
+
 def _split_to_answer(runs: Sequence[Run], args: argparse.Namespace) -> Split:
     """Read the split that the options name; by default the one that the runs were tested on.
 
@@ -266,25 +284,33 @@ def _fold(run: Run) -> str:
 
 
 def _report(
-    args: argparse.Namespace, results: dict[int, str], split: Split, classes: Sequence[str]
+    args: argparse.Namespace,
+    results: dict[int, str],
+    split: Split,
+    classes: Sequence[str],
+    wordnet: WordNet | None,
 ) -> None:
     """Print the scores of ``results``, and the prior and coverage of the answers ``classes``."""
-    from vqa_repro.evaluation import vqa_accuracy, wups
+    from vqa_repro.evaluation import vqa_accuracy
     from vqa_repro.evaluation.baselines import prior_and_coverage
     from vqa_repro.evaluation.scoring import score
-    from vqa_repro.utils.files import write_atomic
 
-    wordnet = wups.WordNet(args.wordnet) if args.wups else None
     scores = score(results, split, wordnet=wordnet, pre_2021=args.pre_2021)
+    known = prior_and_coverage(split, classes, pre_2021=args.pre_2021) if classes else {}
+    if args.json:
+        print(json.dumps({**scores, **known}))
+    else:
+        _print_scores(scores, known, len(results), classes)
     if args.per_question:
         values = vqa_accuracy.per_question(results, split.examples, pre_2021=args.pre_2021)
         text = json.dumps({number: round(100 * value, 2) for number, value in values.items()})
         write_atomic(args.per_question, lambda file: file.write(text.encode()))
-    known = prior_and_coverage(split, classes, pre_2021=args.pre_2021) if classes else {}
-    if args.json:
-        print(json.dumps({**scores, **known}))
-        return
-    print(f"{scores['overall']:6.2f}%  of {len(results):,} questions")
+
+
+def _print_scores(
+    scores: dict[str, Any], known: dict[str, float], questions: int, classes: Sequence[str]
+) -> None:
+    print(f"{scores['overall']:6.2f}%  of {questions:,} questions")
     if known:
         print(f'{known["prior"]:6.2f}%  always answering "{classes[0]}"')
         print(f"{known['coverage']:6.2f}%  of the questions have an answer of the model")

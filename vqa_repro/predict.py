@@ -5,7 +5,8 @@ python -m vqa_repro.predict RUN --image I --question Q --attention attention.png
 python -m vqa_repro.predict RUN --questions questions.jsonl > answers.jsonl
 
 Each line of questions.jsonl is {"image": "cat.jpg", "question": "what is it?"}; "image" may be left
-out if --image is given, and other fields are copied to the answers.
+out if --image is given, and other fields are copied to the answers ("answers" and others that the
+output has, too, into "given").
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ def draw(prediction: Prediction, image: ImageSource, path: Path, note: str = "")
     )
 
 
-def read_questions(file: Path, image: Path | None) -> Iterator[dict[str, Any]]:
-    """Yield the questions of a JSON Lines file, each with an "image" and a "question".
+def read_questions(file: Path, image: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the image of each line of a JSON Lines file, and its object, which has a "question".
 
     ``image`` is for lines that name none; relative paths start at the file's folder. Raise
     UserError for a line that is not such an object.
     """
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE), ""), 1):
                 if line.strip():
                     yield _record(line, f"{file}, line {number}", file.parent, image)
@@ -66,7 +67,7 @@ def read_questions(file: Path, image: Path | None) -> Iterator[dict[str, Any]]:
         raise UserError(f"--questions {file}: not UTF-8 text; save it as UTF-8") from None
 
 
-def _record(line: str, where: str, folder: Path, image: Path | None) -> dict[str, Any]:
+def _record(line: str, where: str, folder: Path, image: Path | None) -> tuple[Path, dict[str, Any]]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -74,23 +75,26 @@ def _record(line: str, where: str, folder: Path, image: Path | None) -> dict[str
     if not isinstance(record, dict) or not isinstance(record.get("question"), str):
         raise UserError(f'{where}: not a JSON object with a "question"')
     if isinstance(record.get("image"), str):
-        return {**record, "path": folder / record["image"]}
+        return folder / record["image"], record
     if "image" in record or image is None:
         raise UserError(f'{where}: no "image" with a path; add it, or give --image')
-    return {**record, "path": image}
+    return image, record
 
 
 def answer_file(predictor: Predictor, file: Path, image: Path | None) -> None:
-    """Print a JSON line with the prediction for each question of ``file``."""
-    path, features = None, None
-    for record in read_questions(file, image):
-        if record["path"] != path:  # questions about the same image in a row share its features
-            path = record["path"]
-            features = predictor.extract(path)
+    """Print a JSON line with the prediction for each question of ``file``.
+
+    The question's other fields are copied to it; those that have the name of a field of the
+    prediction ("answers", such as the true ones) are kept in an object "given".
+    """
+    encoded, features = None, None
+    for path, record in read_questions(file, image):
+        if path != encoded:  # questions about the same image in a row share its features
+            encoded, features = path, predictor.extract(path)
         assert features is not None
-        prediction = predictor.answer(features, record["question"])
-        given = {key: value for key, value in record.items() if key != "path"}
-        print(json.dumps({**given, **to_json(prediction)}))
+        predicted = to_json(predictor.answer(features, record["question"]))
+        given = {key: record[key] for key in record if key in predicted and key != "question"}
+        print(json.dumps({**record, **predicted, **({"given": given} if given else {})}))
 
 
 def to_json(prediction: Prediction) -> dict[str, Any]:

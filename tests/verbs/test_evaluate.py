@@ -80,6 +80,36 @@ def test_answers_of_an_unfinished_run_are_marked(
         score(copy, root)
 
 
+def test_bad_options_are_found_before_any_question_is_answered(
+    run: Path, root: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "answer_split", lambda *_: pytest.fail("answered"))
+    nowhere = tmp_path / "none" / "file.json"
+    for option in ("--out", "--per-question"):
+        with pytest.raises(UserError, match=f"{option} {nowhere}: cannot be written"):
+            score(run, root, option, nowhere)
+    with pytest.raises(UserError, match="none"):
+        score(run, root, "--wups", "--wordnet", nowhere.parent)
+    hidden = ["--data", other, "--split", "test", "--out", tmp_path / "results.json"]
+    with pytest.raises(UserError, match="hidden: no --wups, --per-question"):
+        score(run, root, *hidden, "--per-question", tmp_path / "each.json")
+
+
+def test_fields_of_a_question_are_copied_to_its_answer(
+    run: Path, drawn_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(drawn_folder / "images" / "1.png")
+    asked = {"image": image, "question": "is it red?", "id": 7, "path": "a", "answers": ["dog"]}
+    lines = "\n".join(json.dumps(record) for record in (asked, {"question": "is it blue?"}))
+    file = tmp_path / "questions.jsonl"
+    file.write_text(f"{lines}\n", encoding="utf-8-sig")  # as programs for Windows write it
+    assert predict.main([str(run), "--questions", str(file), "--image", image]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["id"], first["path"], first["image"]) == (7, "a", image)
+    assert first["given"] == {"answers": ["dog"]} and "given" not in second
+    assert all(set(answer) == {"answer", "probability"} for answer in first["answers"])
+
+
 def test_hidden_answers_make_a_complete_results_file(
     run: Path, root: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

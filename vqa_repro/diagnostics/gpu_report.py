@@ -5,7 +5,6 @@ kernel may crash the process, poison its CUDA context or hang. All together get 
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from vqa_repro.diagnostics.checks import child_environ
 from vqa_repro.diagnostics.facts import NVIDIA_SMI_SECONDS, Facts, git_commit, private, python_facts
 from vqa_repro.install.driver import driver_facts
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.files import write_atomic
+from vqa_repro.utils.files import check_writable, write_atomic
 from vqa_repro.utils.subprocesses import run_limited
 
 BUDGET, CHECK_SECONDS = 600.0, 180.0
@@ -59,8 +58,7 @@ def check_gpu(device: str, report: Path, say: Callable[[str], None]) -> bool:
 
     Raise UserError where there is no such GPU, or ``report`` cannot be written.
     """
-    if report.is_dir() or not os.access(report.absolute().parent, os.W_OK):
-        raise UserError(f"--report {report}: cannot be written; name a file in a folder of yours")
+    check_writable(report, "--report")
     start = time.monotonic()
     facts: Facts = {}
     runs = []

@@ -42,19 +42,25 @@ def score(
     Raise UserError for a question that does not have exactly one answer.
     """
     check_results(results, [example.question_id for example in examples])
+    check_single_answers(examples)
     scores = {}
     for threshold in (0.9, 0.0):
         total = 0.0
         for example in examples:
-            if len(example.answers) != 1:
-                raise UserError(
-                    f"question {example.question_id} has {len(example.answers)} answers; "
-                    "WUPS is for data sets with one answer per question"
-                )
             prediction = results[example.question_id]
             total += wups(prediction, example.answers[0], threshold, wordnet)
         scores[f"wups_{threshold}"] = round(100 * total / len(examples), 2)
     return scores
+
+
+def check_single_answers(examples: Sequence[Example]) -> None:
+    """Raise UserError for a question that does not have exactly one answer."""
+    for example in examples:
+        if len(example.answers) != 1:
+            raise UserError(
+                f"question {example.question_id} has {len(example.answers)} answers; "
+                "WUPS is for data sets with one answer per question"
+            )
 
 
 def _words(answer: str) -> list[str]:

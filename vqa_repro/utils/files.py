@@ -50,6 +50,12 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise WriteError(f"{path}: cannot be written: {why}", error) from None
 
 
+def check_writable(path: Path, option: str) -> None:
+    """Raise UserError if no file can be written to ``path``, before there is something to write."""
+    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise UserError(f"{option} {path}: cannot be written; name a file in a folder of yours")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON, atomically; see ``write_atomic``."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
