@@ -111,6 +111,8 @@ def local_run(name: str | Path, cache: Path | None = None) -> Path:
         if match is None:
             raise UserError(f"{text}: add #sha256=CHECKSUM, the 64 digits that the release states")
         cache = cache or default_cache()
+        if (cache / match[1]).is_dir():
+            return cache / match[1]
         return _unpacked(_downloaded(text.partition("#")[0], match[1], cache), match[1], cache)
     path = expand(name)
     if path.is_file():

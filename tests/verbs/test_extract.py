@@ -226,6 +226,15 @@ def test_low_precision_is_close_and_recorded(
     assert largest_difference(low, few, weights) < 0.1
 
 
+@pytest.mark.parametrize("wrong", [{"preprocess": "Caffe"}, {"precision": "load"}])
+def test_provenance_of_another_kind_is_refused(
+    store: Path, weights: Path, wrong: dict[str, str]
+) -> None:
+    made_by = {**open_store(store).made_by, **wrong}
+    with pytest.raises(UserError, match=r"'(Caffe|load)': choose \w+ or \w+"):
+        FrozenBackbone.like(made_by, weights, torch.device("cpu"))
+
+
 def test_another_size_has_another_grid(
     few: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,11 @@ class FrozenBackbone:
     ) -> None:
         if name not in BACKBONES:
             raise UserError(f"backbone {name!r}: there are {', '.join(BACKBONES)}")
-        if type(size) is not int or size not in SIZES:  # runs may be untrusted
+        # Runs may be untrusted.
+        for value, choices in ((preprocess, Preprocess), (precision, Precision)):
+            if value not in get_args(choices):
+                raise UserError(f"{value!r:.80}: choose {' or '.join(get_args(choices))}")
+        if type(size) is not int or size not in SIZES:
             raise UserError(
                 f"images of {size!r:.80} pixels a side: not a multiple of {STRIDE} up to "
                 f"{max(SIZES)}"
