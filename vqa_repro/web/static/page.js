@@ -173,7 +173,7 @@ async function ask() {
 async function answers(about, question) {
   const send = async () => {
     const key = await about.uploaded;
-    announce(text("answering"));
+    if (picture === about) announce(text("answering")); // not after a later image's answer
     return post("/answers", JSON.stringify({ image: key, question }));
   };
   try {
