@@ -80,6 +80,11 @@ def test_uv_and_pip_are_given_the_same_index(tmp_path: Path) -> None:
 
     assert made(PIP_INDEX_URL="http://a")["UV_DEFAULT_INDEX"] == "http://a"
     assert made(UV_DEFAULT_INDEX="name=http://b")["PIP_INDEX_URL"] == "http://b"
+    for given, other in (("PIP", "UV"), ("UV", "PIP")):
+        extra = made(**{f"{given}_EXTRA_INDEX_URL": "http://d http://e"})
+        assert extra[f"{other}_EXTRA_INDEX_URL"] == "http://d http://e"
+        assert extra["UV_INDEX_STRATEGY"] == "unsafe-best-match"
+    assert "UV_INDEX_STRATEGY" not in made(PIP_INDEX_URL="http://a")
     (tmp_path / ".config/uv").mkdir(parents=True)
     (tmp_path / ".config/uv/uv.toml").write_text('[[index]]\nurl = "http://c"\ndefault = true\n')
     os.environ["HOME"], home = str(tmp_path), os.environ["HOME"]

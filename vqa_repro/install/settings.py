@@ -158,6 +158,12 @@ def package_environment(
     if not result.get("PIP_INDEX_URL"):
         index = result.get("UV_DEFAULT_INDEX") or result.get("UV_INDEX_URL") or uv_index(result)
         offer("PIP_INDEX_URL", index.partition("=")[2] if re.match(r"\w+=", index) else index)
+    if not result.get("UV_INDEX"):
+        offer("UV_EXTRA_INDEX_URL", result.get("PIP_EXTRA_INDEX_URL", ""))
+    offer("PIP_EXTRA_INDEX_URL", result.get("UV_EXTRA_INDEX_URL", ""))
+    if result.get("UV_EXTRA_INDEX_URL"):
+        # As pip does; by default uv sees no more of a package than the first index has.
+        offer("UV_INDEX_STRATEGY", "unsafe-best-match")  # safe: the locks have hashes
     offer("UV_NO_INDEX", result.get("PIP_NO_INDEX", ""))
     if links:
         result["UV_FIND_LINKS"] = ",".join(filter(None, [result.get("UV_FIND_LINKS", ""), *links]))
@@ -178,8 +184,8 @@ def package_environment(
     if offline:
         result |= {"UV_OFFLINE": "1", "PIP_NO_INDEX": "1"}
     if bundle:
-        prefixes = ("PIP_INDEX", "PIP_EXTRA_INDEX", "UV_INDEX", "UV_DEFAULT_INDEX")
-        result = {name: value for name, value in result.items() if not name.startswith(prefixes)}
+        indexes = re.compile(r"(PIP|UV)_((EXTRA|DEFAULT)_)?INDEX")
+        result = {name: value for name, value in result.items() if not indexes.match(name)}
         # A relative path has neither the spaces at which pip cuts nor the commas at which uv does.
         wheels = f"{state.name}/bundle/wheels"
         result |= {"UV_NO_INDEX": "1", "UV_FIND_LINKS": wheels, "PIP_FIND_LINKS": wheels}
