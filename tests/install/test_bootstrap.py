@@ -378,6 +378,23 @@ def test_env_is_made_once_and_then_left_alone(copy: Copy) -> None:
     assert files_below(copy.root, copy.home) == before
 
 
+@pytest.mark.parametrize("suffix", ["rc1", "+"])
+def test_a_python_that_is_no_release_is_fit(copy: Copy, suffix: str) -> None:
+    """The locks' markers are about its numbers, whatever else it calls itself."""
+    copy.run("env")
+    stamp = copy.venv / ".finished"
+    good = stamp.read_text()
+    stamp.write_text(re.sub("(?m)^python .*", rf"\g<0>{suffix}", good))  # by an older installer
+    assert copy.run("env").stdout.startswith("env: up to date")
+    (packages,) = copy.venv.glob("lib/python3*/site-packages")
+    rename = f"import sys; sys.version = sys.version.replace(' ', '{suffix} ', 1)\n"
+    (packages / "name.pth").write_text(rename)
+    copy.lock("alpha==2.0")
+    copy.run("env")
+    assert re.findall("(?m)^python .*", stamp.read_text()) == re.findall("(?m)^python .*", good)
+    assert copy.run("env").stdout.startswith("env: up to date")
+
+
 def test_a_changed_lock_updates(copy: Copy) -> None:
     copy.run("env")
     copy.lock("alpha==2.0")

@@ -47,7 +47,7 @@ if not inside.startswith(".."):
 path = os.path.join(sysconfig.get_path("purelib"), "vqa_repro_project.pth")
 with open(path, "w", encoding="ascii") as file:
     file.write("import os, sys; sys.path.append(%s)\\n" % text)
-print(sys.version.split()[0])
+print("%d.%d.%d" % sys.version_info[:3])
 """
 # The command vqa of this environment, wherever it is and from whichever link it is called.
 COMMAND = """#!/bin/sh
@@ -325,6 +325,8 @@ def read_stamp(folder: Path) -> dict[str, str]:
         text = (folder / ".finished").read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return {}
+    # Older ones have what Python calls itself, such as 3.11.0rc1 or 3.13.0+.
+    text = re.sub(r"(?m)^(python [\d.]*\d).*$", r"\1", text)
     return dict(re.findall(r"(?m)^(\w+) (.*)$", text))
 
 
