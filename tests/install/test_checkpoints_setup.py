@@ -1153,6 +1153,43 @@ def test_it_is_extracted_from_an_archive(run: Run, tmp_path: Path, kind: str) ->
     assert path.exists()
 
 
+def damaged_archive(kind: str) -> bytes:
+    """Return an archive of the checkpoint with some other bytes in the middle."""
+    if kind == "gzip":
+        content = gzip.compress(DATA, 1)
+    else:
+        with zipfile.ZipFile(packed := io.BytesIO(), "w", getattr(zipfile, kind)) as archive:
+            archive.writestr(NAME, DATA)
+        content = packed.getvalue()
+    return content[:HALF] + b"\xff" * 1000 + content[HALF + 1000 :]
+
+
+@pytest.mark.parametrize("kind", ["gzip", "ZIP_STORED", "ZIP_DEFLATED", "ZIP_BZIP2", "ZIP_LZMA"])
+def test_a_damaged_copy_does_not_hide_a_good_one(run: Run, tmp_path: Path, kind: str) -> None:
+    usb = tmp_path / "usb"
+    usb.mkdir()
+    (usb / "a").write_bytes(damaged_archive(kind))
+    run("toy", "--offline", "--from", usb)
+    run.assert_nothing(3, f"reading {usb / 'a'} failed: ", "damaged")
+    (usb / "b").write_bytes(DATA)
+    run("toy", "--offline", "--from", usb)
+    run.assert_right()
+    assert f"reading {usb / 'a'} failed: " in run.err
+
+
+def test_a_damaged_member_of_a_zip_does_not_hide_a_good_one(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "w.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("bad.pth", DATA)
+        archive.writestr("good.pth", DATA)
+    content = bytearray(path.read_bytes())
+    content[HALF] ^= 1
+    path.write_bytes(content)
+    run("toy", "--offline", "--from", path)
+    run.assert_right()
+    assert "bad.pth" in run.err
+
+
 @pytest.mark.parametrize(
     ("content", "fact"),
     [

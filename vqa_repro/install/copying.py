@@ -10,9 +10,9 @@ import hashlib
 import os
 import stat
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +23,8 @@ from vqa_repro.install.progress import Progress, say
 SCAN_DEPTH = 3  # folder levels looked through
 BLOCK = 1 << 20  # bytes
 MAX_MEMBERS = 1000  # files looked at in a zip
-READ_ERRORS = (EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError)
+
+Opener = Callable[[], IO[bytes] | gzip.GzipFile]
 
 
 def copy_file(
@@ -41,13 +42,21 @@ def copy_file(
         candidates = [source]
         explain_misfit(file, source, others)
     ensure_space(file, target.parent, 0)
+    all_read = True
     for path in candidates:
-        for sha256 in copies(file, path, target):
+        for opener in openers(file, path):
+            try:
+                sha256 = copy_verified(file, opener, path, target)
+            except SourceFailed as failure:  # another one may be whole
+                all_read = all_read and failure.wrong_bytes
+                say(str(failure))
+                continue
             if file.matches(sha256):
                 return sha256
             wrong = f"wrong bytes (sha256 {sha256[:8]}..., not {file.hash_text})"
             say(f"{path}: right size, {wrong}")
-    raise SourceFailed("its bytes are wrong", wrong_bytes=True)
+    why = "its bytes are wrong" if all_read else "it is damaged or cannot be read"
+    raise SourceFailed(why, wrong_bytes=all_read)
 
 
 def candidates_in(file: RemoteFile, folder: Path) -> Iterator[Path]:
@@ -93,7 +102,7 @@ def members(file: RemoteFile, path: Path) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             return [each for each in archive.infolist()[:MAX_MEMBERS] if file.fits(each.file_size)]
-    except (OSError, ValueError, *READ_ERRORS):
+    except Exception:  # many kinds, for a damaged file
         return []
 
 
@@ -119,36 +128,21 @@ def explain_misfit(file: RemoteFile, path: Path, others: Iterable[RemoteFile]) -
     raise SourceFailed(f"{what}; {file.filename} has {file.size_text}", wrong_bytes=True)
 
 
-def copies(file: RemoteFile, path: Path, target: Path) -> Iterator[str]:
-    """Copy what ``path`` is, or holds, in turn; yield each SHA-256."""
+def openers(file: RemoteFile, path: Path) -> list[Opener]:
+    """Return what opens ``path`` itself, where it has the right size, or else what it holds."""
     if file.fits(path.stat().st_size):
-        with opened(path) as source:
-            yield copy_verified(file, source, path, target)
-        return
+        return [lambda: path.open("rb")]
     if kind_of(path) == "gzip":
-        with opened(path) as packed, gzip.GzipFile(fileobj=packed) as unpacked:
-            yield copy_verified(file, unpacked, path, target)
-        return
-    for member in members(file, path):
-        with zipfile.ZipFile(path) as archive:
-            try:
-                source = archive.open(member)
-            except READ_ERRORS as error:
-                raise SourceFailed(f"reading {path} failed: {error}") from None
-            with source:
-                yield copy_verified(file, source, path, target)
+        return [partial(gzip.GzipFile, path)]
+    return [partial(open_member, path, member) for member in members(file, path)]
 
 
-def opened(path: Path) -> IO[bytes]:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise SourceFailed(f"reading {path} failed: {error.strerror}") from None
+def open_member(path: Path, member: zipfile.ZipInfo) -> IO[bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return archive.open(member)  # which can be read when the archive is closed
 
 
-def copy_verified(
-    file: RemoteFile, source: IO[bytes] | gzip.GzipFile, path: Path, target: Path
-) -> str:
+def copy_verified(file: RemoteFile, opener: Opener, path: Path, target: Path) -> str:
     """Copy and hash in one pass; ``target`` appears only if the returned SHA-256 is right."""
     unproven = target.with_name(f".{target.name}.copy")
     digest = hashlib.sha256()
@@ -158,7 +152,7 @@ def copy_verified(
             open(unproven, "wb", opener=open_0644) as out,
             Progress(file.filename, file.size, 0) as progress,
         ):
-            for block in blocks_of(source, path):
+            for block in blocks_of(opener, path):
                 written += len(block)
                 if written > file.largest:  # a gzip may be larger than it says
                     raise SourceFailed(f"{path} holds more than {file.size_text}", True)
@@ -172,10 +166,11 @@ def copy_verified(
     return digest.hexdigest()
 
 
-def blocks_of(source: IO[bytes] | gzip.GzipFile, path: Path) -> Iterator[bytes]:
+def blocks_of(opener: Opener, path: Path) -> Iterator[bytes]:
     try:
-        while block := source.read(BLOCK):
-            yield block
-    except (OSError, *READ_ERRORS) as error:
+        with opener() as source:
+            while block := source.read(BLOCK):
+                yield block
+    except Exception as error:  # many kinds, for a damaged file
         reason = getattr(error, "strerror", None) or error
         raise SourceFailed(f"reading {path} failed: {reason}") from None
