@@ -117,3 +117,29 @@ def test_a_truncated_file_is_refused(tmp_path: Path, member: str, rest: int) -> 
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises((tarfile.TarError, KeyError)):
         load_tar(path)
+
+
+@pytest.mark.parametrize("member", ["pickle", "tensors", "storages"])
+@pytest.mark.parametrize("kind", ["sparse", "false size", "link"])
+def test_a_size_that_the_archive_does_not_have_is_refused(
+    tmp_path: Path, member: str, kind: str
+) -> None:
+    """A few bytes of a sparse member stand for as many zeros as its header says."""
+    path, hostile = tmp_path / "old.pth", tmp_path / "hostile.pth"
+    save_tar(example(), path)
+    with tarfile.open(path) as source, tarfile.open(hostile, "w:") as tar:
+        for info in source.getmembers():
+            content = source.extractfile(info)
+            if info.name == member:
+                info.pax_headers = {"GNU.sparse.size": str(1 << 40)}
+                if kind != "false size":
+                    info.pax_headers["GNU.sparse.map"] = f"0,{info.size}"
+                if kind == "link":
+                    info.name = "elsewhere"
+            tar.addfile(info, content)
+        if kind == "link":
+            link = tarfile.TarInfo(member)
+            link.type, link.linkname = tarfile.SYMTYPE, "elsewhere"
+            tar.addfile(link)
+    with pytest.raises(tarfile.ReadError, match=f"^{member} is "):
+        load_tar(hostile)

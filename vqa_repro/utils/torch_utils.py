@@ -133,7 +133,10 @@ def _read_storages(tar: tarfile.TarFile) -> dict[int, Tensor]:
 
 
 def _member(tar: tarfile.TarFile, name: str) -> Any:
-    file = tar.extractfile(name)
-    if file is None:
-        raise tarfile.ReadError(f"{name} is not a file")
-    return file
+    """Open a member; refuse those whose size is only a number in the file, and links to them."""
+    member = tar.getmember(name)
+    if not member.isreg() or member.issparse():
+        raise tarfile.ReadError(f"{name} is not an ordinary file")
+    if member.size > Path(str(tar.name)).stat().st_size:
+        raise tarfile.ReadError(f"{name} is larger than the archive")
+    return tar.extractfile(member)
