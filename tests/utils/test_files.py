@@ -73,6 +73,22 @@ def test_a_failed_write_keeps_the_old_content(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX file modes")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_a_file_has_the_mode_of_the_umask_from_the_start(
+    tmp_path: Path, umask: int, mode: int
+) -> None:
+    """To set it later, Python has to change the umask of all threads in order to know it."""
+    modes = []
+    before = os.umask(umask)
+    try:
+        write_atomic(tmp_path / "f", lambda file: modes.append(os.fstat(file.fileno()).st_mode))
+    finally:
+        os.umask(before)
+    modes.append((tmp_path / "f").stat().st_mode)
+    assert [each & 0o777 for each in modes] == [mode, mode]
+
+
 def test_reads_are_bounded(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_text('{"a": 1}')

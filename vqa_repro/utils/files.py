@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from vqa_repro.utils.errors import UserError
 
 BLOCK = 1 << 20  # bytes
 MAX_JSON = 1 << 24  # bytes; files may be untrusted
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 NOT_REGULAR = "not a regular file (a pipe, a socket or a device)"
 
 
@@ -34,13 +34,13 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     Raise WriteError if that is not possible.
     """
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        name = path.parent / f".{path.name}.{os.urandom(4).hex()}"
+        handle = os.open(name, NEW, 0o666)  # less the umask, which only the system reads safely
         try:
             with os.fdopen(handle, "wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
             os.replace(name, path)
         except BaseException:
             os.unlink(name)
@@ -134,9 +134,3 @@ def reason(error: OSError, folder: Path) -> str:
         if error.errno == errno.ENOSPC and disk.f_files and not disk.f_favail and disk.f_bavail:
             why += " for another file, though there is free space (`df -i`): remove some files"
     return why
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
