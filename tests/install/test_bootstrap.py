@@ -774,6 +774,16 @@ def test_a_leftover_that_cannot_be_removed_does_not_undo_an_installation(copy: C
         subprocess.run(["chattr", "-i", leftover], check=True)
 
 
+def test_what_killed_runs_left_is_removed_and_not_what_others_use(copy: Copy) -> None:
+    state = copy.root / ".bootstrap"
+    for name in ("tmp", "tmp-12345", "tmp-python-12345"):
+        (state / name).mkdir()
+        (state / name / "file").touch()
+    copy.run("env")
+    assert {path.name for path in state.glob("tmp*")} == {"tmp-python-12345"}
+    assert (state / "tmp-python-12345/file").exists()
+
+
 def test_follow_up_commands_repeat_the_options(copy: Copy) -> None:
     out = copy.run("env", "--venv", "my env", "--installer=uv").stdout
     assert out.splitlines()[-1].endswith("train '--venv=my env' --installer=uv")

@@ -11,10 +11,12 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -247,6 +249,35 @@ def test_an_index_that_is_none_is_named_without_its_password(bare: Copy, mirror:
     err = bare.run("env", PIP_INDEX_URL=index, exits=11).stderr
     assert "404" in err and "/uv/" in err and "hush-hush" not in err
     assert nothing_is_installed(bare)
+
+
+@pytest.mark.parametrize("way", ["interrupted", "failed"])
+@pytest.mark.parametrize("other", ["done", "at work", "none"])
+def test_the_python_of_another_bootstrap_stays(bare: Copy, way: str, other: str) -> None:
+    """Two were started together, and one of them is given up."""
+    began, end = bare.home / "began", bare.home / "end"
+    program(
+        bare.home / "tools/curl",
+        "touch ~/began; while [ ! -e ~/end ]; do sleep 0.05; done; echo no >&2; exit 1",
+    )
+    process = bare.start("env")
+    while not began.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    python = managed(bare) / "cpython-3.1.4-linux/bin/python3.1"  # of another version
+    if other == "done":
+        program(python, "exit 1")
+    else:
+        (managed(bare) / ".temp").mkdir(parents=True)
+    if other == "at work":
+        (bare.root / ".bootstrap/tmp-python-0").mkdir()
+    if way == "interrupted":
+        os.killpg(process.pid, signal.SIGINT)
+    end.touch()
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == (130 if way == "interrupted" else 11), err
+    assert python.exists() == (other == "done")
+    assert managed(bare).exists() == (other != "none")
 
 
 def test_managed_with_the_network_off(copy: Copy) -> None:

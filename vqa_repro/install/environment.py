@@ -195,7 +195,8 @@ class Environment:
                 self.swap()
             else:
                 self.fill(installer, self.folder)
-            remove(*STATE.glob("tmp*"), STATE / "big")
+            # tmp-python-* stays: a bootstrap.sh without the lock is at work there.
+            remove(STATE / "tmp", *STATE.glob("tmp-[0-9]*"), STATE / "big")
             session.fresh, self.cached = True, State.READY
 
     def fill(self, installer: Installer, folder: Path) -> None:

@@ -38,7 +38,8 @@ get_python() {
   [ "$code" != 0 ] || try_to fetch_python
   patience=120 # the first start, perhaps from a network disk
   if [ -z "$pipless" ] && consider_managed "$wanted"; then return; fi # or another has installed it
-  [ -n "$kept" ] || rm -rf "$pythons"
+  [ "$code" != 0 ] || [ -n "$kept" ] || rm -rf "$pythons/cpython-$wanted"[.-]*
+  discard_pythons
   [ "$code" != 0 ] || trouble="what was fetched does not run" code=11
   if [ "$code" != 11 ] || [ "$python" = managed ]; then
     fail "$code" "no $short: $trouble; nothing was installed"
@@ -59,8 +60,16 @@ try_to() { # FUNCTION, in a subshell: its exit code in $code, the reason in $tro
 
 stop() { # EXIT CODE
   rm -rf "$scratch"
-  [ -n "$kept" ] || rm -rf "$pythons"
+  discard_pythons
   fail "$1" "interrupted; the same command continues"
+}
+
+discard_pythons() { # unless another bootstrap has put one there, or is at work
+  [ -z "$kept" ] || return 0
+  for other in "$pythons"/cpython-*/bin/python3* "$project"/.bootstrap/tmp-python-*; do
+    [ ! -e "$other" ] || return 0
+  done
+  rm -rf "$pythons"
 }
 
 # ---------------------------------------------------------------- in a subshell: text is the reason
