@@ -932,6 +932,24 @@ def test_a_moved_project_keeps_its_environment(copy: Copy) -> None:
     assert (copy.venv / "bin/tool").read_text() == f"#!{copy.venv}/bin/python\n"
 
 
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("looking", [("check",), ("env", "--dry-run"), ("--dry-run",)])
+def test_looking_at_a_moved_project_does_not_touch_its_environment(
+    copy: Copy, looking: tuple[str, ...], inside: bool
+) -> None:
+    venv = () if inside else (f"--venv={copy.home / 'env'}",)
+    copy.run("env", *venv)
+    if inside:  # a script that names the old place
+        (copy.venv / "bin/tool").write_text(f"#!{copy.venv}/bin/python\n")
+    copy.root = copy.root.rename(copy.root.with_name("elsewhere"))
+    before = files_below(copy.root, copy.home)
+    out = copy.run(*looking, *venv).stdout
+    assert files_below(copy.root, copy.home) == before
+    assert looking == ("check",) or "env: up to date" in out
+    assert copy.run("env", *venv).stdout.startswith("env: up to date")
+    assert files_below(copy.root, copy.home) != before  # now it is repaired
+
+
 # --- interruptions and company -----------------------------------------------------------------
 
 

@@ -80,6 +80,11 @@ class Environment:
     def python(self) -> Path:
         return self.folder / "bin/python"
 
+    @property
+    def only_looking(self) -> bool:
+        """Whether this call changes nothing: what needs a repair is then taken for repaired."""
+        return self.session.options.dry_run or self.session.options.verb == "check"
+
     def command(self, *words: str) -> str:
         return self.session.options.command(self.make_stage, *words)
 
@@ -117,7 +122,9 @@ class Environment:
         if self.session.options.verb != "env":
             return State.READY  # other stages use what is there: the doctor reports changes
         old = Path(stamp["venv"])
-        if not old.exists():  # moved; another stage may see a shared disk under another path
+        if (
+            not old.exists() and not self.only_looking
+        ):  # moved; another stage may see a shared disk under another path
             with contextlib.suppress(OSError):
                 rewrite_paths(self.folder, old)
         changed = self.changed_package(stamp.get("python", ""))
@@ -168,6 +175,8 @@ class Environment:
             other = stamp.get("project", "")
             if os.path.isdir(other) and not same_file(other, PROJECT):
                 return f"it belongs to the project in {other}, and this is {PROJECT}"
+            if self.only_looking:
+                return ""
             try:
                 self.add_project(self.folder)
             except InstallError:
