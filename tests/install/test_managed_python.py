@@ -280,6 +280,36 @@ def test_the_python_of_another_bootstrap_stays(bare: Copy, way: str, other: str)
     assert managed(bare).exists() == (other != "none")
 
 
+def test_two_at_once_fetch_one_python(bare: Copy) -> None:
+    """The slower one does not replace the Python in which the other may be at work."""
+    began, end = bare.home / "began", bare.home / "end"
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("no curl here")
+    wait = "mkdir ~/began 2>/dev/null && while [ ! -e ~/end ]; do sleep 0.05; done"
+    program(bare.home / "tools/curl", f'{wait}\nexec {curl} "$@"')
+    slow = bare.start("env")
+    while not began.exists():
+        assert slow.poll() is None, slow.communicate()
+        time.sleep(0.01)
+    bare.run("env")
+    (python,) = managed(bare).glob(f"cpython-{HERE}.99-*/bin/python{HERE}")
+    before = python.stat()
+    end.touch()
+    out, err = slow.communicate(timeout=LIMIT)
+    assert slow.returncode == 0, out + err
+    assert python.stat().st_ino == before.st_ino
+
+
+def test_a_managed_python_that_is_damaged_is_fetched_again(bare: Copy) -> None:
+    hide_pythons(bare, "curl")
+    bare.run("env")
+    (python,) = managed(bare).glob(f"cpython-{HERE}.99-*/bin/python{HERE}")
+    python.write_bytes(b"")
+    assert "fetching" in bare.run("env").stdout
+    assert python.read_bytes() != b""
+
+
 def test_managed_with_the_network_off(copy: Copy) -> None:
     err = copy.run("env", "--python", "managed", "--offline", exits=11).stderr
     assert err.count("\n") == 1 and "--offline" in err

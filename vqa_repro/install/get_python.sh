@@ -28,6 +28,7 @@ get_python() {
       ;;
   esac
   kept=$(ls -A "$pythons" 2>/dev/null)
+  unfit=$(ls -d "$pythons/cpython-$wanted"[.-]* 2>/dev/null) # otherwise it would have been chosen
   echo "python: none that is fit; fetching $what"
   try_to get_uv
   if [ "$code" = 0 ] && [ -n "$pipless" ]; then
@@ -114,7 +115,8 @@ fetch_python() {
     *) is_online || give_up 11 "the network is not used (--offline)" ;;
   esac
   [ -z "$mirror" ] || export UV_PYTHON_INSTALL_MIRROR="$mirror"
-  "$uv" python install "$wanted" --install-dir "$pythons" --no-bin --reinstall >"$scratch/log" 2>&1 && return
+  "$uv" python install "$wanted" --install-dir "$pythons" --no-bin ${unfit:+--reinstall} \
+    >"$scratch/log" 2>&1 && return
   reason=$(sed -n 's/^ *\(error\|cause\): *//; /./h; $ { x; p; }' "$scratch/log")
   where=${mirror:-its usual place}
   if grep -qi 'no space left\|quota' "$scratch/log"; then give_up 12 "no space left: $reason"; fi
