@@ -122,9 +122,8 @@ class Environment:
         if self.session.options.verb != "env":
             return State.READY  # other stages use what is there: the doctor reports changes
         old = Path(stamp["venv"])
-        if (
-            not old.exists() and not self.only_looking
-        ):  # moved; another stage may see a shared disk under another path
+        # Moved; another stage may see a shared disk under another path.
+        if not old.exists() and not self.only_looking:
             with contextlib.suppress(OSError):
                 rewrite_paths(self.folder, old)
         changed = self.changed_package(stamp.get("python", ""))
