@@ -12,7 +12,7 @@ import os
 import re
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -153,17 +153,7 @@ def package_environment(
     result |= {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     result["PIP_NO_INPUT"] = "1"
     links = _links((*result.get("PIP_FIND_LINKS", "").split(), *pages))
-    if not result.get("UV_INDEX_URL"):
-        offer("UV_DEFAULT_INDEX", result.get("PIP_INDEX_URL", ""))
-    if not result.get("PIP_INDEX_URL"):
-        index = result.get("UV_DEFAULT_INDEX") or result.get("UV_INDEX_URL") or uv_index(result)
-        offer("PIP_INDEX_URL", index.partition("=")[2] if re.match(r"\w+=", index) else index)
-    if not result.get("UV_INDEX"):
-        offer("UV_EXTRA_INDEX_URL", result.get("PIP_EXTRA_INDEX_URL", ""))
-    offer("PIP_EXTRA_INDEX_URL", result.get("UV_EXTRA_INDEX_URL", ""))
-    if result.get("UV_EXTRA_INDEX_URL"):
-        # As pip does; by default uv sees no more of a package than the first index has.
-        offer("UV_INDEX_STRATEGY", "unsafe-best-match")  # safe: the locks have hashes
+    _share_indexes(result, offer)
     offer("UV_NO_INDEX", result.get("PIP_NO_INDEX", ""))
     if links:
         result["UV_FIND_LINKS"] = ",".join(filter(None, [result.get("UV_FIND_LINKS", ""), *links]))
@@ -191,6 +181,21 @@ def package_environment(
         result |= {"UV_NO_INDEX": "1", "UV_FIND_LINKS": wheels, "PIP_FIND_LINKS": wheels}
     result["TMPDIR"] = str(scratch(state))  # /tmp is often too small for what pip puts there
     return result
+
+
+def _share_indexes(result: dict[str, str], offer: Callable[[str, str], None]) -> None:
+    """Give uv the indexes of pip, and pip those of uv."""
+    if not result.get("UV_INDEX_URL"):
+        offer("UV_DEFAULT_INDEX", result.get("PIP_INDEX_URL", ""))
+    if not result.get("PIP_INDEX_URL"):
+        index = result.get("UV_DEFAULT_INDEX") or result.get("UV_INDEX_URL") or uv_index(result)
+        offer("PIP_INDEX_URL", index.partition("=")[2] if re.match(r"\w+=", index) else index)
+    if not result.get("UV_INDEX"):
+        offer("UV_EXTRA_INDEX_URL", result.get("PIP_EXTRA_INDEX_URL", ""))
+    offer("PIP_EXTRA_INDEX_URL", result.get("UV_EXTRA_INDEX_URL", ""))
+    if result.get("UV_EXTRA_INDEX_URL"):
+        # As pip does; by default uv sees no more of a package than the first index has.
+        offer("UV_INDEX_STRATEGY", "unsafe-best-match")  # safe: the locks have hashes
 
 
 def refuse_unreadable_addresses(environ: dict[str, str]) -> None:
