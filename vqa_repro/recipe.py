@@ -170,11 +170,12 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
                 f"{key}: there is no section {section!r}; there are {', '.join(_TABLES)}"
             )
         values = raw.setdefault(section, {})
-        if values.get(option) != value and key != "training.seed":
+        if values.get(option, _default(section, option)) != value and key != "training.seed":
             raw["changed"] = sorted({*raw.get("changed", []), key})
         values[option] = value
     raw.setdefault("name", path.stem)
-    another_data_set = "data.name" in raw.get("changed", [])
+    changed = raw.get("changed", [])
+    another_data_set = "data.name" in changed
     if another_data_set or another_model:
         # Neither the published number nor the title applies.
         raw.pop("published", None)
@@ -182,9 +183,20 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
         raw["title"] = f"{raw.get('model', {}).get('name')} on {data}"
         if another_data_set:
             raw["name"] = data
-    if raw.get("data", {}).get("fold"):
+    other_questions = {"data.train", "data.test", "data.single_answers"}.intersection(changed)
+    if other_questions or raw.get("data", {}).get("fold"):
         raw.pop("published", None)
     return from_json(raw, str(path))
+
+
+def _default(section: str, option: str) -> Any:
+    """Return the value of an option that a recipe leaves out; None for [model]'s."""
+    known = dataclasses.fields(_SECTIONS[section]) if section in _SECTIONS else ()
+    found = next((field for field in known if field.name == option), None)
+    if found is None:
+        return None
+    listed = found.default_factory is not dataclasses.MISSING
+    return [] if listed else found.default
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

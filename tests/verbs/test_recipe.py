@@ -88,6 +88,22 @@ def test_a_recipe_extends_another(tmp_path: Path) -> None:
     assert load_recipe(str(path), {}).model == {"name": "bag-of-words"}
 
 
+@pytest.mark.parametrize(
+    "change", [{"data.test": "val2014"}, {"data.train": "val2014"}, {"data.single_answers": True}]
+)
+def test_other_questions_drop_the_published_number(change: dict[str, object]) -> None:
+    assert load_recipe("san-2-lstm-vqa-v1-val2", {}).published is not None
+    assert load_recipe("san-2-lstm-vqa-v1-val2", change).published is None
+
+
+def test_an_option_set_to_its_default_changes_nothing() -> None:
+    same = {"training.ema": 0.0, "training.teachers": [], "data.fold": "", "training.epochs": 50}
+    recipe = load_recipe("san-2-lstm-vqa-v1-val2", {})
+    same["training.epochs"] = recipe.training.epochs
+    assert load_recipe("san-2-lstm-vqa-v1-val2", same) == recipe
+    assert load_recipe("san-2-lstm-vqa-v1-val2", {"training.ema": 0.9}).changed == ["training.ema"]
+
+
 def test_another_model_drops_the_title_and_the_published_number() -> None:
     changes = {"model.hidden": 64, "model.name": "hiecoatt"}
     changed = load_recipe("easy-vqa", changes)
