@@ -48,6 +48,38 @@ def test_a_non_finite_loss_names_its_step_and_questions(
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
+def test_non_finite_weights_are_not_saved(drawn_folder: Path, place: Path, tmp_path: Path) -> None:
+    """Use one step an epoch, whose loss is finite and which makes the weights infinite."""
+    wild = ["--set", "training.learning_rate=1e38", "--set", "training.weight_decay=1e3"]
+    wild += ["--set", "training.batch_size=1000"]
+    with pytest.raises(UserError, match="not finite at or shortly before step 1"):
+        train.main([*options(drawn_folder, tmp_path / "run", 3), "--root", str(place), *wild])
+    assert not list((tmp_path / "run").glob("*.pt"))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_run_is_resumed_with_the_questions_it_began_with(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(drawn_folder, "data")
+    quick = ["--features", "none", "--set", "model.name=question-only", "--set", "data.test=val"]
+    quick += ["--data", "data", "--epochs", "2", "--device", "cpu", "--out", "run", "--resume"]
+    assert train.main(quick) == 0
+    Path("run/metrics.json").unlink()
+    annotations = Path("data/train_annotations.json")
+    before = annotations.read_text()
+    yes_and_no = before.replace('"yes"', '"?"').replace('"no"', '"yes"').replace('"?"', '"no"')
+    annotations.write_text(yes_and_no)
+    with pytest.raises(UserError, match="run: data has other questions now"):
+        train.main(quick)
+    annotations.write_text(before)
+    checkpoint = torch.load("run/checkpoint.pt", weights_only=True)
+    del checkpoint["questions"]  # as of an older version
+    torch.save(checkpoint, "run/checkpoint.pt")
+    assert train.main(quick) == 0
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_the_first_bad_batch_is_named(bad: float) -> None:
     numbers = torch.arange(12)

@@ -1,5 +1,6 @@
 """Encode examples as arrays: everything that training reads besides the features."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,14 @@ class Questions:
 
     def to(self, device: torch.device) -> "Questions":
         return Questions(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+    def digest(self) -> str:
+        """Return a SHA-256 of everything, to tell whether these are the same questions."""
+        total = hashlib.sha256()
+        for name in self.__dataclass_fields__:
+            array = getattr(self, name).cpu().numpy()
+            total.update(str(array.shape).encode() + array.tobytes())
+        return total.hexdigest()
 
     def trainable(self, target: Target) -> "Questions":
         """Return the questions whose label, or any human answer, is in the answer vocabulary."""

@@ -19,7 +19,7 @@ from vqa_repro.models.network import VQAModel, load_weights, save_weights
 from vqa_repro.run import Run
 from vqa_repro.training.cuda_graphs import GraphedStep, reason_for_eager
 from vqa_repro.training.ema import WeightAverage
-from vqa_repro.training.logger import Logger, NonFiniteLossTracker, means
+from vqa_repro.training.logger import Logger, NonFiniteLossError, NonFiniteLossTracker, means
 from vqa_repro.training.optim import learning_rate
 from vqa_repro.training.optim import resume as resume_optimizer
 from vqa_repro.training.prepare import RANK_SEED, PreparedData
@@ -27,6 +27,7 @@ from vqa_repro.training.soft_targets import SoftTargets
 from vqa_repro.training.step import Step
 from vqa_repro.training.trackers import Trackers
 from vqa_repro.utils.device import use_precision
+from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.progress import Progress
 from vqa_repro.utils.signals import SignalHandler
 
@@ -96,6 +97,7 @@ class Trainer:
         self._device = runtime.device
         self._trackers = trackers or Trackers()
         self._weights = run.folder / "model.safetensors"
+        self._questions = [data.train.digest(), data.validation.digest()]
         use_precision(self._training.precision)
         self._eager = Step(self._training, network, self._world, soft_targets)
         self._step = choose_step(self._eager, self._device)
@@ -232,11 +234,15 @@ class Trainer:
         """Save a checkpoint and the current weights."""
         self._log.flush()
         if self.state.sums[2]:
-            means(self.state.sums, self.state.step)  # never save non-finite weights
+            means(self.state.sums, self.state.step)  # never save what a non-finite loss made
+        weights = [v for v in self.network.state_dict().values() if v.is_floating_point()]
+        if not torch.stack([value.isfinite().all() for value in weights]).all():
+            raise NonFiniteLossError(self.state.step)  # the next one would be
         checkpoint = {
             "network": self.network.state_dict(),
             "optimizer": self._eager.optimizer.state_dict(),
             **self.state.state_dict(),
+            "questions": self._questions,
             "seconds": self._seconds(),
             "random": self._world.all_gather(random_state(self._device)),
         }
@@ -266,6 +272,12 @@ class Trainer:
         checkpoint = world.run_on_main(lambda: run.load_checkpoint(print))
         if checkpoint is None:
             return
+        # Checkpoints of older versions do not have it.
+        if checkpoint.get("questions", self._questions) != self._questions:
+            raise UserError(
+                f"{run.folder}: {run.recipe.data.name} has other questions now than when this run "
+                "began: restore them, or train with another --out"
+            )
         with run.restoring():
             self.network.load_state_dict(checkpoint["network"])
             resume_optimizer(self._eager.optimizer, checkpoint["optimizer"])
