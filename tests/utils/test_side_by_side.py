@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import PROJECT
 
+from vqa_repro.utils.memory import free_on_device
 from vqa_repro.utils.side_by_side import make_slots, run_side_by_side
 
 # Counts the commands that run at the same time, by files in a folder.
@@ -137,3 +139,17 @@ def test_an_interrupt_during_the_wait_kills_them(tmp_path: Path) -> None:
             time.sleep(0.3)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_commands_on_one_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each plans with its part, whichever of them asks first."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (60, 80))
+    free = []
+    for gpus in (["0"], ["0", "1"], ["0", "1", "2"]):
+        for slot in make_slots(3, gpus):
+            with monkeypatch.context() as context:
+                for name, value in slot.items():
+                    context.setenv(name, value)
+                free.append(free_on_device(torch.device("cuda")))
+    assert free == 3 * [20] + 3 * [30] + 3 * [60]
+    assert free_on_device(torch.device("cuda")) == 60

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.side_by_side import JOBS_ON_GPU
 
 # Neither the CPU allocator nor CUDA's libraries have an exception of their own.
 _OUT_OF_MEMORY = re.compile("DefaultCPUAllocator: |out of memory|_ALLOC_FAILED")
@@ -30,15 +31,22 @@ def explain_out_of_memory(fix: str = OTHER_DEVICE, where: str = "") -> Iterator[
 
 def processes_here() -> int:
     """Return how many processes torchrun has started on this machine; 1 without torchrun."""
-    text = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return _sharers("LOCAL_WORLD_SIZE")
+
+
+def _sharers(variable: str) -> int:
+    text = os.environ.get(variable, "")
     return max(1, int(text)) if text.isdecimal() else 1
 
 
 def free_on_device(device: torch.device) -> int:
-    """Return the free memory of ``device`` in bytes; for the CPU, that of the host."""
+    """Return the free memory of ``device`` in bytes, for each of the jobs that start there.
+
+    For the CPU, that of the host.
+    """
     if device.type == "cpu":
         return free_on_host()
-    return int(torch.cuda.mem_get_info(device)[0])
+    return int(torch.cuda.mem_get_info(device)[0]) // _sharers(JOBS_ON_GPU)
 
 
 def free_on_host(root: Path = Path("/")) -> int:

@@ -11,6 +11,8 @@ from threading import Thread
 
 from vqa_repro.utils.signals import SignalHandler
 
+JOBS_ON_GPU = "VQA_JOBS_ON_GPU"  # environment variable: how many commands share a GPU
+
 POLL = 0.05  # seconds
 
 
@@ -106,10 +108,11 @@ def make_slots(count: int, gpus: Sequence[str]) -> list[dict[str, str]]:
     threads = str(max(1, cores() // count))
     slots = []
     for number in range(count):
-        # LOCAL_WORLD_SIZE: by how many memory is shared, see utils/memory.py.
+        # By how many memory is shared, see utils/memory.py.
         slot = {"OMP_NUM_THREADS": threads, "LOCAL_WORLD_SIZE": str(count)}
         if gpus:
             slot["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+            slot[JOBS_ON_GPU] = str(-(-count // len(gpus)))
         slots.append(slot)
     return slots
 
