@@ -284,11 +284,12 @@ def train_several(args: argparse.Namespace, words: Sequence[str]) -> int:
 def read_recipe(args: argparse.Namespace) -> Recipe:
     """Return the recipe with the options of the command line; without one, one made for --data."""
     changes = dict(parse_change(text) for text in args.changes)
+    fold = f"1/{args.folds}" if type(args.folds) is int else args.folds  # the first, for all
     for key, value in [
         ("data.name", args.data),
         ("data.features", args.features),
         ("training.epochs", args.epochs),
-        ("data.fold", args.folds if type(args.folds) is str else None),
+        ("data.fold", fold),
         ("training.seed", args.seeds[0] if args.seeds else args.seed),
     ]:
         if value is not None:

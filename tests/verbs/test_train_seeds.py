@@ -110,6 +110,19 @@ def test_folds_with_several_seeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_folds_need_no_test_split(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(drawn_folder, "mine", ignore=shutil.ignore_patterns("val_*", "test_*"))
+    options = ["--data", "mine", "--features", "none", "--set", "model.name=question-only"]
+    with pytest.raises(UserError, match="no test_questions"):
+        train.main([*options, "--epochs", "1"])
+    assert train.main([*options, "--epochs", "1", "--folds", "2", "--jobs", "2"]) == 0
+    assert all(Path(f"runs/mine-fold-{k}/metrics.json").is_file() for k in (1, 2))
+
+
+@pytest.mark.slow
 def test_folds_answer_every_training_question_once(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

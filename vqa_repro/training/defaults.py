@@ -36,8 +36,9 @@ def own_data_recipe(data: str, root: Path, changes: Mapping[str, Any]) -> Recipe
     command makes the same recipe. Raise UserError if ``data`` cannot be read.
     """
     split = load_split(data, root, changes.get("data.train", "train"))
+    tested = "test" if changes.get("data.fold") else ""  # which is not read then
     sizes = {
-        "data.test": changes.get("data.test") or load_scored(data, root).name,
+        "data.test": changes.get("data.test") or tested or load_scored(data, root).name,
         "data.num_answers": answers_to_keep(split),
         "training.epochs": epochs_for(len(split.examples)),
         **image_options(split),
