@@ -241,6 +241,26 @@ def test_the_code_in_it_is_the_project_and_nothing_else(made: Project) -> None:
         assert sorted(tar.getnames()) == sorted(f"vqa_repro/{n}" for n in ["bootstrap.sh", *code])
 
 
+def test_without_git_only_the_bundle_itself_and_ignored_folders_are_left_out(
+    project: Project,
+) -> None:
+    """A folder of the project may be called like the bundle, or like one ignored at the top."""
+    kept = {"vqa_repro/data/vqa.py", "vqa_repro/data.part/a.py", "vqa_repro/runs/folder.py"}
+    ignored = {"runs/one/notes.txt", "report.html", "vqa_repro/__pycache__/a.pyc"}
+    for name in kept | ignored:
+        (project.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (project.root / name).touch()
+    for out in (project.home / "usb/data", project.root / "data"):
+        project.run("make", out, "--python", PYTHON, "--torch", "cu130")
+        with tarfile.open(out / "code.tar.gz") as tar:
+            names = set(tar.getnames())
+        assert {f"vqa_repro/{name}" for name in kept} <= names
+        assert not {f"vqa_repro/{name}" for name in ignored} & names
+    assert "nothing to do" in project.run(
+        "make", project.root / "data", "--python", PYTHON, "--torch", "cu130"
+    )
+
+
 @pytest.mark.slow
 def test_a_bundle_for_another_python(project: Project) -> None:
     other = "3.12" if PYTHON == "3.10" else "3.10"

@@ -183,12 +183,7 @@ def code_files(out: Path) -> list[Path]:
         names = filter(None, os.fsdecode(listing.stdout).split("\0"))
         found = [PROJECT / name for name in sorted(names)]
     elif ignore.exists():
-        lines = ignore.read_text(encoding="utf-8").split()
-        skipped = {line.strip("/") for line in lines} | {".git", out.name, f"{out.name}.part"}
-        found = []
-        for root, folders, names_here in os.walk(PROJECT):
-            folders[:] = [name for name in sorted(folders) if name not in skipped]
-            found += [Path(root, name) for name in sorted(names_here)]
+        found = files_not_ignored(ignore.read_text(encoding="utf-8").split(), out)
     else:
         raise UserError(f"no {ignore}: this is not a whole copy of the project")
     found = [path for path in found if is_plain(path)]
@@ -199,6 +194,21 @@ def code_files(out: Path) -> list[Path]:
             f"{PROJECT} holds {megabytes(sum(sizes.values()))}, far more than its code; move what "
             f"is not code elsewhere, first {largest}",
         )
+    return found
+
+
+def files_not_ignored(patterns: list[str], out: Path) -> list[Path]:
+    """Walk the project past the bundle and what .gitignore names: /NAME at the top, NAME/ anywhere.
+
+    The bundle goes by its path: a folder of the project may have the same name.
+    """
+    names = {line.strip("/") for line in patterns if not line.startswith("/")} | {".git"}
+    paths = {PROJECT / line.strip("/") for line in patterns if line.startswith("/")}
+    paths |= {out.resolve(), out.with_name(f"{out.name}.part").resolve()}
+    found = []
+    for root, folders, files in os.walk(PROJECT):
+        folders[:] = sorted(n for n in folders if n not in names and Path(root, n) not in paths)
+        found += [path for name in sorted(files) if (path := Path(root, name)) not in paths]
     return found
 
 
