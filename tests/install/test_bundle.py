@@ -16,7 +16,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -238,7 +238,26 @@ def test_the_code_in_it_is_the_project_and_nothing_else(made: Project) -> None:
     with tarfile.open(made.out / "code.tar.gz") as tar:
         package = [str(path.relative_to(made.root)) for path in made.root.glob("vqa_repro/**/*.*")]
         code = sorted(name for name in package if "__pycache__" not in name)
-        assert sorted(tar.getnames()) == sorted(f"vqa_repro/{n}" for n in ["bootstrap.sh", *code])
+        expected = ["bootstrap.sh", *code, "requirements.lock", "wordnet.lock", "jupyter.lock"]
+        assert sorted(tar.getnames()) == sorted(f"vqa_repro/{name}" for name in expected)
+
+
+def test_the_code_in_it_has_the_locks_that_it_is_made_from(project: Project) -> None:
+    """Also one that git does not track: that of the build cpu is made where it is wanted."""
+    git = ["git", "-C", str(project.root)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "vqa_repro", "wordnet.lock", "jupyter.lock"], check=True)
+    shutil.copy(project.root / "requirements.lock", project.root / "requirements-cpu.lock")
+    options = ("--python", PYTHON, "--torch", "cpu")
+    project.run("make", project.out, *options)
+    with tarfile.open(project.out / "code.tar.gz") as tar:
+        assert {name for name in tar.getnames() if name.endswith(".lock")} == {
+            f"vqa_repro/{name}.lock" for name in ("requirements-cpu", "wordnet", "jupyter")
+        }
+    subprocess.run(["tar", "-xzf", project.out / "code.tar.gz"], cwd=project.home, check=True)
+    server = replace(project, root=project.home / "vqa_repro")
+    server.run("open", project.out, "--into", project.into, *options)
+    assert "nothing to do" in project.run("make", project.out, *options)
 
 
 def test_without_git_only_the_bundle_itself_and_ignored_folders_are_left_out(

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def make(out: Path, python: str, torch: str, limit: int, with_python: bool = Fal
     """Make or complete the bundle ``out``, whose name appears only once it is complete."""
     locks = read_locks(PROJECT, torch)
     settings = {"format": FORMAT, "python": python, "platform": platform_tag(), "torch": torch}
-    code = tar_of_code(out)
+    code = tar_of_code(out, locks)
     made_from = {
         "split": limit,
         "locks": {name: hashlib.sha256(text).hexdigest() for name, text in locks.items()},
@@ -156,14 +157,17 @@ def describe(part: Path, about: dict[str, Any], files: dict[str, Whole]) -> None
     write_text(part / MANIFEST, "".join(f"{piece.sha256}  {piece.path}\n" for piece in pieces))
 
 
-def tar_of_code(out: Path) -> bytes:
-    """This project's tracked files, the same bytes each time they are the same."""
+def tar_of_code(out: Path, locks: Iterable[str]) -> bytes:
+    """Pack the project's code and these locks; the same bytes each time they are the same.
+
+    A lock may be untracked, as that of the build cpu, which is made where it is wanted.
+    """
     packed = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped,
         tarfile.open(fileobj=zipped, mode="w") as tar,
     ):
-        for path in code_files(out):
+        for path in sorted({*code_files(out), *(PROJECT / name for name in locks)}):
             info = tarfile.TarInfo(f"vqa_repro/{path.relative_to(PROJECT).as_posix()}")
             info.size = path.stat().st_size
             info.mode = 0o755 if os.access(path, os.X_OK) else 0o644
