@@ -1288,6 +1288,25 @@ def test_a_bundle_for_something_else_is_refused_with_the_reason(
     assert re.search(r"bundle OUT --python 3\.\d+\n.*--with-python", result.stdout)
 
 
+def test_a_bundle_made_for_an_older_driver_installs_there(connected: Copy, tmp_path: Path) -> None:
+    """The documented --torch cu126 fits a V100 with driver 535, which alone would get cu128."""
+    out = tmp_path / "out"
+    if no_wheels := python_problem("cu126", sys.version_info[:2]):
+        pytest.skip(no_wheels)
+    for name in ("cu128", "cu126"):
+        shutil.copy(
+            connected.root / "requirements.lock", connected.root / f"requirements-{name}.lock"
+        )
+    connected.run("bundle", str(out), "--torch", "cu126")
+    there = server(connected, out, tmp_path)
+    cards(there, "535.183.01", "7.0")
+    result = there.run("env", "--bundle", str(out))
+    assert "the build cu126, as requirements-cu126.lock names it" in result.stdout
+    assert there.python("import alpha; print(alpha.version)") == "1.0"
+    result = there.run("check", "--bundle", str(out), "--torch", "cu128")
+    assert "the build cu128, as requirements-cu128.lock names it" in result.stdout
+
+
 def test_the_check_counts_the_room_for_joining_parts(connected: Copy, tmp_path: Path) -> None:
     out = tmp_path / "out"
     connected.run("bundle", str(out), "--split", "10M")

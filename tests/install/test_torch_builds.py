@@ -109,6 +109,19 @@ def test_the_requested_build_wins_and_what_it_cannot_run_is_reported(
     assert check_lines(facts(3.7), "auto")[-1].startswith("none|")
 
 
+def test_the_bundles_build_is_preferred_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(sys, "version_info", (3, 12, 0))
+    v100, rtx5090 = facts(7.0, driver="535.183.01"), facts(12.0)
+    assert check_lines(v100, "auto", "cu126")[-1] == "build|cu126"
+    assert check_lines(v100, "auto", "cu130")[-1] == "build|cu128"  # it does not run it
+    assert check_lines(rtx5090, "auto", "cu126")[-1] == "build|cu130"
+    assert check_lines(facts(9.0), "auto", "cu126")[-1] == "build|cu126"
+    assert check_lines(v100, "cu128", "cu126")[-1] == "build|cu128"  # requested
+    assert check_lines(v100, "auto", "cpu")[-1] == "build|cu128"  # the CPU only if requested
+    assert check_lines(facts(3.7), "auto", "cu126")[-1].startswith("none|")
+
+
 def test_cards_hidden_by_the_user_do_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     lines = check_lines(facts(3.7), "auto")

@@ -202,9 +202,10 @@ class Checks:
     def gpu(self) -> None:
         """Look at the driver and its cards, and settle on the build of torch."""
         session = self.session
+        offered = named_by_bundle(session.options.bundle, "torch")
         wanted = session.build or "auto"
         build = none = ""
-        for line in check_lines(driver_facts(4), wanted):
+        for line in check_lines(driver_facts(4), wanted, offered):
             kind, _, text = line.partition("|")
             if kind in ("ok", "note"):
                 row("gpu", kind, text)
@@ -212,7 +213,7 @@ class Checks:
             none = text if kind == "none" else none
         if none:
             return self.problem(ExitCode.NO_TORCH_BUILD, "torch", none)
-        session.build = build or named_by_bundle(session.options.bundle, "torch") or "cu130"
+        session.build = build or offered or "cu130"
         self.environment.locks[0] = session.lock
         if session.lock.is_file():
             return row("torch", "ok", f"the build {session.build}, as {session.lock.name} names it")

@@ -132,13 +132,14 @@ def hides_all(visible: str | None) -> bool:
     return visible is not None and (not visible.strip() or visible.strip().startswith("-1"))
 
 
-def check_lines(driver: dict[str, Any], requested: str) -> list[str]:
+def check_lines(driver: dict[str, Any], requested: str, offered: str = "") -> list[str]:
     """Return what the check says about the cards, and which build of torch to install.
 
     "ok|TEXT" and "note|TEXT" describe the cards. The last line is "build|NAME", with an empty NAME
     where no card decides, or "none|REASON" where no build runs the cards. ``driver`` comes from
     ``driver_facts``. ``requested`` is the build that the user named or that the environment has,
-    which is used whatever the cards are, or "auto".
+    which is used whatever the cards are, or "auto". ``offered`` is the bundle's build, "" without
+    a bundle: "auto" prefers it to others that run the cards.
     """
     smi, gpus = driver["nvidia_smi"], driver["gpus"]
     explicit = "" if requested == "auto" else requested
@@ -155,6 +156,8 @@ def check_lines(driver: dict[str, Any], requested: str) -> list[str]:
         return [*lines, f"note|{text}", f"build|{explicit}"]
     known = [gpu["compute_capability"] for gpu in gpus if gpu["compute_capability"]]
     name, reason = choose(driver["version"], known)
+    if offered in BUILDS and runs(offered, driver["version"], known):
+        name, reason = offered, ""
     if explicit == "cpu":
         lines.append("note|torch's build cpu was requested: the cards are not used")
     elif explicit and not runs(explicit, driver["version"], known):
