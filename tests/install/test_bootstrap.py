@@ -1307,6 +1307,34 @@ def test_a_bundle_made_for_an_older_driver_installs_there(connected: Copy, tmp_p
     assert "the build cu128, as requirements-cu128.lock names it" in result.stdout
 
 
+def test_a_bundles_other_checkpoints_arrive_too(connected: Copy, tmp_path: Path) -> None:
+    """Also where the environment and VGG-19 are there already."""
+    out, caffe = tmp_path / "out", CHECKPOINT * 300
+    name = f"vgg19-{hashlib.sha256(caffe).hexdigest()[:8]}.pth"
+    checkpoints = connected.root / "vqa_repro/install/checkpoints.py"
+    known, count = re.subn(
+        r'"vgg19-d01eb7cb.pth",\s+4 \* 143_667_240',
+        f'"{name}", {len(caffe)}',
+        checkpoints.read_text(encoding="utf-8"),
+    )
+    assert count == 1
+    checkpoints.write_text(known, encoding="utf-8")
+    connected.run("bundle", str(out))
+    there = server(connected, out, tmp_path)
+    options = ("--bundle", str(out), "--skip", "train")
+    there.run(*options)
+    assert not (there.home / "hub/checkpoints" / name).exists()
+    (connected.home / "hub/checkpoints" / name).write_bytes(caffe)
+    connected.run("bundle", str(out))
+    output = there.run(*options).stdout
+    assert "env: up to date" in output and "verifying" in output
+    assert (there.home / "hub/checkpoints" / name).read_bytes() == caffe
+    assert "verifying" not in there.run(*options).stdout  # nothing in it is needed
+    (out / "bundle.json").write_text("{}")
+    result = there.run(*options, exits=19)
+    assert "bundle.json is not what MANIFEST.sha256 says" in result.stderr
+
+
 def test_the_check_counts_the_room_for_joining_parts(connected: Copy, tmp_path: Path) -> None:
     out = tmp_path / "out"
     connected.run("bundle", str(out), "--split", "10M")

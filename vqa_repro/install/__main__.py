@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 
 from vqa_repro.install import console, processes, settings
 from vqa_repro.install.console import say
@@ -127,7 +128,8 @@ class Stages:
         ready = self.environment.state() is State.READY
         python = str(self.environment.python) if ready else self.session.need_base()
         command = [python, str(PROJECT / "checkpoints_setup.py"), "vgg19"]
-        if self.options.bundle and (self.session.opened or not is_there(command)):
+        bundle = self.options.bundle
+        if bundle and (self.session.opened or not has_all_of(bundle, command)):
             with self.session.locked():
                 self.session.open_bundle()
             folder = STATE / "bundle/checkpoints"
@@ -250,11 +252,19 @@ class Stages:
         say(f"to stop it: {program()} jupyter stop")
 
 
-def is_there(command: list[str]) -> bool:
-    """Whether the checkpoint is there already."""
+def has_all_of(bundle: Path, command: list[str]) -> bool:
+    """Return whether the checkpoints of ``command`` and those that the bundle lists are here."""
     import subprocess
 
-    done = subprocess.run([*command, "--offline"], stdin=subprocess.DEVNULL, capture_output=True)
+    from vqa_repro.install.bundle_open import read_bundle
+
+    try:
+        files = read_bundle(bundle).files
+    except UserError:
+        return False  # opening it says what is wrong
+    names = [name.rpartition("/")[2] for name in files if name.startswith("checkpoints/")]
+    command = [*command, *names, "--offline"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
     return done.returncode == 0
 
 
