@@ -1300,6 +1300,7 @@ def test_a_bundle_made_for_an_older_driver_installs_there(connected: Copy, tmp_p
     connected.run("bundle", str(out), "--torch", "cu126")
     there = server(connected, out, tmp_path)
     cards(there, "535.183.01", "7.0")
+    there.run("checkpoint", "--bundle", str(out))  # whatever the build is
     result = there.run("env", "--bundle", str(out))
     assert "the build cu126, as requirements-cu126.lock names it" in result.stdout
     assert there.python("import alpha; print(alpha.version)") == "1.0"

@@ -12,7 +12,7 @@ from vqa_repro.install import locks, processes, settings
 from vqa_repro.install.console import Log, say
 from vqa_repro.install.errors import ERRNO_CODES, ExitCode, InstallError
 from vqa_repro.install.lockfile import lock_of
-from vqa_repro.install.options import PROJECT, STATE, Options
+from vqa_repro.install.options import PROJECT, STATE, Options, named_by_bundle
 from vqa_repro.utils.files import reason
 
 CHILD = STATE / "child"  # tells a later run what a killed one has left running
@@ -125,7 +125,8 @@ class Session:
             return
         say(f"  bundle: {bundle}")
         command = self.bundle_command("open", str(bundle), "--into", str(STATE / "bundle"))
-        command += ["--python", self.python, "--torch", self.build or "cu130"]
+        build = self.build or named_by_bundle(bundle, "torch") or "cu130"
+        command += ["--python", self.python, "--torch", build]
         code = processes.attached(command, dict(os.environ), PROJECT, CHILD)
         if code:
             next_ = f"fix that, then {self.options.again()}"
