@@ -241,3 +241,16 @@ def test_normalisation_in_low_precision_counts_and_sums_in_float32(tmp_path: Pat
     torch.testing.assert_close(normalised.float(), expected, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(ours.running_mean, reference.running_mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.running_var, reference.running_var, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_process_without_an_image_keeps_up_also_if_images_are_not_seen(
+    drawn_folder: Path, tmp_path: Path
+) -> None:
+    """The CNN, whose statistics are over all processes, has no gradient then."""
+    options = ["-m", "vqa_repro.train", "--data", drawn_folder, "--set", "data.test=val"]
+    options += ["--set", "model.name=question-only", "--features", "cnn", "--epochs", 1]
+    options += ["--set", "data.picture_size=32", "--set", "training.batch_size=3"]  # one image
+    process = start(*options, "--set", "training.order=grouped", "--out", "run", cwd=tmp_path)
+    _, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, errors

@@ -275,7 +275,6 @@ def test_weights_of_another_model_are_refused(
         (["--features", "none.safetensors"], "no such feature store"),
         (["--features", "vgg19"], "checkpoints_setup.py vgg19"),
         (["--features", "none"], "for the model question-only"),
-        (["--set", "model.name=question-only"], "has no CNN to train"),
         (["--set", "training.keep=best", "--set", "data.validation=0"], "set data.validation"),
         (["--root", "/proc/no"], "/proc/no"),
         (["--out", "/proc/no"], "/proc/no"),

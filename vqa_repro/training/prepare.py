@@ -49,8 +49,6 @@ def load_splits(recipe: Recipe, root: Path) -> tuple[Split, Split]:
         raise UserError('training.keep = "best" needs a validation split: set data.validation')
     if data.features == "none" and recipe.model["name"] != "question-only":
         raise UserError('data.features = "none" is for the model question-only: it sees no image')
-    if data.features == "cnn" and recipe.model["name"] == "question-only":
-        raise UserError('the model question-only has no CNN to train: set data.features = "none"')
 
     if data.fold:
         return _split_fold(data, root)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vqa_repro.data.batching import Batch
+from vqa_repro.models import QuestionOnly
 from vqa_repro.models.common import ModelOutput
 from vqa_repro.models.network import VQAModel
 from vqa_repro.recipe import Training
@@ -64,7 +65,8 @@ class Step:
             if network.cnn is not None:  # batch normalisation involves all processes
                 passes = 2 if self._training.r_drop else 1
                 sums = [network.cnn(batch.features).sum() for _ in range(passes)]
-                torch.stack(sums).sum().backward()  # type: ignore[no-untyped-call]
+                if not isinstance(network.answerer, QuestionOnly):  # it has no gradient for the CNN
+                    torch.stack(sums).sum().backward()  # type: ignore[no-untyped-call]
             return batch.weight.new_zeros(3)
         logits = self._logits(batch)
         losses = self._losses(logits, batch)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -52,8 +53,14 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 def check_writable(path: Path, option: str) -> None:
     """Raise UserError if no file can be written to ``path``, before there is something to write."""
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise UserError(f"{option} {path}: cannot be written; name a file in a folder of yours")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        why = reason(error, path.parent)
+        raise UserError(f"{option} {path}: cannot be written: {why}; name another file") from None
 
 
 def write_json(path: Path, content: Any) -> None:
