@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.side_by_side import JOBS_ON_GPU, Outcome, cores, make_slots, run_side_by_side
+from vqa_repro.utils.side_by_side import Outcome, cores, make_slots, run_side_by_side
 
 MAX_RUNS = 999
 
@@ -71,8 +71,6 @@ def train_side_by_side(args: argparse.Namespace, words: Sequence[str], base: Pat
     gpus = visible_gpus(args.device)
     together = len(gpus) or (1 if args.device.startswith("cuda:") else cores())
     slots = make_slots(min(args.jobs or together, len(commands)), gpus)
-    if args.device.startswith("cuda:"):  # all on that one
-        slots = [{**slot, JOBS_ON_GPU: str(len(slots))} for slot in slots]
     return Trained(base, folders, *run_side_by_side(commands, slots))
 
 

@@ -103,16 +103,18 @@ def run_side_by_side(
 def make_slots(count: int, gpus: Sequence[str]) -> list[dict[str, str]]:
     """Return the environment variables of ``count`` commands that run at the same time.
 
-    They share the CPU cores evenly and take turns with ``gpus`` (as in CUDA_VISIBLE_DEVICES).
+    They share the CPU cores evenly and take turns with ``gpus`` (as in CUDA_VISIBLE_DEVICES); the
+    GPU that they name themselves, if they do, they share.
     """
     threads = str(max(1, cores() // count))
+    sharers = str(-(-count // max(1, len(gpus))))
     slots = []
     for number in range(count):
         # By how many memory is shared, see utils/memory.py.
-        slot = {"OMP_NUM_THREADS": threads, "LOCAL_WORLD_SIZE": str(count)}
+        memory = {"LOCAL_WORLD_SIZE": str(count), JOBS_ON_GPU: sharers}
+        slot = {"OMP_NUM_THREADS": threads, **memory}
         if gpus:
             slot["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-            slot[JOBS_ON_GPU] = str(-(-count // len(gpus)))
         slots.append(slot)
     return slots
 
