@@ -12,6 +12,7 @@ from vqa_repro import train
 from vqa_repro.run import open_run
 from vqa_repro.training.word_vectors import read_word_vectors
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import sha256_of
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,8 @@ def test_similar_words_start_with_similar_vectors(drawn_folder: Path) -> None:
 def test_fasttext_files_have_a_header_and_the_first_of_two_lines_counts(tmp_path: Path) -> None:
     path = tmp_path / "vectors.vec"
     path.write_text("3 2\nred 1 2\n. . 0.5 0.5\nred 5 6\nblue -1e-3 4 \n")
-    found = read_word_vectors(path, {b"red", b"blue", b"3"})
+    found, digest = read_word_vectors(path, {b"red", b"blue", b"3"})
+    assert digest == sha256_of(path)
     assert {word: vector.tolist() for word, vector in found.items()} == {
         b"red": [1, 2],
         b"blue": [pytest.approx(-1e-3), 4],

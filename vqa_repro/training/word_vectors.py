@@ -1,5 +1,6 @@
 """Pre-trained word vectors, such as GloVe's, as initial values of the word embedding."""
 
+import hashlib
 from collections.abc import Container
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from vqa_repro.models.network import VQAModel
 from vqa_repro.run import Run
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.files import open_regular, sha256_of
+from vqa_repro.utils.files import open_regular
 from vqa_repro.utils.paths import expand
 
 SHARE = 0.75  # of the variance of an initial vector; the rest is its random initial value
@@ -29,8 +30,7 @@ def copy_word_vectors(network: VQAModel, run: Run) -> str:
     (embedding,) = (part for part in network.modules() if isinstance(part, nn.Embedding))
     rows = {word.encode(): row for row, word in enumerate(run.vocabulary.words)}
     try:
-        found = read_word_vectors(path, rows)
-        digest = sha256_of(path)
+        found, digest = read_word_vectors(path, rows)
     except OSError as error:
         why = error.strerror
         raise UserError(f"training.word_vectors = {path}: cannot be read: {why}") from None
@@ -56,15 +56,17 @@ def copy_word_vectors(network: VQAModel, run: Run) -> str:
     )
 
 
-def read_word_vectors(path: Path, words: Container[bytes]) -> dict[bytes, Tensor]:
-    """Return the float32 vectors (D,) of those of ``words`` that the file at ``path`` has.
+def read_word_vectors(path: Path, words: Container[bytes]) -> tuple[dict[bytes, Tensor], str]:
+    """Return the float32 vectors (D,) of those of ``words`` that ``path`` has, and its SHA-256.
 
     A line is a word and its D numbers, separated by spaces, as in the files of GloVe. The first
     may be a header of two numbers, as in those of fastText. Raise UserError for a damaged line.
     """
     vectors: dict[bytes, Tensor] = {}
+    digest = hashlib.sha256()
     with open_regular(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
+            digest.update(line)
             word, *values = line.rstrip().split(b" ", 1)
             if word not in words or word in vectors or (number == 1 and len(line.split()) == 2):
                 continue
@@ -75,7 +77,7 @@ def read_word_vectors(path: Path, words: Container[bytes]) -> dict[bytes, Tensor
                     f"{path}, line {number}: not a word and {width or 'some'} numbers; "
                     "is it in GloVe's text format?"
                 )
-    return vectors
+    return vectors, digest.hexdigest()
 
 
 def _numbers(texts: list[bytes]) -> Tensor:
