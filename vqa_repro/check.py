@@ -29,10 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> int:
     _, args = parse_arguments("check", __doc__, add_arguments, arguments, needs_torch=False)
     from vqa_repro.data.check import report_lines, survey
-    from vqa_repro.data.registry import load_scored, load_split
+    from vqa_repro.data.registry import DATASETS, load_scored, load_split
+    from vqa_repro.data.sources import MissingFileError
 
-    train = load_split(args.data, args.root, "train")
-    facts = survey(train, load_scored(args.data, args.root))
+    splits = [load_split(args.data, args.root, "train")]
+    try:
+        splits.append(load_scored(args.data, args.root))
+    except MissingFileError:
+        if args.data in DATASETS:  # a file of the published data set is missing
+            raise
+    facts = survey(*splits)
+    if len(splits) == 1:
+        facts["notes"].append("no split test or val: `train --folds` can score a part of train")
     print(json.dumps(facts) if args.json else "\n".join(report_lines(facts)))
     return int(any(split["missing"] or split["damaged"] for split in facts["splits"]))
 

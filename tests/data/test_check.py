@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vqa_repro import check
 from vqa_repro.data import vqa
 from vqa_repro.data.check import data_notes, report_lines, survey
 from vqa_repro.data.folder import load_folder
@@ -198,3 +199,17 @@ def test_counts_overlap_coverage_and_damage_are_reported(tmp_path: Path) -> None
     assert any("3 images are in both" in note for note in notes)
     official = Split("vqa-v1", "train", train.examples, {})
     assert "248,349" in data_notes(official, official)[0]
+
+
+def test_a_folder_to_train_on_by_folds_needs_no_test_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, "train", ["a.png", "a.png"], ["red", "blue"])
+    touch(tmp_path, "images/a.png")
+    assert check.main([str(tmp_path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [split["name"] for split in facts["splits"]] == ["train"]
+    assert facts["shared_images"] == 0 and any("--folds" in note for note in facts["notes"])
+    (tmp_path / "test.parquet").touch()  # a test split that cannot be read is not an absent one
+    with pytest.raises(UserError, match=r"test\.parquet"):
+        check.main([str(tmp_path)])

@@ -26,10 +26,14 @@ PUBLISHED: dict[tuple[str, str], tuple[int, ...]] = {
 }
 
 
-def data_notes(train: Split, test: Split) -> list[str]:
-    """Return what makes results hard to compare, one phrase each; no image is opened."""
+def data_notes(*splits: Split) -> list[str]:
+    """Return what makes results hard to compare, one phrase each; no image is opened.
+
+    splits: the one to train on and, if there is one, the one to score.
+    """
+    train, test = splits[0], splits[-1]
     notes = []
-    for split in (train, test):
+    for split in splits:
         published = PUBLISHED.get((split.data, split.name))
         if published and len(split.examples) not in published:
             notes.append(
@@ -49,20 +53,21 @@ def data_notes(train: Split, test: Split) -> list[str]:
     return notes
 
 
-def survey(train: Split, test: Split, num_answers: int = 1000) -> dict[str, Any]:
-    """Return facts about two splits; every image is decoded.
+def survey(*splits: Split, num_answers: int = 1000) -> dict[str, Any]:
+    """Return facts about ``splits``, given as for ``data_notes``; every image is decoded.
 
     "splits": for each the counts, the missing and damaged images (path and reason), "covered": the
     percentage of questions whose answer is among the ``num_answers`` most frequent ones of
-    ``train``, and "prior": that of the single most frequent one (None without answers).
+    the first split, and "prior": that of the single most frequent one (None without answers).
     """
+    train, test = splits[0], splits[-1]
     counts = Counter(example.answer for example in train.examples if example.answer is not None)
     top = [answer for answer, _ in counts.most_common(num_answers)]
-    splits = []
-    for split in (train, test):
+    facts = []
+    for split in splits:
         labels = [example.answer for example in split.examples if example.answer is not None]
         bad = _unreadable(split)
-        splits.append(
+        facts.append(
             {
                 "name": split.name,
                 "questions": len(split.examples),
@@ -74,12 +79,12 @@ def survey(train: Split, test: Split, num_answers: int = 1000) -> dict[str, Any]
             }
         )
     return {
-        "splits": splits,
+        "splits": facts,
         "answers": len(counts),
         "num_answers": len(top),
         "most_frequent": top[0] if top else None,
-        "shared_images": len(_files(train) & _files(test)),
-        "notes": data_notes(train, test),
+        "shared_images": len(_files(train) & _files(test)) if len(splits) > 1 else 0,
+        "notes": data_notes(*splits),
     }
 
 
