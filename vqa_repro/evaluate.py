@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from vqa_repro.data.types import Split
     from vqa_repro.evaluation.wups import WordNet
     from vqa_repro.features.provider import Runtime
-    from vqa_repro.recipe import Data
     from vqa_repro.run import Run
 
 SERVER = "the evaluation server, see visualqa.org/challenge"
@@ -43,7 +42,7 @@ _OF_RESULTS = ("questions", "annotations")
 
 def answer_split(
     runs: Sequence[Run],
-    data: Data,
+    data: str,
     split: Split,
     runtime: Runtime,
     answers_of: Split | None = None,
@@ -51,38 +50,53 @@ def answer_split(
     """Return the runs' answers to the questions of ``split``: question id -> answer.
 
     Several runs answer together, by their mean probabilities. answers_of: only give answers of
-    this split. Questions about images that the features skip as damaged are not answered.
+    this split. Questions about images that the features skip as damaged are not answered. data: the
+    data set of ``split``, or its folder.
     """
     from vqa_repro.data.questions import encode
-    from vqa_repro.evaluation.ensemble import allowed_answers, load_ensemble
-    from vqa_repro.evaluation.inference import answers_by_id, predict_all
-    from vqa_repro.features.loader import FeatureLoader
-    from vqa_repro.features.provider import open_or_extract
+    from vqa_repro.evaluation.ensemble import (
+        Member,
+        allowed_answers,
+        check_classes,
+        ensemble_outputs,
+        group_by_features,
+        load_ensemble,
+        open_features_of,
+    )
+    from vqa_repro.evaluation.inference import answers_by_id, collect, predict_all
+    from vqa_repro.features.loader import MappedLoader
     from vqa_repro.models.network import load_model
 
-    run = runs[0]
-    store = open_or_extract(data, [split], runtime)
-    if store.made_by != run.features["made_by"]:
-        raise UserError(
-            f"{store.path}: made by {store.made_by}, but the run was trained on features made by "
-            f"{run.features['made_by']}; extract them that way"
-        )
-    examples = [example for example in split.examples if example.image in store.row_of]
+    check_classes(runs)
+    vocabulary, device = runs[0].vocabulary, runtime.device
+    groups = group_by_features(runs)
+    stores = [
+        open_features_of(run, replace(run.recipe.data, name=data), [split], runtime)
+        for run, *_ in groups
+    ]
+    examples = [
+        example
+        for example in split.examples
+        if all(example.image in store.row_of for store in stores)
+    ]
     if not examples:
-        raise UserError(f"{store.path}: skips every image of {split.name} as damaged")
-    questions = encode(examples, run.vocabulary, store.row_of).to(runtime.device)
-    loader = FeatureLoader(store, runtime.device, "disk")  # each image is read once
+        raise UserError(f"{stores[0].path}: skips every image of {split.name} as damaged")
+    questions = encode(examples, vocabulary, stores[0].row_of).to(device)
+    loaders = [MappedLoader(store, device, stores[0].rows_in(store)) for store in stores]
+    if len(runs) == 1 and answers_of is None:
+        predictions = predict_all(load_model(runs[0], device), loaders[0], questions)
+        return answers_by_id(predictions, questions, vocabulary.answers)
     allowed = None
     if answers_of is not None:
         labels = (example.answer for example in answers_of.examples)
         where = f"{answers_of.data}, {answers_of.name}"
-        allowed = allowed_answers(run.vocabulary, labels, where).to(runtime.device)
-    if len(runs) == 1 and allowed is None:
-        network = load_model(run, runtime.device)
-    else:
-        network = load_ensemble(runs, runtime.device, allowed)
-    predictions = predict_all(network, loader, questions)
-    return answers_by_id(predictions, questions, run.vocabulary.answers)
+        allowed = allowed_answers(vocabulary, labels, where).to(device)
+    members = [
+        Member(load_ensemble(group, device, allowed), loader)
+        for group, loader in zip(groups, loaders, strict=True)
+    ]
+    predictions = collect(ensemble_outputs(members, questions), questions)
+    return answers_by_id(predictions, questions, vocabulary.answers)
 
 
 def where_scored(data: str, split: Split, out: Path, count: int) -> str:
@@ -209,10 +223,10 @@ def _answer(
     for run in runs:
         if note := run.note():
             print(note, file=sys.stderr)
-    run = runs[0]
-    data = replace(run.recipe.data, name=args.data or run.recipe.data.name)
+    run, data = runs[0], runs[0].recipe.data
+    name = args.data or data.name
     split = _split_to_answer(runs, args)
-    _check_options(args, data.name, split)
+    _check_options(args, name, split)
     runtime = Runtime(choose_device(args.device), root=args.root, weights=args.weights)
     classes, answers_of = run.vocabulary.answers, None
     if args.answers_of:
@@ -220,7 +234,7 @@ def _answer(
         answers_of = load_split(args.answers_of, args.root, data.train, single_answers=single)
         given = {example.answer for example in answers_of.examples}
         classes = tuple(answer for answer in classes if answer in given)
-    results = answer_split(runs, data, split, runtime, answers_of)
+    results = answer_split(runs, name, split, runtime, answers_of)
     examples = [example for example in split.examples if example.question_id in results]
     if len(examples) < len(split.examples):
         print(
@@ -235,7 +249,7 @@ def _answer(
     if not split.hidden:
         return results, replace(split, examples=examples), classes
     # With --json this line is not part of the output.
-    line = where_scored(data.name, split, args.out, len(results))
+    line = where_scored(name, split, args.out, len(results))
     print(line, file=sys.stderr if args.json else sys.stdout)
     if args.json:
         from vqa_repro.evaluation.scoring import score

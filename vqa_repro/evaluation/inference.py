@@ -1,6 +1,6 @@
 """Inference: a network's predictions for many questions, a run's prediction for one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,7 +74,18 @@ def predict_all(
     world: World = SINGLE_PROCESS,
     temperatures: Sequence[float] = (),
 ) -> Predictions:
-    """Answer every question once. Attention maps are not kept.
+    """Answer every question once, as ``collect`` returns it."""
+    found = outputs(network, loader, questions, world)
+    return collect(found, questions, world, temperatures)
+
+
+def collect(
+    found: Iterable[tuple[Batch, ModelOutput]],
+    questions: Questions,
+    world: World = SINGLE_PROCESS,
+    temperatures: Sequence[float] = (),
+) -> Predictions:
+    """Return the answers in ``found``, batches of ``questions``. Attention maps are not kept.
 
     With several processes each question is answered by one of them, and all return all answers.
     """
@@ -82,7 +93,7 @@ def predict_all(
         2 + len(temperatures), len(questions), device=questions.label.device
     )
     classes = torch.zeros_like(questions.label)
-    for batch, output in outputs(network, loader, questions, world):
+    for batch, output in found:
         logits = output.logits.float()
         best, label = logits.argmax(1), batch.label.clamp(min=0)[:, None]
         classes[batch.positions] = best

@@ -232,3 +232,20 @@ class FeatureLoader:
     def _buffer(self, count: int) -> Tensor:
         pinned = self.device.type == "cuda"
         return torch.empty(count, *self._shape, dtype=self._dtype, pin_memory=pinned)
+
+
+class MappedLoader(FeatureLoader):
+    """Serves the images of another store: ``index`` (N,) has the row of ``store`` for each image.
+
+    The rows are read from the disk when they are needed.
+    """
+
+    def __init__(self, store: Store, device: torch.device, index: npt.NDArray[np.int64]) -> None:
+        super().__init__(store, device, "disk")
+        self._index = torch.from_numpy(index).to(device)
+
+    def prefetch(self, rows: Sequence[Tensor]) -> Iterator[Tensor]:
+        yield from super().prefetch([self._index[part] for part in rows])
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return super().__getitem__(self._index[rows])

@@ -45,6 +45,13 @@ class Store:
         text = json.dumps([self.made_by, list(self.row_of), self.rows.shape], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def rows_in(self, other: "Store") -> npt.NDArray[np.int64]:
+        """Return (N,), for each row of this store that of the same image in ``other``, or -1."""
+        rows = np.full(len(self.rows), -1, np.int64)
+        for key, row in self.row_of.items():
+            rows[row] = other.row_of.get(key, -1)
+        return rows
+
 
 class StoreWriter:
     """Fills a store row by row, in any order; ``finish`` publishes it under its name.

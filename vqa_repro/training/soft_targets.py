@@ -9,10 +9,18 @@ from torch import Tensor
 
 from vqa_repro.data.batching import Batch
 from vqa_repro.data.questions import Questions
-from vqa_repro.evaluation.ensemble import check_alike, load_ensemble
-from vqa_repro.evaluation.inference import outputs
+from vqa_repro.evaluation.ensemble import (
+    Member,
+    check_classes,
+    ensemble_outputs,
+    group_by_features,
+    load_ensemble,
+    open_features_of,
+)
 from vqa_repro.evaluation.wups import WordNet
+from vqa_repro.features.loader import FeatureLoader, MappedLoader
 from vqa_repro.features.provider import Runtime
+from vqa_repro.recipe import Data
 from vqa_repro.run import Run, open_run
 from vqa_repro.training.prepare import PreparedData
 from vqa_repro.utils.errors import UserError
@@ -124,16 +132,41 @@ def taught_answers(run: Run, data: PreparedData, runtime: Runtime) -> Tensor:
     recipe = run.recipe
     number = recipe.data.fold.partition("/")[0]
     teachers = [open_run(Path(t.replace("{fold}", number))) for t in recipe.training.teachers]
+    check_classes([run, *teachers])
     for teacher in teachers:
         teacher.check_finished("training.teachers")
-        if teacher.recipe.data != recipe.data:
+        if _questions(teacher.recipe.data) != _questions(recipe.data):
             raise UserError(
                 f"{teacher.folder}: its [data] is not that of this training, so it saw other "
                 "questions; a teacher must have the same data, folds and validation share"
             )
-    check_alike([run, *teachers])
-    network = load_ensemble(teachers, runtime.device, temperature=recipe.training.temperature)
+    members = []
+    for group in group_by_features(teachers):
+        same = group[0].features["made_by"] == run.features["made_by"]
+        loader = data.loader if same else _loader_of(group[0], data, runtime)
+        temperature = recipe.training.temperature
+        members.append(Member(load_ensemble(group, runtime.device, None, temperature), loader))
     table = torch.zeros(len(data.train), len(run.vocabulary.answers), device=runtime.device)
-    for batch, output in outputs(network, data.loader, data.train, runtime.world):
+    for batch, output in ensemble_outputs(members, data.train, runtime.world):
         table[batch.positions] = output.logits.exp()
     return table
+
+
+def _questions(data: Data) -> Data:
+    """Return ``data`` without what describes features: a teacher may have others."""
+    return replace(data, features="", feature_scale="auto", picture_size=8)
+
+
+def _loader_of(teacher: Run, data: PreparedData, runtime: Runtime) -> FeatureLoader:
+    """Return a loader of the teacher's features, in the rows of ``data.loader``.
+
+    Raise UserError if they lack an image to train on.
+    """
+    store = open_features_of(teacher, teacher.recipe.data, [data.train_split], runtime)
+    index, world = data.store.rows_in(store), runtime.world
+    missing = (index[torch.unique(data.train.row).cpu()] < 0).sum()
+    if missing:
+        raise UserError(
+            f"{store.path}: skips {missing:,} images as damaged that {data.store.path} has"
+        )
+    return MappedLoader(store, runtime.device, index[world.rank :: world.size])
