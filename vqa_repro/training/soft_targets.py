@@ -132,7 +132,6 @@ def taught_answers(run: Run, data: PreparedData, runtime: Runtime) -> Tensor:
     recipe = run.recipe
     number = recipe.data.fold.partition("/")[0]
     teachers = [open_run(Path(t.replace("{fold}", number))) for t in recipe.training.teachers]
-    check_classes([run, *teachers])
     for teacher in teachers:
         teacher.check_finished("training.teachers")
         if _questions(teacher.recipe.data) != _questions(recipe.data):
@@ -140,6 +139,7 @@ def taught_answers(run: Run, data: PreparedData, runtime: Runtime) -> Tensor:
                 f"{teacher.folder}: its [data] is not that of this training, so it saw other "
                 "questions; a teacher must have the same data, folds and validation share"
             )
+    check_classes([run, *teachers])
     members = []
     for group in group_by_features(teachers):
         same = group[0].features["made_by"] == run.features["made_by"]
