@@ -2,7 +2,7 @@
 
 Every line of a fenced block without a language is a command. All options, recipes and stages are
 checked; the verbs in ``RUN`` are run in a folder that has the names used in the documents. Python
-blocks are run, one document's in order; the three examples of extending.md are added to a copy of
+blocks are run, one document's in order; the four examples of extending.md are added to a copy of
 the package, and the Slurm script is pre-empted. Git, checksums, tunnels and the five lines of VQA
 use folders in place of a server and a network. For other programs (rsync, sftp, lftp, plink,
 vncserver, Slurm's) only the shell syntax is checked.
@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torchvision
 from conftest import LIMIT, OPTIONS, PROJECT, environ
 
 from vqa_repro.data.registry import find_data_set, load_split
@@ -162,7 +163,7 @@ def test_shell_blocks_parse(document: Path) -> None:
         for line in lines(block.text):
             known = re.match(
                 r"\./bootstrap\.sh|(\w+=\w+ )*python "
-                r"(-m (vqa_repro\.|zipfile )|checkpoints_setup\.py|tests/faults/table\.py)",
+                r"(-m (vqa_repro\.|zipfile )|checkpoints_setup\.py|tests/faults/table\.py|mobilenet_features\.py)",
                 line,
             )
             assert known or OTHERS.fullmatch(line.split()[0]), f"{document}: unknown: {line}"
@@ -359,14 +360,16 @@ def test_the_examples_of_extending_work_as_they_stand(drawn_folder: Path, tmp_pa
             (tmp_path / block.text.splitlines()[0].removeprefix("# ")).write_text(block.text)
     mine_from(drawn_folder, tmp_path / "resources")
     shutil.copy(drawn_folder / "images" / "1.png", tmp_path / "IMAGE")
+    torch.save(torchvision.models.mobilenet_v3_large().state_dict(), tmp_path / "WEIGHTS")
 
     env = {**environ(), "PYTHONPATH": str(tmp_path)}
     commands = [["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]]
     for block in shell_blocks(document):
-        for verb, words in verbs_of(block):
-            epochs = ["--epochs", "2"] if verb == "train" else []
-            commands.append(["-m", f"vqa_repro.{verb}", *words, *epochs])
-    assert len(commands) == 3
+        for line in lines(block.text):
+            _, *words = shlex.split(line)
+            epochs = ["--epochs", "2"] if words[1] == "vqa_repro.train" else []
+            commands.append([*words, *epochs])
+    assert len(commands) == 6
     for command in commands:
         done = subprocess.run(
             [sys.executable, *command],

@@ -51,8 +51,7 @@ class FrozenBackbone:
         precision: Precision = "float32",
         size: int = SIZE,
     ) -> None:
-        if name not in BACKBONES:
-            raise UserError(f"backbone {name!r}: there are {', '.join(BACKBONES)}")
+        _check_name(name)
         # Runs may be untrusted.
         for value, choices in ((preprocess, Preprocess), (precision, Precision)):
             if value not in get_args(choices):
@@ -90,7 +89,8 @@ class FrozenBackbone:
         weights: its file; by default the downloaded checkpoint of that name. Raise UserError if it
         is missing or has other weights.
         """
-        for key in ("backbone", "weights", "weights_sha256", "preprocess"):
+        _check_name(made_by.get("backbone"))
+        for key in ("weights", "weights_sha256", "preprocess"):
             if not isinstance(made_by.get(key), str):
                 raise UserError(f"the provenance of the features (made_by) has no {key}")
         if Path(made_by["weights"]).name != made_by["weights"]:  # runs may be untrusted
@@ -116,6 +116,11 @@ class FrozenBackbone:
             maps: Tensor = self._network(x.contiguous(memory_format=torch.channels_last))
         # (B, C, H, W) -> regions row by row from the upper left corner.
         return maps.flatten(2).transpose(1, 2).float()
+
+
+def _check_name(name: object) -> None:
+    if name not in BACKBONES:
+        raise UserError(f"backbone {name!r:.80}: there are {', '.join(BACKBONES)}")
 
 
 @contextmanager

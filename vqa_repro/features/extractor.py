@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from vqa_repro.data.registry import find_data_set
-from vqa_repro.features.backbones import SIZE, FrozenBackbone
+from vqa_repro.features.backbones import SIZE
 from vqa_repro.features.extraction import DamagedImagesError, ExtractionJob
 from vqa_repro.features.store import Store
 from vqa_repro.install import checkpoints
@@ -21,6 +23,22 @@ from vqa_repro.utils.memory import OTHER_DEVICE, explain_out_of_memory
 BATCH = {"cpu": 4, "cuda": 32}
 
 
+class FeatureNetwork(Protocol):
+    """A network to extract features with: ``FrozenBackbone``, or your own (docs/extending.md).
+
+    size: of the images, in pixels a side. row_shape: regions and channels. made_by: the provenance
+    of the features.
+    """
+
+    device: torch.device
+    size: int
+    row_shape: tuple[int, int]
+    made_by: dict[str, Any]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return region vectors (B, regions, channels) of ``images`` (B, S, S, 3) uint8."""
+
+
 class Extractor:
     """What an ``ExtractionJob`` calls: images (B, S, S, 3) -> float16 rows (B, regions, C).
 
@@ -28,7 +46,7 @@ class Extractor:
     GPU and the rows of the previous one are copied back.
     """
 
-    def __init__(self, network: FrozenBackbone) -> None:
+    def __init__(self, network: FeatureNetwork) -> None:
         self._network = network
         self._on_gpu = network.device.type == "cuda"
         if self._on_gpu:
@@ -75,7 +93,7 @@ class Extractor:
 def extract(
     images: dict[str, Path],
     path: Path,
-    network: FrozenBackbone,
+    network: FeatureNetwork,
     *,
     skip_damaged: bool = False,
     world: World = SINGLE_PROCESS,

@@ -75,7 +75,8 @@ def model_card(run: Run, metrics: dict[str, Any]) -> str:
     made_by = run.features["made_by"]
     needs = "no further weights"
     if made_by.get("weights_sha256"):
-        needs = f"{made_by['weights']} (sha256 {made_by['weights_sha256']}), the frozen backbone"
+        file = made_by.get("weights", made_by["backbone"])  # features may be of another network
+        needs = f"{file} (sha256 {made_by['weights_sha256']}), the frozen backbone"
     lines += [
         "",
         "## Use",
