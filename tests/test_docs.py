@@ -163,7 +163,8 @@ def test_shell_blocks_parse(document: Path) -> None:
         for line in lines(block.text):
             known = re.match(
                 r"\./bootstrap\.sh|(\w+=\w+ )*python "
-                r"(-m (vqa_repro\.|zipfile )|checkpoints_setup\.py|tests/faults/table\.py|mobilenet_features\.py)",
+                r"(-m (vqa_repro\.|zipfile )|checkpoints_setup\.py|tests/faults/table\.py|"
+                r"mobilenet_features\.py)",
                 line,
             )
             assert known or OTHERS.fullmatch(line.split()[0]), f"{document}: unknown: {line}"

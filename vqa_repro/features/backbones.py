@@ -119,7 +119,7 @@ class FrozenBackbone:
 
 
 def _check_name(name: object) -> None:
-    if name not in BACKBONES:
+    if not isinstance(name, str) or name not in BACKBONES:
         raise UserError(f"backbone {name!r:.80}: there are {', '.join(BACKBONES)}")
 
 
