@@ -66,11 +66,10 @@ def load_ensemble(
     allowed: Tensor | None = None,
     temperature: float = 1.0,
 ) -> Ensemble:
-    """Return the trained networks of ``runs``, which have the same features, in evaluation mode.
+    """Return the trained networks of ``runs``, in evaluation mode.
 
-    Raise UserError as ``check_classes`` does.
+    They have the same features, and classes (``check_classes``).
     """
-    check_classes(runs)
     networks = [load_model(run, device) for run in runs]
     return Ensemble(networks, allowed, temperature).to(device).eval()
 
