@@ -19,6 +19,7 @@ from vqa_repro.models.network import load_model
 from vqa_repro.run import open_run
 from vqa_repro.training.prepare import load_splits, prepare
 from vqa_repro.training.soft_targets import taught_answers
+from vqa_repro.utils.distributed import World
 from vqa_repro.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -95,10 +96,15 @@ def test_teachers_have_features_of_their_own(trained: Trained, tmp_path: Path) -
         run.recipe, training=replace(run.recipe.training, teachers=teachers, temperature=1.0)
     )
     run = replace(run, recipe=recipe)
-    runtime = Runtime(CPU)
     store = open_store(Path(recipe.data.features))
-    data = prepare(run, load_splits(recipe, runtime.root), store, runtime)
-    table = taught_answers(run, data, runtime)
+    tables = []
+    for world in (World(0, 1), World(0, 2), World(1, 2)):
+        runtime = Runtime(CPU, world)
+        data = prepare(run, load_splits(recipe, runtime.root), store, runtime)
+        tables.append(taught_answers(run, data, runtime))
+    table = tables[0]
+    # Each of two processes has the answers about its own images.
+    torch.testing.assert_close(tables[1] + tables[2], table)
     images = list(store.row_of)
     asked = {e.question_id: e.question for e in load_folder(trained.data, "train").examples}
     for position in range(0, len(table), 7):
