@@ -226,12 +226,20 @@ def test_low_precision_is_close_and_recorded(
     assert largest_difference(low, few, weights) < 0.1
 
 
-@pytest.mark.parametrize("wrong", [{"preprocess": "Caffe"}, {"precision": "load"}])
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"preprocess": "Caffe"}, r"'Caffe': choose \w+ or \w+"),
+        ({"precision": "load"}, r"'load': choose \w+ or \w+"),
+        ({"backbone": "mobilenet"}, r"'mobilenet'.*new images.*vgg19"),
+        ({"backbone": ["vgg19"]}, r"made_by.*backbone"),
+    ],
+)
 def test_provenance_of_another_kind_is_refused(
-    store: Path, weights: Path, wrong: dict[str, str]
+    store: Path, weights: Path, wrong: dict[str, object], line: str
 ) -> None:
     made_by = {**open_store(store).made_by, **wrong}
-    with pytest.raises(UserError, match=r"'(Caffe|load)': choose \w+ or \w+"):
+    with pytest.raises(UserError, match=line):
         FrozenBackbone.like(made_by, weights, torch.device("cpu"))
 
 

@@ -51,7 +51,8 @@ class FrozenBackbone:
         precision: Precision = "float32",
         size: int = SIZE,
     ) -> None:
-        _check_name(name)
+        if name not in BACKBONES:
+            raise UserError(f"backbone {name!r}: there are {', '.join(BACKBONES)}")
         # Runs may be untrusted.
         for value, choices in ((preprocess, Preprocess), (precision, Precision)):
             if value not in get_args(choices):
@@ -89,8 +90,13 @@ class FrozenBackbone:
         weights: its file; by default the downloaded checkpoint of that name. Raise UserError if it
         is missing or has other weights.
         """
-        _check_name(made_by.get("backbone"))
-        for key in ("weights", "weights_sha256", "preprocess"):
+        backbone = made_by.get("backbone")
+        if isinstance(backbone, str) and backbone not in BACKBONES:
+            raise UserError(
+                f"the run's features are of {backbone!r:.80}, so it cannot answer about new "
+                f"images; networks for that: {', '.join(BACKBONES)}"
+            )
+        for key in ("backbone", "weights", "weights_sha256", "preprocess"):
             if not isinstance(made_by.get(key), str):
                 raise UserError(f"the provenance of the features (made_by) has no {key}")
         if Path(made_by["weights"]).name != made_by["weights"]:  # runs may be untrusted
@@ -116,11 +122,6 @@ class FrozenBackbone:
             maps: Tensor = self._network(x.contiguous(memory_format=torch.channels_last))
         # (B, C, H, W) -> regions row by row from the upper left corner.
         return maps.flatten(2).transpose(1, 2).float()
-
-
-def _check_name(name: object) -> None:
-    if not isinstance(name, str) or name not in BACKBONES:
-        raise UserError(f"backbone {name!r:.80}: there are {', '.join(BACKBONES)}")
 
 
 @contextmanager
