@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +152,25 @@ def browser() -> Iterator[Any]:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
         yield running
         running.close()
+
+
+def write_features(
+    path: Path,
+    keys: Sequence[str],
+    shape: tuple[int, int],
+    skipped: set[str],
+    made_by: dict[str, object],
+) -> Path:
+    """Write a store with random rows (regions, channels), but for the images in ``skipped``."""
+    from vqa_repro.features.store import StoreWriter
+
+    writer = StoreWriter(path, keys, shape, np.float16, made_by)
+    rng = np.random.default_rng(0)
+    for row, key in enumerate(keys):
+        if key not in skipped:
+            writer.write(row, rng.normal(size=shape).astype(np.float16))
+    writer.finish(dict.fromkeys(skipped, "missing"))
+    return path
 
 
 def environ() -> dict[str, str]:

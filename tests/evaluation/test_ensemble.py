@@ -8,13 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from conftest import write_features
 
 from vqa_repro import evaluate, train
 from vqa_repro.data.folder import load_folder
 from vqa_repro.data.questions import encode
 from vqa_repro.evaluation.vqa_accuracy import read_results
 from vqa_repro.features.provider import Runtime
-from vqa_repro.features.store import StoreWriter, open_store
+from vqa_repro.features.store import open_store
 from vqa_repro.models.network import load_model
 from vqa_repro.run import open_run
 from vqa_repro.training.prepare import load_splits, prepare
@@ -50,22 +51,17 @@ class Trained(NamedTuple):
         return np.mean(found, axis=0)
 
 
-def write_features(path: Path, keys: list[str], shape: tuple[int, int], skipped: str) -> Path:
-    writer = StoreWriter(path, keys, shape, np.float16, {"backbone": path.stem, "size": 4})
-    rng = np.random.default_rng(len(path.stem))
-    for row, key in enumerate(keys):
-        if key != skipped:
-            writer.write(row, rng.normal(size=shape).astype(np.float16))
-    writer.finish({skipped: "missing"})
-    return path
+def features(path: Path, keys: list[str], shape: tuple[int, int], skipped: str) -> Path:
+    """Write a store whose provenance is its name."""
+    return write_features(path, keys, shape, {skipped}, {"backbone": path.stem, "size": 4})
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path) -> Trained:
     folder = tmp_path_factory.mktemp("ensemble")
     keys = [k for name in ("train", "val") for k in load_folder(drawn_folder, name).images]
-    a = write_features(folder / "a.safetensors", keys, (4, 8), "42")
-    b = write_features(folder / "other.safetensors", keys[::-1], (9, 5), "41")
+    a = features(folder / "a.safetensors", keys, (4, 8), "42")
+    b = features(folder / "other.safetensors", keys[::-1], (9, 5), "41")
     common = ["--data", str(drawn_folder), "--set", "data.test=val", "--epochs", "2"]
     common += ["--set", "model.hidden=16", "--device", "cpu"]
     for name, store, seed in (("a-seed-0", a, "0"), ("a-seed-1", a, "1"), ("b", b, "0")):
@@ -125,7 +121,7 @@ def test_features_of_a_teacher_that_lack_an_image_are_refused(
 ) -> None:
     few = trained.folder / "few.safetensors"
     keys = [k for name in ("train", "val") for k in load_folder(trained.data, name).images]
-    write_features(few, keys, (4, 8), keys[0])
+    features(few, keys, (4, 8), keys[0])
     common = ["--data", str(trained.data), "--set", "data.test=val", "--epochs", "1"]
     common += ["--set", "model.hidden=16", "--device", "cpu"]
     assert train.main([*common, "--features", str(few), "--out", str(tmp_path / "few")]) == 0

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_features
 from PIL import Image
 
 from vqa_repro import evaluate, predict, report, train
 from vqa_repro.data.folder import load_folder
 from vqa_repro.evaluation.vqa_accuracy import read_results
-from vqa_repro.features.store import StoreWriter
 from vqa_repro.run import MAX_LOG
 from vqa_repro.utils.errors import UserError
 
@@ -226,14 +226,7 @@ def test_options_that_exclude_each_other(given: list[str], line: str) -> None:
 
 def features(path: Path, left_out: set[str], made_by: dict[str, object]) -> Path:
     """Write a store with random rows for the drawn images."""
-    keys = [str(number) for number in range(1, 53)]
-    writer = StoreWriter(path, keys, (4, 8), np.float16, made_by)
-    rng = np.random.default_rng(0)
-    for row, key in enumerate(keys):
-        if key not in left_out:
-            writer.write(row, rng.normal(size=(4, 8)).astype(np.float16))
-    writer.finish(dict.fromkeys(left_out, "missing"))
-    return path
+    return write_features(path, [str(n) for n in range(1, 53)], (4, 8), left_out, made_by)
 
 
 def test_images_missing_from_the_features_are_not_scored(

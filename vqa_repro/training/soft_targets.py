@@ -134,7 +134,7 @@ def taught_answers(run: Run, data: PreparedData, runtime: Runtime) -> Tensor:
     teachers = [open_run(Path(t.replace("{fold}", number))) for t in recipe.training.teachers]
     for teacher in teachers:
         teacher.check_finished("training.teachers")
-        if _questions(teacher.recipe.data) != _questions(recipe.data):
+        if _without_features(teacher.recipe.data) != _without_features(recipe.data):
             raise UserError(
                 f"{teacher.folder}: its [data] is not that of this training, so it saw other "
                 "questions; a teacher must have the same data, folds and validation share"
@@ -152,7 +152,7 @@ def taught_answers(run: Run, data: PreparedData, runtime: Runtime) -> Tensor:
     return table
 
 
-def _questions(data: Data) -> Data:
+def _without_features(data: Data) -> Data:
     """Return ``data`` without what describes features: a teacher may have others."""
     return replace(data, features="", feature_scale="auto", picture_size=8)
 
