@@ -65,6 +65,8 @@ def record(logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
     rows, tokens = torch.zeros(N, dtype=torch.int64), torch.ones(N, 1, dtype=torch.int64)
     labels = torch.from_numpy(label)
     questions = Questions(torch.arange(N), tokens, rows + 1, rows, labels, labels[:, None])
+    if torch.cuda.is_available():  # where a training has its questions, unlike its predictions
+        questions = questions.to(torch.device("cuda"))
     results = {n: "abcdefg"[c] for n, c in enumerate(best.tolist())}
     data = Data(name="easy-vqa", train="train", test="test", fold="1/2")
     return held_out_record(data, split, results, predictions, questions)

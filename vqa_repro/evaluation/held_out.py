@@ -44,7 +44,7 @@ def held_out_record(
     groups = image_groups(split.images, data_set.sequences)
     accuracy = vqa_accuracy.per_question(results, split.examples)
     tempered = _losses(predictions.tempered)  # (T, N)
-    known = questions.label >= 0
+    known = questions.label.cpu() >= 0  # the predictions are on the CPU
     best = int(tempered[:, known].mean(1).argmin()) if known.any() else 0
     losses = _by_id(_losses(predictions.label_probability), questions)
     calibrated = _by_id(tempered[best], questions)
