@@ -205,6 +205,23 @@ def test_stopped_by_a_signal_both_processes_resume(
 
 
 @pytest.mark.slow
+def test_a_student_of_other_images_resumes_with_another_number_of_processes(
+    options: list[str], tmp_path: Path
+) -> None:
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    assert train.main([*options, "--epochs", "1", "--out", str(teacher)]) == 0
+    taught = [*options, "--epochs", "12", "--set", f'training.teachers=["{teacher}"]']
+    taught += ["--set", "training.teacher_images=1"]
+    for epochs in (2, 4):
+        process = train_two(taught, student, "--resume")
+        wait_for_epochs(process, student, epochs)
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=LIMIT)
+        assert "saved in" in output, output + errors
+    assert train.main([*taught, "--out", str(student), "--resume"]) == 0
+
+
+@pytest.mark.slow
 def test_the_end_of_one_process_ends_all_and_is_reported(
     options: list[str], tmp_path: Path
 ) -> None:

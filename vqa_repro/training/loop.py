@@ -97,7 +97,7 @@ class Trainer:
         self._device = runtime.device
         self._trackers = trackers or Trackers()
         self._weights = run.folder / "model.safetensors"
-        self._questions = [data.train.digest(), data.validation.digest()]
+        self._questions = [data.untaught.digest(), data.validation.digest()]
         use_precision(self._training.precision)
         self._eager = Step(self._training, network, self._world, soft_targets)
         self._step = choose_step(self._eager, self._device)

@@ -29,6 +29,7 @@ class PreparedData:
     """What training and testing read."""
 
     train: Questions
+    untaught: Questions  # ``train`` before teachers answer more questions
     validation: Questions
     test: Questions
     loader: FeatureLoader  # of this process's images: every world.size-th row from world.rank
@@ -106,6 +107,7 @@ def prepare(run: Run, splits: tuple[Split, Split], store: Store, runtime: Runtim
     share = replace(store, rows=store.rows[world.rank :: world.size])
     return PreparedData(
         train=trainable,
+        untaught=trainable,
         validation=arrays(validation),
         test=arrays(test.examples),
         loader=FeatureLoader(share, runtime.device, runtime.placement),
