@@ -64,10 +64,10 @@ def train(
     from vqa_repro.evaluation.titles import model_title
     from vqa_repro.features.provider import Runtime
     from vqa_repro.training.prepare import build_network
-    from vqa_repro.training.pretrained import copy_pretrained
+    from vqa_repro.training.pretrained import check_pretrained, copy_pretrained
     from vqa_repro.training.run_folder import choose_run, lock_run, record_start
     from vqa_repro.training.shortage import explain_shortage
-    from vqa_repro.training.soft_targets import make_soft_targets
+    from vqa_repro.training.soft_targets import check_targets, make_soft_targets
     from vqa_repro.training.trackers import Trackers
     from vqa_repro.utils.device import choose_device
 
@@ -82,12 +82,17 @@ def train(
         if resumed:
             world.run_on_main(lambda: locks.enter_context(lock_run(folder)))
         print(model_title(recipe))
+        continues = resumed and world.run_on_main(lambda: resumed.has_checkpoint)
+        pretrained = not continues and (recipe.training.init_from or recipe.training.word_vectors)
+        # Before features are extracted, which can take hours.
+        world.run_together(lambda: check_targets(recipe))
+        if pretrained:
+            world.run_together(lambda: check_pretrained(recipe.training))
         run, data = prepare_run(recipe, folder, resumed, runtime)
         taught, soft_targets = world.run_together(lambda: make_soft_targets(run, data, runtime))
         with explain_shortage(recipe.training, folder, runtime.device):
             network = build_network(run, runtime)
-            pretrained = recipe.training.init_from or recipe.training.word_vectors
-            if pretrained and not world.run_on_main(lambda: run.has_checkpoint):
+            if pretrained:
                 note = world.run_together(lambda: copy_pretrained(network, run))
                 taught = replace(taught, notes=[*taught.notes, note])
         run = record_start(run, taught, runtime, resumed, out)

@@ -84,6 +84,8 @@ def test_teachers_answer_questions_about_other_images() -> None:
     kept = more.label >= 0
     assert kept.sum() == count and (taught.label[~kept] == 5).all()
     assert taught.label[kept].tolist() == [labels[int(i)] for i in more.question_id[kept]]
+    unlisted = replace(more, answers=torch.full_like(more.answers, -1))
+    assert (with_labels(unlisted, taught.label * 0).label[kept] == more.label[kept]).all()
     assert (taught.answers[~kept] == 5).all() and (taught.answers[kept] == more.answers[kept]).all()
     again = with_other_images(questions, 3, seed=1)
     assert (again.row == more.row).all()

@@ -74,6 +74,9 @@ def test_seeds_are_trained_resumed_and_compared(
         train.main([*small, "--set", 'training.teachers=["unfinished"]', "--out", "early"])
     with pytest.raises(UserError, match=r"needs training\.teachers"):
         train.main([*small, "--set", "training.teacher_images=1", "--out", "early"])
+    shares = ["training.similar_answers=0.6", "training.distillation=0.5", teachers]
+    with pytest.raises(UserError, match="add up to more than 1"):
+        train.main([*small, *(word for s in shares for word in ("--set", s)), "--out", "early"])
     capsys.readouterr()
     with pytest.raises(UserError, match=r"seed-0.*other options"):
         train.main([*small, "--seeds", "0-1", "--epochs", "2"])

@@ -9,35 +9,42 @@ from torch import Tensor
 
 from vqa_repro.data.vocabulary import Vocabulary
 from vqa_repro.models.network import VQAModel, build, load_model
+from vqa_repro.recipe import Training
 from vqa_repro.run import Run, open_run
-from vqa_repro.training.word_vectors import copy_word_vectors
+from vqa_repro.training.word_vectors import check_word_vectors, copy_word_vectors
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.torch_utils import empty_weights
+
+
+def check_pretrained(training: Training) -> None:
+    """Raise UserError if the source of initial weights is missing, unfinished, or one of two."""
+    if training.init_from and training.word_vectors:
+        raise UserError(
+            "training.init_from and training.word_vectors: both set the word vectors; choose one"
+        )
+    if training.init_from:
+        open_run(Path(training.init_from)).check_finished("training.init_from")
+    else:
+        check_word_vectors(training.word_vectors)
 
 
 def copy_pretrained(network: VQAModel, run: Run) -> str:
     """Give ``network`` the pre-trained weights that the recipe names; return a note on them.
 
-    Raise UserError if they do not fit, or two sources are named.
+    Raise UserError if they do not fit.
     """
-    training = run.recipe.training
-    if training.init_from and training.word_vectors:
-        raise UserError(
-            "training.init_from and training.word_vectors: both set the word vectors; choose one"
-        )
-    return (_copy_run if training.init_from else copy_word_vectors)(network, run)
+    return (_copy_run if run.recipe.training.init_from else copy_word_vectors)(network, run)
 
 
 def _copy_run(network: VQAModel, run: Run) -> str:
     """Copy the weights of ``training.init_from`` into ``network``; return a note on them.
 
     Weights of a word or an answer go to the same word or answer; those that the other run lacks
-    keep their initial values. Raise UserError if the other run is unfinished, its network has other
-    layers, or it may have trained on the fold that this one holds out.
+    keep their initial values. Raise UserError if the other network has other layers, or may have
+    trained on the fold that this one holds out.
     """
     path = Path(run.recipe.training.init_from)
     other = open_run(path)
-    other.check_finished("training.init_from")
     data, other_data = run.recipe.data, other.recipe.data
     if data.fold and other_data.name == data.name and other_data.fold != data.fold:
         raise UserError(

@@ -20,7 +20,7 @@ from vqa_repro.evaluation.ensemble import (
 from vqa_repro.evaluation.wups import WordNet
 from vqa_repro.features.loader import FeatureLoader, MappedLoader
 from vqa_repro.features.provider import Runtime
-from vqa_repro.recipe import Data
+from vqa_repro.recipe import Data, Recipe
 from vqa_repro.run import Run, open_run
 from vqa_repro.training.prepare import PreparedData
 from vqa_repro.utils.errors import UserError
@@ -47,6 +47,21 @@ class SoftTargets:
         return -(target * log_p).sum(1) * self.temperature**2
 
 
+def check_targets(recipe: Recipe) -> None:
+    """Raise UserError for options that do not fit together, or a teacher that does not fit."""
+    training = recipe.training
+    if training.similar_answers and training.answers != "label":
+        raise UserError('training.similar_answers needs training.answers = "label"')
+    if training.teacher_images and not training.teachers:
+        raise UserError(
+            "training.teacher_images needs training.teachers: name finished runs, "
+            '--set \'training.teachers=["runs/a", "runs/b"]\''
+        )
+    if training.teachers and training.similar_answers + training.distillation > 1:
+        raise UserError("training.similar_answers and training.distillation add up to more than 1")
+    open_teachers(recipe)
+
+
 def make_soft_targets(
     run: Run, data: PreparedData, runtime: Runtime
 ) -> tuple[PreparedData, list[SoftTargets]]:
@@ -58,15 +73,8 @@ def make_soft_targets(
     training = run.recipe.training
     targets = []
     if training.similar_answers:
-        if training.answers != "label":
-            raise UserError('training.similar_answers needs training.answers = "label"')
         table = similar_answers(run.vocabulary.answers, WordNet()).to(runtime.device)
         targets.append(SoftTargets(table, True, training.similar_answers))
-    if training.teacher_images and not training.teachers:
-        raise UserError(
-            "training.teacher_images needs training.teachers: name finished runs, "
-            '--set \'training.teachers=["runs/a", "runs/b"]\''
-        )
     if training.teachers:
         if count := training.teacher_images:
             train = with_other_images(data.train, count, training.seed)
@@ -76,8 +84,6 @@ def make_soft_targets(
         data = replace(data, train=with_labels(data.train, table.argmax(1)))
         share, temperature = training.distillation, training.temperature
         targets.append(SoftTargets(table, False, share, temperature))
-    if sum(target.share for target in targets) > 1:
-        raise UserError("training.similar_answers and training.distillation add up to more than 1")
     return data, targets
 
 
@@ -106,7 +112,7 @@ def with_other_images(questions: Questions, count: int, seed: int) -> Questions:
 
 def with_labels(questions: Questions, answers: Tensor) -> Questions:
     """Return ``questions`` with ``answers`` (N,) as the label of those that have none."""
-    missing = (questions.answers < 0).all(1)
+    missing = (questions.label < 0) & (questions.answers < 0).all(1)
     label = questions.label.where(~missing, answers)
     return replace(
         questions, label=label, answers=questions.answers.where(~missing[:, None], label[:, None])
@@ -124,12 +130,11 @@ def similar_answers(answers: Sequence[str], wordnet: WordNet) -> Tensor:
     return table / table.sum(1, keepdim=True)
 
 
-def taught_answers(run: Run, data: PreparedData, runtime: Runtime) -> Tensor:
-    """Return (N, A) float32: the teachers' mean probabilities for the training questions.
+def open_teachers(recipe: Recipe) -> list[Run]:
+    """Open the runs in ``training.teachers``; "{fold}" in a path stands for the fold's number.
 
-    At the recipe's temperature. "{fold}" in a teacher's path stands for the number of the fold.
+    Raise UserError for one that is missing, unfinished or was trained on other data.
     """
-    recipe = run.recipe
     number = recipe.data.fold.partition("/")[0]
     teachers = [open_run(Path(t.replace("{fold}", number))) for t in recipe.training.teachers]
     for teacher in teachers:
@@ -139,12 +144,21 @@ def taught_answers(run: Run, data: PreparedData, runtime: Runtime) -> Tensor:
                 f"{teacher.folder}: its [data] is not that of this training, so it saw other "
                 "questions; a teacher must have the same data, folds and validation share"
             )
+    return teachers
+
+
+def taught_answers(run: Run, data: PreparedData, runtime: Runtime) -> Tensor:
+    """Return (N, A) float32: the teachers' mean probabilities for the training questions.
+
+    At the recipe's temperature. Raise UserError for teachers with other classes or features.
+    """
+    teachers = open_teachers(run.recipe)
     check_classes([run, *teachers])
     members = []
     for group in group_by_features(teachers):
         same = group[0].features["made_by"] == run.features["made_by"]
         loader = data.loader if same else _loader_of(group[0], data, runtime)
-        temperature = recipe.training.temperature
+        temperature = run.recipe.training.temperature
         members.append(Member(load_ensemble(group, runtime.device, None, temperature), loader))
     table = torch.zeros(len(data.train), len(run.vocabulary.answers), device=runtime.device)
     for batch, output in ensemble_outputs(members, data.train, runtime.world):

@@ -1,7 +1,8 @@
 """Pre-trained word vectors, such as GloVe's, as initial values of the word embedding."""
 
 import hashlib
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,6 +19,13 @@ SEED = 2**20  # of the projection, plus the run's: not the random numbers of its
 MAX_LINE = 2**20  # bytes
 
 
+def check_word_vectors(name: str) -> None:
+    """Raise UserError if the file ``name`` cannot be read."""
+    path = expand(name)
+    with _explain_unreadable(path), open_regular(path):
+        pass
+
+
 def copy_word_vectors(network: VQAModel, run: Run) -> str:
     """Start the word embedding of ``network`` from ``training.word_vectors``; return a note.
 
@@ -29,11 +37,8 @@ def copy_word_vectors(network: VQAModel, run: Run) -> str:
     path = expand(run.recipe.training.word_vectors)
     (embedding,) = (part for part in network.modules() if isinstance(part, nn.Embedding))
     rows = {word.encode(): row for row, word in enumerate(run.vocabulary.words)}
-    try:
+    with _explain_unreadable(path):
         found, digest = read_word_vectors(path, rows)
-    except OSError as error:
-        why = error.strerror
-        raise UserError(f"training.word_vectors = {path}: cannot be read: {why}") from None
     if len(found) < 2:
         raise UserError(
             f"training.word_vectors = {path}: has no words of the questions; is it in GloVe's text "
@@ -54,6 +59,15 @@ def copy_word_vectors(network: VQAModel, run: Run) -> str:
         f"initial word vectors of {path} (sha256 {digest}), which has {len(found):,} of "
         f"{len(rows):,} words"
     )
+
+
+@contextmanager
+def _explain_unreadable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror
+        raise UserError(f"training.word_vectors = {path}: cannot be read: {why}") from None
 
 
 def read_word_vectors(path: Path, words: Container[bytes]) -> tuple[dict[bytes, Tensor], str]:
