@@ -17,7 +17,7 @@ import torchvision
 from conftest import LIMIT, environ
 from safetensors.torch import load_file, save_file
 
-from vqa_repro import extract, predict, train
+from vqa_repro import evaluate, extract, predict, train
 from vqa_repro.data.images import read_image
 from vqa_repro.features.backbones import FrozenBackbone, preprocess
 from vqa_repro.features.extractor import store_path
@@ -289,6 +289,29 @@ def test_damaged_images_are_an_error_unless_skipped(
     for key, row in opened.row_of.items():
         difference = opened.rows[row].astype(float) - expected.rows[expected.row_of[key]]
         assert np.abs(difference).max() < 0.1, key  # another batch rounds differently
+
+
+def test_features_for_a_run_are_extracted_with_its_weights_alone(
+    store: Path, few: Path, weights: Path, tmp_path: Path
+) -> None:
+    run, path = tmp_path / "run", store_path(tmp_path, str(few), "vgg16", "caffe")
+    path.parent.mkdir()
+    shutil.copy(store, path)
+    trained = ["--data", str(few), "--set", "data.test=val", "--features", "vgg16-caffe"]
+    trained += ["--root", str(tmp_path), "--epochs", "1", "--device", "cpu", "--out", str(run)]
+    assert train.main(trained) == 0
+    path.unlink()
+    other, renamed = tmp_path / "other.pth", tmp_path / "renamed.pth"
+    state = torch.load(weights, weights_only=True)
+    state["features.0.bias"][0] += 1
+    torch.save(state, other)
+    shutil.copy(weights, renamed)
+    given = [str(run), "--root", str(tmp_path), "--device", "cpu", "--weights"]
+    with pytest.raises(UserError, match="not the weights that made"):
+        evaluate.main([*given, str(other)])
+    assert not path.exists()
+    assert evaluate.main([*given, str(renamed)]) == 0
+    assert open_store(path).made_by == open_store(store).made_by
 
 
 def test_a_run_on_stored_features_answers_about_a_new_image(

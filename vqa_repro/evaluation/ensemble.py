@@ -98,11 +98,12 @@ def open_features_of(run: Run, data: Data, splits: Sequence[Split], runtime: Run
 
     Raise UserError if they are not of the kind that ``run`` was trained on.
     """
-    store = open_or_extract(data, splits, runtime)
-    if store.made_by != run.features["made_by"]:
+    made_by = run.features["made_by"]
+    store = open_or_extract(data, splits, runtime, made_by)
+    if store.made_by != made_by:
         raise UserError(
             f"{store.path}: made by {store.made_by}, but {run.folder} was trained on features made "
-            f"by {run.features['made_by']}; extract them that way"
+            f"by {made_by}; extract them that way"
         )
     return store
 

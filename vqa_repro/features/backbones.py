@@ -113,6 +113,7 @@ class FrozenBackbone:
         network = cls(made_by["backbone"], path, made_by["preprocess"], device, precision, size)
         if network.made_by["weights_sha256"] != made_by["weights_sha256"]:
             raise UserError(f"{path}: not the weights that made the run's features")
+        network.made_by["weights"] = made_by["weights"]  # the same file under another name
         return network
 
     def __call__(self, images: Tensor) -> Tensor:

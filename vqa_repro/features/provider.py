@@ -63,11 +63,17 @@ def open_features(data: Data, splits: Sequence[Split], runtime: Runtime) -> Stor
     return store
 
 
-def open_or_extract(data: Data, splits: Sequence[Split], runtime: Runtime) -> Store:
+def open_or_extract(
+    data: Data,
+    splits: Sequence[Split],
+    runtime: Runtime,
+    made_by: dict[str, Any] | None = None,
+) -> Store:
     """Open the store as ``open_features`` does, after extracting what is missing.
 
     Stored images of networks that are trained with the model are completed; features of a frozen
-    backbone are extracted if there is no store at all. A line on standard error announces it.
+    backbone are extracted if there is no store at all: with the provenance ``made_by``, if given.
+    A line on standard error announces it. Raise UserError for weights of another provenance.
     """
     images, path = _images(splits), features_path(data, runtime.root)
     backbone, preprocess = frozen(data.features)
@@ -80,8 +86,11 @@ def open_or_extract(data: Data, splits: Sequence[Split], runtime: Runtime) -> St
         _announce(f"  storing {len(images):,} images at {side} pixels a side -> {path}", runtime)
         return store_pixels(images, path, data.picture_size, skip_damaged=runtime.skip_damaged)
     if backbone in BACKBONES and not path.exists():
-        weights = runtime.weights or cached_checkpoint(data.features)
-        network = FrozenBackbone(backbone, weights, preprocess, runtime.device)
+        if made_by:
+            network = FrozenBackbone.like(made_by, runtime.weights, runtime.device)
+        else:
+            weights = runtime.weights or cached_checkpoint(data.features)
+            network = FrozenBackbone(backbone, weights, preprocess, runtime.device)
         _announce(
             f"  no features yet: extracting {len(images):,} images through {data.features} "
             f"({network.made_by['weights']}) on {describe(runtime.device)} -> {path}",
