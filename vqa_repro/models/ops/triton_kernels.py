@@ -167,13 +167,16 @@ def additive_scores(
     image: Tensor, question: Tensor, w: Tensor, groups: QuestionGroups, dropout: float = 0.0
 ) -> Tensor:
     """As ``attention.additive_scores``; the scores are float32."""
-    scores: Tensor = _AdditiveScores.apply(image, question, w, groups.order, groups.starts, dropout)
+    inputs = (image, question, w, groups.order, groups.starts, dropout)
+    with torch.cuda.device_of(image):  # where Triton launches; the backward pass sees to it itself
+        scores: Tensor = _AdditiveScores.apply(*inputs)
     return scores
 
 
 def pool(p: Tensor, v: Tensor, groups: QuestionGroups) -> Tensor:
     """As ``attention.pool``; the means have the dtype of ``v``."""
-    means: Tensor = _Pool.apply(p, v, groups.order, groups.starts)
+    with torch.cuda.device_of(v):
+        means: Tensor = _Pool.apply(p, v, groups.order, groups.starts)
     return means
 
 
