@@ -231,7 +231,8 @@ def _answer(
     classes, answers_of = run.vocabulary.answers, None
     if args.answers_of:
         single = data.single_answers
-        answers_of = load_split(args.answers_of, args.root, data.train, single_answers=single)
+        train = data.train if args.answers_of == data.name else "train"
+        answers_of = load_split(args.answers_of, args.root, train, single_answers=single)
         given = {example.answer for example in answers_of.examples}
         classes = tuple(answer for answer in classes if answer in given)
     results = answer_split(runs, name, split, runtime, answers_of)

@@ -11,6 +11,7 @@ checkpoint.pt       weights, optimiser, random state, position: what --resume ne
 results.json        answers to the test questions, in the submission format
 metrics.json        written last: if it exists, the run is finished
 image_statistics.json  mean and deviation of the training images' features
+held_out.json       of a run with a held-out fold: how it answered each question of the fold
 score_details.json  numbers of test questions by type, and the answers confused most often
 gallery.json        example questions for the report; gallery/ contains their images
 README.md           the model card

@@ -52,6 +52,21 @@ def test_differences_are_paired(tmp_path: Path) -> None:
     assert first[3].startswith("0.700 ±") and second[4] == "+0.000 ± 0.000"
 
 
+def test_a_number_of_folds_out_of_all_measure_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a", "1/100000000000", [[1, "g", 1, 0.5, None]])
+    with pytest.raises(UserError, match="has the folds 1/100000000000, not all"):
+        compare([tmp_path / "a"])
+
+
+def test_settings_of_one_name_are_told_apart_by_folder(tmp_path: Path) -> None:
+    bases = [tmp_path / "old" / "san", tmp_path / "new" / "san"]
+    for base in bases:
+        base.parent.mkdir()
+        a_setting(base, [1, 0, 1, 0, 1, 0])
+    rows = compare(bases)[2:4]
+    assert [row.split("|")[1].strip() for row in rows] == [str(base) for base in bases]
+
+
 def test_early_records_lack_the_calibrated_loss(tmp_path: Path) -> None:
     late = tmp_path / "late"
     write(late, "1/2", [[n, f"g{n // 2}", 1, 0.5, None, 0.4] for n in range(4)], version=2)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import PROJECT
 
+from vqa_repro.training.side_by_side import visible_gpus
 from vqa_repro.utils.memory import free_on_device
 from vqa_repro.utils.side_by_side import make_slots, run_side_by_side
 
@@ -48,6 +49,21 @@ def test_a_failure_is_reported_and_stops_nobody(tmp_path: Path) -> None:
     assert code == 0
     assert [outcome.code for outcome in outcomes.values()] == [0, 3, 0]
     assert "together" in outcomes["b"].last_line
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [(None, ["0", "1"]), ("2,3", ["2", "3"]), ("2,3,-1", ["2", "3"]), ("GPU-a,GPU-b", None)],
+)
+def test_gpus_keep_the_names_that_cuda_knows(
+    variable: str | None, expected: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if variable:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert visible_gpus("auto") == (expected or ["GPU-a", "GPU-b"])
 
 
 def test_slots_share_the_cores_and_take_turns_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

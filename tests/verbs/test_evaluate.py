@@ -197,6 +197,19 @@ def test_answers_that_may_not_be_given_are_not_covered(
     assert found["coverage"] == pytest.approx(66.7, abs=0.1), "a third are colours"
 
 
+def test_answers_of_a_data_set_whose_training_split_has_another_name(
+    drawn_folder: Path, tmp_path: Path
+) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(drawn_folder, data)
+    for kind in ("questions", "annotations"):
+        (data / f"train_{kind}.json").rename(data / f"all_{kind}.json")
+    options = ["--data", str(data), "--set", "data.train=all", "--set", "data.test=val"]
+    options += ["--features", "none", "--set", "model.name=question-only", "--epochs", "1"]
+    assert train.main([*options, "--out", str(run), "--device", "cpu"]) == 0
+    assert score(run, tmp_path, "--answers-of", drawn_folder) == 0
+
+
 def test_per_question(
     run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,7 +47,6 @@ class _Record(msgspec.Struct):
 class Setting:
     """All folds of one setting. NaN where a value is missing."""
 
-    name: str
     digests: list[str]
     groups: npt.NDArray[np.int64]  # (N,) group of each question
     values: dict[str, npt.NDArray[np.float64]]  # name -> (N,)
@@ -86,8 +85,9 @@ def read_setting(base: Path) -> Setting:
     )
     first = records[0]
     count = int(first.fold.split("/")[1])
-    if [record.fold for record in records] != [f"{k}/{count}" for k in range(1, count + 1)]:
-        folds = ", ".join(record.fold for record in records)
+    found = [record.fold for record in records]
+    if len(found) != count or found != [f"{k}/{count}" for k in range(1, count + 1)]:
+        folds = ", ".join(found)
         raise UserError(f"{base}: has the folds {folds}, not all of one number of folds")
     if any((record.data, record.split) != (first.data, first.split) for record in records):
         raise UserError(f"{base}: its folds are of different data sets")
@@ -96,7 +96,6 @@ def read_setting(base: Path) -> Setting:
     values = [(row.accuracy, row.loss, row.wups, row.calibrated) for row in rows]
     table = np.array([[math.nan if v is None else v for v in row] for row in values], float)
     return Setting(
-        base.name,
         [f"{first.data} {first.split}", *(record.digest for record in records)],
         np.unique(names, return_inverse=True)[1],
         dict(zip(COLUMNS, table.T, strict=True)),
@@ -139,17 +138,18 @@ def compare(bases: Sequence[Path]) -> list[str]:
     """
     settings = [read_setting(base) for base in bases]
     base = settings[0]
-    for setting in settings[1:]:
+    for path, setting in zip(bases, settings, strict=True):
         if setting.digests != base.digests:
             raise UserError(
-                f"{bases[settings.index(setting)]}: other questions or folds than {bases[0]}; "
+                f"{path}: other questions or folds than {bases[0]}; "
                 "compare settings with the same data, folds and single_answers"
             )
     shown = [name for name in COLUMNS if not np.isnan(base.values[name]).all()]
     head = ["", *(cell for name in shown for cell in (name, "difference"))]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for setting in settings:
-        row = [setting.name]
+    ambiguous = len({path.name for path in bases}) < len(bases)
+    for path, setting in zip(bases, settings, strict=True):
+        row = [str(path) if ambiguous else path.name]
         for name in shown:
             factor, digits = COLUMNS[name]
             values = factor * setting.values[name]

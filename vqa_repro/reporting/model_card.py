@@ -98,7 +98,7 @@ def model_card(run: Run, metrics: dict[str, Any]) -> str:
         "",
         "## Licences of the data",
         "",
-        LICENCES.get(data, "A folder of the author's own: ask the author."),
+        LICENCES.get(recipe.data.name, "A folder of the author's own: ask the author."),
         "",
     ]
     return "\n".join(lines)

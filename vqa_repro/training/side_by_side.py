@@ -82,7 +82,8 @@ def visible_gpus(device: str) -> list[str]:
         return []
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     found = torch.cuda.device_count()
-    return names if len(names) == found and names[0] else [str(n) for n in range(found)]
+    # CUDA ignores the names from the first invalid one on.
+    return names[:found] if names[0] else [str(n) for n in range(found)]
 
 
 def add_several_arguments(parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,7 @@ def explain_out_of_memory(fix: str = OTHER_DEVICE, where: str = "") -> Iterator[
 
 
 def processes_here() -> int:
-    """Return how many processes torchrun has started on this machine; 1 without torchrun."""
+    """Return how many processes of one command share this machine: torchrun's, or side by side."""
     return _sharers("LOCAL_WORLD_SIZE")
 
 
@@ -50,7 +50,7 @@ def free_on_device(device: torch.device) -> int:
 
 
 def free_on_host(root: Path = Path("/")) -> int:
-    """Return the available host memory in bytes, for each process that torchrun started here.
+    """Return the available host memory in bytes, for each of the processes that share it.
 
     It is what Linux reports as available, capped by the limits of containers and Slurm. If the
     system reports nothing, half of the memory counts as free. ``root`` is where proc and sys are.
