@@ -85,7 +85,9 @@ def test_runs_on_different_features_answer_by_mean_probability(
             assert results[example.question_id] == answers[expected.argmax()]
 
 
-def test_teachers_have_features_of_their_own(trained: Trained, tmp_path: Path) -> None:
+def test_teachers_have_features_of_their_own(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     teachers = [str(trained.folder / name) for name in trained.runs]
     run = open_run(trained.folder / "a-seed-0")
     recipe = replace(
@@ -108,6 +110,13 @@ def test_teachers_have_features_of_their_own(trained: Trained, tmp_path: Path) -
         question = asked[int(data.train.question_id[position])]
         expected = trained.probabilities("train", image, question)
         np.testing.assert_allclose(table[position].numpy(), expected, rtol=1e-4, atol=1e-6)
+
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 19.00 GiB")
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="--feature-placement"):
+        patched.setattr("vqa_repro.training.soft_targets.ensemble_outputs", exhausted)
+        taught_answers(run, data, runtime)
 
     student = ["--data", str(trained.data), "--set", "data.test=val", "--epochs", "1"]
     student += ["--features", str(store.path), "--set", "model.hidden=16", "--device", "cpu"]

@@ -24,6 +24,7 @@ from vqa_repro.recipe import Data, Recipe
 from vqa_repro.run import Run, open_run
 from vqa_repro.training.prepare import PreparedData
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.memory import explain_out_of_memory
 
 SIMILAR = 0.9  # least WUP similarity of a similar answer
 
@@ -160,9 +161,11 @@ def taught_answers(run: Run, data: PreparedData, runtime: Runtime) -> Tensor:
         loader = data.loader if same else _loader_of(group[0], data, runtime)
         temperature = run.recipe.training.temperature
         members.append(Member(load_ensemble(group, runtime.device, None, temperature), loader))
-    table = torch.zeros(len(data.train), len(run.vocabulary.answers), device=runtime.device)
-    for batch, output in ensemble_outputs(members, data.train, runtime.world):
-        table[batch.positions] = output.logits.exp()
+    fix = "--feature-placement pinned and fewer training.teacher_images take less"
+    with explain_out_of_memory(fix, " where the teachers answer"):
+        table = torch.zeros(len(data.train), len(run.vocabulary.answers), device=runtime.device)
+        for batch, output in ensemble_outputs(members, data.train, runtime.world):
+            table[batch.positions] = output.logits.exp()
     return table
 
 
