@@ -8,9 +8,10 @@
     python -m vqa_repro.train --folds 5 --out runs/a # cross-validation on the training split
     torchrun --nproc-per-node 4 -m vqa_repro.train   # one process for each of four GPUs
 
-Ctrl-C, SIGTERM and SIGUSR1 save and stop; --resume continues exactly there.
+Ctrl-C, SIGTERM, SIGUSR1 and a hang-up (SIGHUP, unless started with nohup) save and stop; --resume
+continues exactly there.
 
-Exit codes: 0 trained; 2 bad input; 130, 143, 138 stopped by Ctrl-C, SIGTERM, SIGUSR1.
+Exit codes: 0 trained; 2 bad input; 130, 143, 138, 129 stopped by Ctrl-C, SIGTERM, SIGUSR1, SIGHUP.
 """
 
 from __future__ import annotations

@@ -293,7 +293,7 @@ OTHERS = {
         of("test_kills", "test_extraction") + of("test_extract", "test_a_killed_.*")
     ),
     "stopped while a file is being written": Row((), of("test_files", "test_a_signal_leaves_.*")),
-    "training stopped by Ctrl-C, SIGTERM, SIGUSR1": Row(
+    "training stopped by Ctrl-C, SIGTERM, SIGUSR1, SIGHUP": Row(
         of("test_train", "test_stopped_anywhere.*")
     ),
     "several processes train: a signal, a failure of one": Row(

@@ -111,7 +111,7 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_reach_those_that_run(number: signal.Signals, tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, str(int(number))],
@@ -129,6 +129,27 @@ def test_signals_reach_those_that_run(number: signal.Signals, tmp_path: Path) ->
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         name: str(int(number)) for name in "ab"
     }
+
+
+def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
+    """As under ``nohup``, and of a script's job in the background."""
+    ignore = ["sh", "-c", 'trap "" HUP INT; exec "$@"', "sh"]
+    with subprocess.Popen(
+        [*ignore, sys.executable, "-c", PARENT, str(int(signal.SIGTERM))],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        for _ in range(2):
+            assert "ready" in process.stdout.readline()
+        for number in (signal.SIGHUP, signal.SIGINT):
+            process.send_signal(number)
+            time.sleep(0.3)  # longer than the time between two looks at what runs
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read().splitlines()[-1] == "[5, 5, None]"
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_an_interrupt_during_the_wait_kills_them(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -110,6 +111,7 @@ def stop_in_the_middle(
     [
         (signal.SIGINT, 130),
         (signal.SIGTERM, 143),
+        (signal.SIGHUP, 129),
         (signal.SIGUSR1, 138),
         (signal.SIGKILL, -signal.SIGKILL),
     ],
@@ -132,6 +134,26 @@ def test_stopped_anywhere_and_resumed_equals_an_uninterrupted_run(
     assert losses(out) == losses(finished)
     name = "model.safetensors"
     assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_closed_terminal_costs_no_epoch(drawn_folder: Path, place: Path, tmp_path: Path) -> None:
+    """From then on, the terminal refuses what the training prints."""
+    out = tmp_path / "run"
+    terminal, end = pty.openpty()
+    command = ["setsid", "--ctty", sys.executable, "-m", "vqa_repro.train"]
+    command += options(drawn_folder, out, 10_000)
+    command += ["--set", "training.batch_size=1000"]  # an epoch has one step
+    process = subprocess.Popen(command, cwd=place, env=environ(), stdin=end, stdout=end, stderr=end)
+    os.close(end)
+    printed = b""
+    while b"epoch  3/" not in printed:
+        printed += os.read(terminal, 1 << 16)
+    os.close(terminal)
+    process.wait(timeout=LIMIT)
+    run = open_run(out)
+    epochs = [record["epoch"] for record in run.log() if record["type"] == "epoch"]
+    saved = run.load_checkpoint(print)
+    assert saved and saved["epoch"] == epochs[-1] < 10_000
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(

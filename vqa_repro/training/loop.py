@@ -175,8 +175,8 @@ class Trainer:
         record["seconds"] = self._seconds()
         record["questions_per_second"] = state.epoch * len(self.data.train) / record["seconds"]
         self._log.write(record)
+        self._save()  # first: a terminal that is gone refuses the line
         self._progress.line(describe_epoch(record, self._training.epochs))
-        self._save()
         (stop,) = self._world.any(self._signals.signal is not None)
         if stop and state.epoch < self._training.epochs:
             raise Stopped(self.run, state.epoch, self._signals)

@@ -71,8 +71,8 @@ def run_side_by_side(
 
     slots: the environment variables of each place. Return the outcomes, by name, and an exit code.
 
-    A command that fails does not stop the others. SIGINT, SIGTERM and SIGUSR1 are passed on to
-    those that run, whose end is awaited, and no other is started; the exit code is then 128 plus
+    A command that fails does not stop the others. SIGINT, SIGTERM, SIGHUP and SIGUSR1 are passed on
+    to those that run, whose end is awaited, and no other is started; the exit code is then 128 plus
     the signal, else 0. A second SIGINT kills them and raises KeyboardInterrupt.
     """
     waiting, free = deque(commands.items()), list(slots)

@@ -1,24 +1,30 @@
-"""Defer SIGINT, SIGTERM and SIGUSR1 to the next step boundary."""
+"""Defer SIGINT, SIGTERM, SIGHUP and SIGUSR1 to the next step boundary."""
 
 import signal
 from types import FrameType, TracebackType
 
 _SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
 ]
 
 
 class SignalHandler:
     """A context manager: ``signal`` is the signal received since it was entered, or None.
 
-    A second Ctrl-C raises KeyboardInterrupt at once.
+    A second Ctrl-C raises KeyboardInterrupt at once. Signals that are ignored (``nohup``) stay so.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
     def __enter__(self) -> "SignalHandler":
-        self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        self._before = {
+            number: signal.signal(number, self._receive)
+            for number in _SIGNALS
+            if signal.getsignal(number) != signal.SIG_IGN
+        }
         return self
 
     def __exit__(
@@ -37,5 +43,5 @@ class SignalHandler:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a process ended by ``signal``: 130 Ctrl-C, 143 TERM, 138 USR1."""
+        """128 plus ``signal``, as a shell reports it: 130 Ctrl-C, 143 TERM, 129 HUP, 138 USR1."""
         return 128 + self.signal if self.signal else 0
