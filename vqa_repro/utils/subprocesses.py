@@ -35,7 +35,7 @@ def run_limited(command: list[str], seconds: float, environ: dict[str, str]) -> 
         stdout, stderr = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         return ProcessResult(_kill(process), f"no answer within {seconds:g} s")
-    except KeyboardInterrupt:
+    except BaseException:  # a signal, whatever it raises
         _kill(process)
         raise
     if process.returncode < 0:
