@@ -26,7 +26,7 @@ from vqa_repro.utils.arguments import (
     path_argument,
 )
 from vqa_repro.utils.errors import UserError, main_guard
-from vqa_repro.utils.files import check_writable, write_atomic
+from vqa_repro.utils.files import check_writable, write_output
 
 if TYPE_CHECKING:
     from vqa_repro.data.types import Split
@@ -246,7 +246,7 @@ def _answer(
     if split.hidden:
         vqa_accuracy.check_results(results, [example.question_id for example in split.examples])
     if args.out:
-        vqa_accuracy.write_results(args.out, results)
+        vqa_accuracy.write_results(args.out, results, write_output)
     if not split.hidden:
         return results, replace(split, examples=examples), classes
     # With --json this line is not part of the output.
@@ -319,7 +319,7 @@ def _report(
     if args.per_question:
         values = vqa_accuracy.per_question(results, split.examples, pre_2021=args.pre_2021)
         text = json.dumps({number: round(100 * value, 2) for number, value in values.items()})
-        write_atomic(args.per_question, lambda file: file.write(text.encode()))
+        write_output(args.per_question, lambda file: file.write(text.encode()))
 
 
 def _print_scores(

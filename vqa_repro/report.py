@@ -25,7 +25,7 @@ from vqa_repro.utils.arguments import (
     path_argument,
 )
 from vqa_repro.utils.errors import UserError, main_guard
-from vqa_repro.utils.files import write_atomic
+from vqa_repro.utils.files import write_output
 from vqa_repro.utils.messages import LANGUAGES
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def write(
     html = page(runs, language, None if all_finished(runs) else refresh, skipped)
     # Texts of a run may hold half a surrogate pair, which is not UTF-8.
     content = html.encode(errors="replace")
-    write_atomic(out, lambda file: file.write(content))
+    write_output(out, lambda file: file.write(content))
     return runs, skipped
 
 
@@ -164,7 +164,7 @@ def print_folds(settings: Sequence[Path], out: Path | None) -> None:
 
 def print_table(text: str, out: Path | None) -> None:
     if out:
-        write_atomic(out, lambda file: file.write(text.encode() + b"\n"))
+        write_output(out, lambda file: file.write(text.encode() + b"\n"))
         print(f"table: {shlex.quote(str(out))}")
     else:
         print(text)

@@ -20,7 +20,14 @@ from vqa_repro.data.images import read_image
 from vqa_repro.data.sources import Source
 from vqa_repro.features.weights_file import read_weights
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.files import WriteError, read_bounded, read_json, sha256_of, write_atomic
+from vqa_repro.utils.files import (
+    WriteError,
+    check_writable,
+    read_bounded,
+    read_json,
+    sha256_of,
+    write_atomic,
+)
 
 
 def test_sha256(tmp_path: Path) -> None:
@@ -56,6 +63,53 @@ def test_a_signal_leaves_no_temporary_file(tmp_path: Path, number: signal.Signal
         assert "Traceback" not in process.stderr.read()
     assert process.returncode == 128 + number
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"old"
+
+
+PUBLISHER = """
+import os, signal, sys
+from pathlib import Path
+from vqa_repro.utils.errors import main_guard
+from vqa_repro.utils.files import write_atomic
+
+replace = os.replace
+
+def signalled(*names):
+    replace(*names)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+os.replace = signalled
+main_guard(lambda: write_atomic(Path(sys.argv[1]), lambda file: file.write(b"new")) or 0)
+"""
+
+
+def test_a_signal_right_after_the_file_is_published(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PUBLISHER, str(tmp_path / "f")]
+    done = subprocess.run(command, env=environ(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "")
+    assert (tmp_path / "f").read_bytes() == b"new"
+
+
+def test_what_is_checked_before_an_output_is_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "dangling").symlink_to("new")
+    (tmp_path / "nowhere").symlink_to("none/file")
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.iterdir())
+    for name in ("file", "link", "dangling", "new", "pipe"):
+        check_writable(tmp_path / name, "--out")
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "file" / "x"):
+        with pytest.raises(UserError, match=f"--out {path}: cannot be written"):
+            check_writable(path, "--out")
+    assert sorted(tmp_path.iterdir()) == before and (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_link_in_a_folder_is_replaced_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("mine")
+    write_atomic(tmp_path / "link", lambda file: file.write(b"new"))
+    assert (tmp_path / "mine").read_bytes() == b"old"
+    assert (tmp_path / "link").read_bytes() == b"new" and not (tmp_path / "link").is_symlink()
 
 
 def test_a_failed_write_keeps_the_old_content(tmp_path: Path) -> None:

@@ -124,6 +124,9 @@ def test_hidden_answers_make_a_complete_results_file(
     assert read_results(out).keys() == asked
     assert score(run, root, "--split", "val", "--out", tmp_path / "val.json") == 0
     assert read_results(out) == read_results(tmp_path / "val.json")
+    (tmp_path / "link.json").symlink_to("target.json")
+    assert score(run, root, *hidden, "--out", tmp_path / "link.json") == 0
+    assert read_results(tmp_path / "target.json") == read_results(out)
     capsys.readouterr()
     assert score(run, root, *hidden, "--out", out, "--json") == 0
     output = capsys.readouterr()

@@ -1,12 +1,15 @@
 """The report on runs: the table, the page, the figures for slides."""
 
 import json
+import os
+import pty
 import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,38 @@ def test_the_report_is_written_whole_to_a_file(tmp_path: Path) -> None:
     run = finished(tmp_path, 0, 45.0)
     assert report.main([str(run), "--markdown", "--out", str(out)]) == 0
     assert len(rows(out.read_text())) == 3
+
+
+def test_a_link_a_pipe_and_a_device_are_written_to_not_replaced(tmp_path: Path) -> None:
+    run = finished(tmp_path, 0, 45.0)
+    command = [str(run), "--markdown", "--out"]
+    (tmp_path / "disk").mkdir()
+    for target in ("there.md", "missing.md"):
+        out = tmp_path / f"to-{target}"
+        out.symlink_to(Path("disk", target))
+        if target == "there.md":
+            out.write_text("old")
+        assert report.main([*command, str(out)]) == 0
+        assert out.is_symlink() and len(rows(out.read_text())) == 3
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["missing.md", "there.md"]
+    out = tmp_path / "pipe"
+    os.mkfifo(out)
+    with ThreadPoolExecutor() as reader:
+        text = reader.submit(out.read_text)
+        assert report.main([*command, str(out)]) == 0
+        assert out.is_fifo() and len(rows(text.result())) == 3
+    terminal, device = pty.openpty()
+    try:
+        (tmp_path / "device").symlink_to(os.ttyname(device))
+        assert report.main([*command, str(tmp_path / "device")]) == 0
+        assert b"daquar-reduced" in os.read(terminal, 1 << 16)  # the first line
+    finally:
+        os.close(terminal)
+        os.close(device)
+    (tmp_path / "loop").symlink_to("loop")
+    for bad, why in [("disk", "Is a directory"), ("loop", "Too many levels"), ("run/x", "No such")]:
+        with pytest.raises(UserError, match=f"{bad}: cannot be written: {why}"):
+            report.main([*command, str(tmp_path / bad)])
 
 
 def test_an_unfinished_run_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from vqa_repro.diagnostics.checks import child_environ
 from vqa_repro.diagnostics.facts import NVIDIA_SMI_SECONDS, Facts, git_commit, private, python_facts
 from vqa_repro.install.driver import driver_facts
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.files import check_writable, write_atomic
+from vqa_repro.utils.files import check_writable, write_output
 from vqa_repro.utils.subprocesses import run_limited
 
 BUDGET, CHECK_SECONDS = 600.0, 180.0
@@ -70,7 +70,7 @@ def check_gpu(device: str, report: Path, say: Callable[[str], None]) -> bool:
         for line in _lines(run):
             say(line)
     text = private(as_markdown(facts, runs, device, time.monotonic() - start))
-    write_atomic(report, lambda file: file.write(text.encode()))
+    write_output(report, lambda file: file.write(text.encode()))
     say(f"wrote {report}")
     return not any(failures(run) for run in runs)
 

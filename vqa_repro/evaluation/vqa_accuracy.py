@@ -7,7 +7,7 @@ quirks: reported results were measured with them.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -205,10 +205,12 @@ def read_results(path: Path) -> dict[int, str]:
     return results
 
 
-def write_results(path: Path, results: Mapping[int, str]) -> None:
-    """Write id -> answer to ``path`` in the format of the evaluation server, atomically."""
+def write_results(
+    path: Path, results: Mapping[int, str], write: Callable[..., None] = write_atomic
+) -> None:
+    """Write id -> answer to ``path`` in the format of the evaluation server, with ``write``."""
     records = [{"question_id": key, "answer": answer} for key, answer in results.items()]
-    write_atomic(path, lambda file: file.write(json.dumps(records).encode()))
+    write(path, lambda file: file.write(json.dumps(records).encode()))
 
 
 def _few(question_ids: Iterable[int]) -> str:

@@ -32,7 +32,8 @@ class WriteError(UserError):
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Let ``write`` fill a temporary file, then publish it as ``path``: all of it or nothing.
 
-    Raise WriteError if that is not possible.
+    A link is replaced, not followed: it may lie in a folder from a stranger. Raise WriteError if
+    that is not possible.
     """
     try:
         name = path.parent / f".{path.name}.{os.urandom(4).hex()}"
@@ -44,23 +45,58 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
                 os.fsync(file.fileno())
             os.replace(name, path)
         except BaseException:
-            os.unlink(name)
+            with suppress(FileNotFoundError):  # a signal right after it was published
+                os.unlink(name)
             raise
     except OSError as error:
         why = reason(error, path.parent)
         raise WriteError(f"{path}: cannot be written: {why}", error) from None
 
 
+def write_output(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write to a ``path`` that the user named: as ``write_atomic`` does, but through a link.
+
+    A device or a pipe is written to, not replaced. Raise WriteError if that is not possible.
+    """
+    try:
+        if _is_device(path):
+            with path.open("wb") as file:
+                write(file)
+            return
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise WriteError(f"{path}: cannot be written: {why}", error) from None
+    write_atomic(_target(path), write)
+
+
 def check_writable(path: Path, option: str) -> None:
-    """Raise UserError if no file can be written to ``path``, before there is something to write."""
+    """Raise UserError if ``write_output`` cannot write ``path``, before there is something to."""
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with tempfile.TemporaryFile(dir=path.parent):
+        if _is_device(path):  # to open a pipe would wait for its reader
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        with tempfile.TemporaryFile(dir=_target(path).parent):
             pass
     except OSError as error:
         why = reason(error, path.parent)
         raise UserError(f"{option} {path}: cannot be written: {why}; name another file") from None
+
+
+def _is_device(path: Path) -> bool:
+    """Return whether ``path`` leads to a device, a pipe or a socket."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _target(path: Path) -> Path:
+    """Return the file that the link ``path`` leads to, or should; ``path`` if it is none."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def write_json(path: Path, content: Any) -> None:
