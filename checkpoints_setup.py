@@ -20,8 +20,7 @@ if sys.version_info < (3, 10):  # noqa: UP036
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from vqa_repro.install.checkpoints_command import main
-from vqa_repro.utils.errors import leave_inspect_mode
+from vqa_repro.utils.errors import main_guard
 
 if __name__ == "__main__":
-    leave_inspect_mode()
-    sys.exit(main())
+    main_guard(main)

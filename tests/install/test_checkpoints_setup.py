@@ -59,6 +59,7 @@ FILES = {NAME: DATA, str(TWIN["filename"]): TWIN_DATA, str(ROUGH["filename"]): R
 WRAPPER = """
 import json, os, sys
 from vqa_repro.install import checkpoints, checkpoints_command, download, http_client
+from vqa_repro.utils.errors import main_guard
 settings = json.loads(sys.argv.pop(1))
 checkpoints.KNOWN = tuple(checkpoints.Checkpoint(**row) for row in settings.pop("KNOWN"))
 if settings.pop("links") == "none":  # as on FAT and exFAT
@@ -71,7 +72,7 @@ if file_limit:
 for name, value in settings.items():
     (module,) = [m for m in (download, http_client, checkpoints) if hasattr(m, name)]
     setattr(module, name, value)
-sys.exit(checkpoints_command.main())
+main_guard(checkpoints_command.main)
 """
 
 
@@ -570,7 +571,9 @@ def test_notes_that_a_kill_left_half_written_are_removed(run: Run, server: Fault
 
 
 @posix_only
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_stopped_by_a_signal(
     run: Run, server: FaultServer, sent: signal.Signals, code: int
 ) -> None:
@@ -946,6 +949,10 @@ def test_a_pipe_is_refused_at_once(run: Run, tmp_path: Path) -> None:
         (["toy", "--verify", "--from", "."], "go with no source"),
         (["toy", "--timeout", "0"], "--timeout: invalid"),
         (["toy", "--timeout", "nan"], "--timeout: invalid"),
+        (["toy", "--timeout", "1e12"], "--timeout: invalid"),
+        (["toy", "--from", "~nosuch/x"], "--from ~nosuch/x: cannot expand ~"),
+        (["toy", "--dir", "~nosuch/x"], "--dir ~nosuch/x: cannot expand ~"),
+        (["--list", "--dir", "~nosuch/x"], "--dir ~nosuch/x: cannot expand ~"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )
@@ -989,6 +996,32 @@ def test_list(run: Run, server: FaultServer) -> None:
         "incomplete, 0.1 MiB so far",
         "present, not verified yet",
     ]
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("redirection", "code", "message"),
+    [(">/dev/full", 2, "standard output cannot be written: No space left"), ("| true", 141, "")],
+)
+def test_a_standard_output_that_takes_nothing(redirection: str, code: int, message: str) -> None:
+    command = f"{sys.executable} {checkpoints_setup.__file__} --list"
+    script = f"set -o pipefail; {{ sleep 1; {command}; }} {redirection}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.returncode == code and message in done.stderr
+    assert done.stderr.count("\n") == (1 if message else 0)
+
+
+@posix_only
+@pytest.mark.parametrize(("option", "code"), [("--from", 2), ("--list --dir", 6)])
+def test_a_folder_without_permission_is_one_line(tmp_path: Path, option: str, code: int) -> None:
+    (tmp_path / "theirs").mkdir(mode=0)
+    # Root may read everything, but for this.
+    rights = ["setpriv", "--inh-caps=-all", "--bounding-set=-dac_override,-dac_read_search"]
+    command = [*(rights if os.geteuid() == 0 else []), sys.executable]
+    command += [checkpoints_setup.__file__, *option.split(), str(tmp_path / "theirs" / "x")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert re.fullmatch(r"error: .*theirs/x.*: Permission denied.*\n", done.stderr)
 
 
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.7", "3.8", "3.9"])

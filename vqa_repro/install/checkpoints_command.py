@@ -13,12 +13,10 @@ right.
 from __future__ import annotations
 
 import argparse
-import io
+import errno
 import json
-import math
 import os
-import signal
-import sys
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +26,18 @@ from vqa_repro.install.download import part_of, size_of
 from vqa_repro.install.errors import ExitCode, InstallError
 from vqa_repro.install.http_client import check_url, join_url
 from vqa_repro.install.progress import mib, say
-from vqa_repro.utils.errors import UserError, check_umask
+from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import NOT_REGULAR, WriteError
 
+MAX_SECONDS = 1e6  # sockets take no more than 2**31 milliseconds
 EXIT_CODES = """exit codes:
   0    all present and verified
-  2    bad arguments
+  2    bad arguments, or standard output cannot be written
   3    no source had it (no network, no file); nothing bad is left
   4    verification failed: every source gave wrong bytes, or --verify found a bad file
   5    another process held the lock for longer than --lock-wait
   6    the disk is full, or a file or folder cannot be read or written
-  130  Ctrl-C, and 143 SIGTERM: what was downloaded is kept, the same command continues
+  130  Ctrl-C, 143 SIGTERM, 129 hang-up: what was downloaded is kept, the same command continues
 
 More mirrors can be named in VQA_CHECKPOINT_MIRRORS (base URLs, separated by spaces). Proxies and
 certificates: http_proxy, https_proxy, no_proxy, SSL_CERT_FILE."""
@@ -46,7 +45,7 @@ certificates: http_proxy, https_proxy, no_proxy, SSL_CERT_FILE."""
 
 def seconds(text: str) -> float:
     value = float(text)
-    if not 0 < value < math.inf:
+    if not 0 < value <= MAX_SECONDS:
         raise ValueError
     return value
 
@@ -92,19 +91,41 @@ def sources_of(args: argparse.Namespace, checkpoint: Checkpoint) -> list[Path | 
         sources.append(check_url(args.source))
     elif "://" in args.source:
         bases.insert(0, args.source)
-    elif (path := Path(args.source).expanduser()).is_file() or path.is_dir():
-        sources.append(path)
     else:
-        what = NOT_REGULAR if path.exists() else "no such file or folder"
-        raise InstallError(ExitCode.BAD_INPUT, f"--from {args.source}: {what}")
+        sources.append(file_or_folder(args.source))
     if not args.offline:
         sources += [join_url(check_url(base), checkpoint.filename) for base in bases]
     return sources
 
 
+def file_or_folder(source: str) -> Path:
+    """Return the path of ``--from``. Raise InstallError if it leads to neither."""
+    path = expand(source, "--from")
+    what = "no such file or folder"
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            what = error.strerror or str(error)
+    else:
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            return path
+        what = NOT_REGULAR
+    raise InstallError(ExitCode.BAD_INPUT, f"--from {source}: {what}")
+
+
+def expand(path: str | Path, option: str) -> Path:
+    """Return the path with ~ expanded. Raise InstallError for no such user, or no home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        what = f"{option} {path}: cannot expand ~; write the path in full"
+        raise InstallError(ExitCode.BAD_INPUT, what) from None
+
+
 def folder_of(args: argparse.Namespace) -> Path:
     if args.dir:
-        return Path(args.dir).expanduser()
+        return expand(args.dir, "--dir")
     checkpoints.require_absolute_dir()
     return checkpoints.checkpoint_dir()
 
@@ -114,7 +135,10 @@ def run(args: argparse.Namespace, outcomes: list[dict[str, str]]) -> int:
     directory = folder_of(args)
     if args.list:
         for checkpoint in checkpoints.KNOWN:
-            state = checkpoints.state_of(checkpoint, directory)
+            try:
+                state = checkpoints.state_of(checkpoint, directory)
+            except OSError as error:
+                raise InstallError(*explain(error, directory)) from None
             outcomes.append({"name": checkpoint.name, "file": checkpoint.filename, "state": state})
         return ExitCode.OK
     chosen = dict.fromkeys(lookup(name) for name in args.names or ["vgg19"])
@@ -159,20 +183,12 @@ def explain(error: InstallError | WriteError | OSError, directory: Path) -> tupl
     return ExitCode.CHECKPOINT_DISK, f"{text}; {fix}"
 
 
-def on_sigterm(*_: object) -> None:
-    sys.exit(128 + signal.SIGTERM)  # an exception, so that it leaves as from Ctrl-C
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run checkpoints_setup.py with these arguments; return its exit code."""
-    signal.signal(signal.SIGTERM, on_sigterm)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # paths may hold anything
     args = parse(arguments)
     outcomes: list[dict[str, str]] = []
     report: dict[str, Any] = {"checkpoints": outcomes}
     try:
-        check_umask()
         code = run(args, outcomes)
     except UserError as error:
         say(f"error: {error}")
