@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,13 @@ from test_bootstrap import files_below, is_alive, wait_for
 from wheel_index import lock_text, make_wheel
 
 URL = re.compile(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)")
+
+HERE = socket.gethostname()
+RENAMED = """
+import os, socket, sys
+socket.sethostname("there")
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 # Writes its port and token where bootstrap.sh looks for them, and waits.
 STAND_IN = """
@@ -43,7 +51,7 @@ def project(copy: Copy) -> Iterator[Copy]:
     """Provide a copy whose JupyterLab is the stand-in."""
     make_wheel(copy.home, "jupyterlab", "1.0", {"jupyterlab/__main__.py": STAND_IN.encode()})
     (copy.root / "jupyter.lock").write_text(lock_text(copy.home, "jupyterlab==1.0"))
-    copy.environ |= {"PIP_FIND_LINKS": f"{copy.home} {copy.wheelhouse}", "HOSTNAME": "here"}
+    copy.environ |= {"PIP_FIND_LINKS": f"{copy.home} {copy.wheelhouse}", "HOSTNAME": "login"}
     yield copy
     for server in servers(copy):
         os.kill(server, signal.SIGKILL)
@@ -57,7 +65,7 @@ def servers(project: Copy) -> list[int]:
 
 def started_with(project: Copy) -> tuple[list[str], dict[str, str]]:
     """Return the arguments and the environment of the newest server."""
-    log = (project.root / ".bootstrap/jupyter/here/log").read_text()
+    log = (project.root / f".bootstrap/jupyter/{HERE}/log").read_text()
     arguments, environ = json.loads(log.partition("started with ")[2].splitlines()[0])
     return arguments, environ
 
@@ -71,12 +79,14 @@ def test_it_is_installed_separately_started_once_and_stopped(project: Copy) -> N
     assert project.python(names) == "alpha beta words"  # and no JupyterLab
     again = project.run("jupyter", "--", "--other").stdout
     assert servers(project) == [server]
-    assert re.search(rf"^jupyter: runs since \d{{4}}-.* \(process {server} on here\)$", again, re.M)
+    assert re.search(
+        rf"^jupyter: runs since \d{{4}}-.* \(process {server} on {re.escape(HERE)}\)$", again, re.M
+    )
     assert f"token=secret{server}" in again
     assert "arguments stay as they were" in again
     assert f"stopped (process {server})" in project.run("jupyter", "stop").stdout
     assert not is_alive(server)
-    assert "none runs on here" in project.run("jupyter", "stop").stdout
+    assert f"none runs on {HERE}" in project.run("jupyter", "stop").stdout
     left = {path.name for path in project.home.iterdir()}
     assert left == {".cache", "jupyterlab-1.0-py3-none-any.whl"}  # of the installer, of the project
 
@@ -112,7 +122,7 @@ def test_a_dropped_connection_does_not_end_it(project: Copy) -> None:
 def test_remains_of_a_lost_server_are_ignored(project: Copy, left: str) -> None:
     project.run("jupyter")
     (first,) = servers(project)
-    state = project.root / ".bootstrap/jupyter/here/server"
+    state = project.root / f".bootstrap/jupyter/{HERE}/server"
     os.kill(first, signal.SIGKILL)
     wait_for(lambda: not is_alive(first))
     if left == "of another process":  # this process, which started at another time
@@ -125,9 +135,15 @@ def test_remains_of_a_lost_server_are_ignored(project: Copy, left: str) -> None:
 
 def test_each_machine_of_a_shared_home_has_its_own(project: Copy) -> None:
     project.run("jupyter")
-    project.run("jupyter", HOSTNAME="there")
-    here, there = servers(project)
-    assert str(there) in project.run("jupyter", "stop", HOSTNAME="there").stdout
+    (here,) = servers(project)
+    # Another machine: a name of its own.
+    project.before = ["unshare", "--uts", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    if subprocess.run([*project.before, "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to make a namespace")
+    project.before += [sys.executable, "-c", RENAMED]
+    project.run("jupyter")
+    (there,) = set(servers(project)) - {here}
+    assert f"stopped (process {there})" in project.run("jupyter", "stop").stdout
     assert servers(project) == [here]
 
 

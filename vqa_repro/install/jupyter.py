@@ -23,7 +23,7 @@ from vqa_repro.install.errors import ExitCode, InstallError
 from vqa_repro.install.options import PROJECT, STATE
 from vqa_repro.install.session import Session
 
-HOST = os.environ.get("HOSTNAME") or socket.gethostname() or "?"
+HOST = socket.gethostname() or "?"  # not HOSTNAME, which Slurm takes from the login node
 HOME = STATE / "jupyter"
 FOLDER = HOME / HOST  # a home may be shared: each machine has a server of its own
 START_S, STOP_S = 300, 30  # a slow disk takes minutes over the first imports
