@@ -208,6 +208,7 @@ def test_hand_written_galleries_are_read(tmp_path: Path) -> None:
         {"answers": [["cat", "1"]]},
         {"answers": [["cat", 1.5]]},
         {"answers": 3},
+        {"answers": []},
         {"accuracy": True},
         {"of_label": float("nan")},
         {"attention": {"hop 1": [0.2] * 5}},

@@ -71,7 +71,8 @@ class ExampleRecord(
     label: Text | None
     accuracy: Share | None  # None if the answers are hidden
     label_probability: Share | None  # None if the label is not in the answer vocabulary
-    answers: Annotated[list[tuple[Text, Share]], Meta(max_length=TOP)]  # most probable first
+    # Most probable first.
+    answers: Annotated[list[tuple[Text, Share]], Meta(min_length=1, max_length=TOP)]
     attention: Annotated[dict[MapName, Weights], Meta(max_length=MAX_MAPS)]
     # Name of a file in gallery/; None: no image.
     picture: Annotated[str, Meta(pattern=r"^[0-9]{1,4}\.jpg\Z")] | None

@@ -100,7 +100,7 @@ def disagreements(groups: Sequence[RunGroup]) -> list[Disagreement]:
         if question_id not in common:
             continue
         answered = [records[question_id] for _, records in shown]
-        answers = [(*r.answers[0], bool(r.accuracy)) for r in answered if r.answers]
+        answers = [(*r.answers[0], bool(r.accuracy)) for r in answered]
         if len({answer for answer, _, _ in answers}) > 1:
             found.append(Disagreement(record, first_number, answers))
     found.sort(key=lambda one: len({right for _, _, right in one.answers}) == 1)
