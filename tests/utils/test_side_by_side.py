@@ -131,11 +131,12 @@ def test_signals_reach_those_that_run(number: signal.Signals, tmp_path: Path) ->
     }
 
 
-def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
-    """As under ``nohup``, and of a script's job in the background."""
+@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGINT])
+def test_a_hang_up_that_is_ignored_stays_so(ends: signal.Signals, tmp_path: Path) -> None:
+    """As under ``nohup``; a script's job in the background ignores SIGINT, but can be stopped."""
     ignore = ["sh", "-c", 'trap "" HUP INT; exec "$@"', "sh"]
     with subprocess.Popen(
-        [*ignore, sys.executable, "-c", PARENT, str(int(signal.SIGTERM))],
+        [*ignore, sys.executable, "-c", PARENT, str(int(ends))],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(PROJECT)},
         stdout=subprocess.PIPE,
@@ -144,12 +145,11 @@ def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
         assert process.stdout
         for _ in range(2):
             assert "ready" in process.stdout.readline()
-        for number in (signal.SIGHUP, signal.SIGINT):
-            process.send_signal(number)
-            time.sleep(0.3)  # longer than the time between two looks at what runs
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.3)  # longer than the time between two looks at what runs
+        process.send_signal(ends)
         assert process.stdout.read().splitlines()[-1] == "[5, 5, None]"
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + ends
 
 
 def test_an_interrupt_during_the_wait_kills_them(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ _SIGNALS = [
 class SignalHandler:
     """A context manager: ``signal`` is the signal received since it was entered, or None.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. Signals that are ignored (``nohup``) stay so.
+    A second Ctrl-C raises KeyboardInterrupt at once. A hang-up that is ignored (``nohup``) stays
+    so; SIGINT, which a script's jobs in the background ignore, is handled all the same.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,7 @@ class SignalHandler:
         self._before = {
             number: signal.signal(number, self._receive)
             for number in _SIGNALS
-            if signal.getsignal(number) != signal.SIG_IGN
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
         }
         return self
 
