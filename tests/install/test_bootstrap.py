@@ -737,6 +737,49 @@ def test_an_environment_is_kept_until_the_new_one_is_complete(copy: Copy) -> Non
     assert {path.name for path in copy.root.glob(".venv*")} == {".venv"}
 
 
+@pytest.mark.parametrize("how", ["without the new packages", "interrupted"])
+def test_an_update_that_fails_deletes_nothing(copy: Copy, how: str) -> None:
+    """Nor does the next call: trainings may run from the environment."""
+    copy.run("env")
+    before = files_below(copy.venv / "bin", copy.venv / "lib")
+    copy.lock("alpha==2.0", "beta==1.0")
+    if how == "interrupted":
+        copy.slow_uv("echo $$ >installer; sleep 1000")
+        process = copy.start("train")
+        wait_for(lambda: (copy.home / "installer").exists())
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=LIMIT)
+        copy.slow_uv("exit 1")
+    nothing = {"PIP_FIND_LINKS": "", "UV_CACHE_DIR": str(copy.home / "empty cache")}
+    for _ in range(2):
+        copy.run("train", exits=14, **nothing)
+        assert files_below(copy.venv / "bin", copy.venv / "lib") == before
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+    copy.quick_uv()
+    assert "an update was interrupted" in copy.run("env").stdout
+    assert copy.python("import alpha, beta; print(alpha.version)") == "2.0"
+    assert copy.run("env").stdout.startswith("env: up to date")
+
+
+@pytest.mark.parametrize("half", ["beta.py", "beta-1.0.dist-info/RECORD"])
+@pytest.mark.parametrize("installer", ["uv", pytest.param("pip", marks=pytest.mark.slow)])
+def test_an_interrupted_update_is_completed(copy: Copy, installer: str, half: str) -> None:
+    """Interrupt it while the package beta is written, which would count as installed."""
+    copy.run("env", "--installer", installer)
+    before = files_below(copy.venv / "lib")
+    copy.lock("alpha==2.0", "beta==1.0")
+    (site,) = copy.venv.glob("lib/python3*/site-packages")
+    (site / half).unlink()
+    (copy.venv / ".incomplete").touch()
+    copy.run("env", "--installer", installer)
+    assert copy.python("import alpha, beta; print(alpha.version, beta.version)") == "2.0 1.0"
+    assert (site / half).exists()
+    kept = [path for path in before if "words" in path and "__pycache__" not in path]
+    assert {path: before[path] for path in kept} == {
+        path: each for path, each in files_below(copy.venv / "lib").items() if path in kept
+    }
+
+
 def test_a_dangling_link_is_named(copy: Copy) -> None:
     copy.venv.symlink_to("/scratch/that/was/purged")
     fix = "mkdir -p /scratch/that/was/purged, or rm "

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from vqa_repro.install import console, processes, settings
 from vqa_repro.install.console import say
-from vqa_repro.install.environment import Environment, State, read_stamp
+from vqa_repro.install.environment import Environment, State
 from vqa_repro.install.errors import ERRNO_CODES, ExitCode, InstallError
 from vqa_repro.install.options import PROJECT, STAGES, STATE, Options, parse, program
 from vqa_repro.install.session import CHILD, Session
+from vqa_repro.install.stamp import read_stamp
 from vqa_repro.utils.errors import UserError, check_umask
 
 WHY_NO_CHECKPOINT = {

@@ -1,9 +1,10 @@
 """An environment: in which state it is, and making it what the locks say.
 
 FOLDER/.incomplete: being made or changed. FOLDER/.finished: done, and from what, as "key value"
-lines.
-Using an environment never deletes it. One that is finished but does not work here is made again
-only by the stage env, next to the old one, which is replaced when the new one is whole.
+lines; it stays while the environment is updated.
+Using an environment never deletes it. One whose update was interrupted is updated again. One that
+is finished but does not work here is made again only by the stage env, next to the old one, which
+is replaced when the new one is whole.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import enum
 import hashlib
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -25,8 +25,10 @@ from vqa_repro.install.errors import ExitCode, InstallError
 from vqa_repro.install.installer import Installer, canonical
 from vqa_repro.install.lockfile import entries
 from vqa_repro.install.options import PROJECT, STATE
+from vqa_repro.install.records import forget_damaged
 from vqa_repro.install.scripts import rewrite_paths
 from vqa_repro.install.session import Session, remove
+from vqa_repro.install.stamp import read_stamp, write_stamp
 from vqa_repro.utils.files import reason
 
 PROBE = """
@@ -63,6 +65,7 @@ class State(enum.Enum):
     INCOMPLETE = "an installation was cut off"
     UNUSABLE = "finished, and does not work here"
     STALE = "finished, from other locks or by another installer"
+    HALF_UPDATED = "finished, and then an update was cut off"
     READY = "up to date"
 
 
@@ -106,15 +109,18 @@ class Environment:
 
     def look(self) -> State:
         folder = self.folder
-        if (folder / ".incomplete").exists():
-            return State.INCOMPLETE
+        cut_off = (folder / ".incomplete").exists()
         if not (folder / ".finished").exists():
+            if cut_off:
+                return State.INCOMPLETE
             if folder.is_dir():
                 return State.FOREIGN if any(folder.iterdir()) else State.ABSENT
             return State.FOREIGN if folder.exists() else State.ABSENT
         self.difference = self.what_differs()
         if self.difference:
             return State.UNUSABLE
+        if cut_off:
+            return State.HALF_UPDATED
         stamp, wanted = self.stamp(), self.session.options.installer
         same = self.locks[0].is_file() and stamp.get("lock") == self.digest()
         if not same or wanted not in ("auto", stamp.get("installer")):
@@ -228,13 +234,12 @@ class Environment:
             if mark.exists():
                 # A package that was half linked counts as installed; downloads are in the cache.
                 installer.cut_off = True
-                for path in folder.iterdir():
-                    if path != mark:
-                        shutil.rmtree(
-                            path
-                        ) if path.is_dir() and not path.is_symlink() else path.unlink()
+                if (folder / ".finished").exists():
+                    say("  an update was interrupted: it is done again")
+                    forget_damaged(folder)  # the rest stays: trainings may run from it
+                else:
+                    empty(folder, mark)
             mark.touch()
-            (folder / ".finished").unlink(missing_ok=True)
         except OSError as error:
             raise self.cannot_write(error) from None
         if not (folder / "bin/python").exists():
@@ -276,14 +281,11 @@ class Environment:
             "torch": self.session.build or "cu130",
             "installer": "uv" if installer.uv else "pip",
         }
-        text = "".join(f"{key} {value}\n" for key, value in values.items())
         try:
             if self.make_stage == "env":
                 (folder / "bin/vqa").write_text(COMMAND, encoding="ascii")
                 (folder / "bin/vqa").chmod(0o755)
-            new = folder / ".finished.new"
-            new.write_text(text, encoding="utf-8", errors="surrogateescape")
-            os.replace(new, folder / ".finished")
+            write_stamp(folder, values)
             (folder / ".incomplete").unlink()
         except OSError as error:
             raise self.cannot_write(error) from None
@@ -329,14 +331,13 @@ class Environment:
             remove(old)
 
 
-def read_stamp(folder: Path) -> dict[str, str]:
-    try:
-        text = (folder / ".finished").read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return {}
-    # Older ones have what Python calls itself, such as 3.11.0rc1 or 3.13.0+.
-    text = re.sub(r"(?m)^(python [\d.]*\d).*$", r"\1", text)
-    return dict(re.findall(r"(?m)^(\w+) (.*)$", text))
+def empty(folder: Path, kept: Path) -> None:
+    """Remove all that is in ``folder`` but ``kept``."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != kept:
+            path.unlink()
 
 
 def same_file(first: str | Path, second: str | Path) -> bool:

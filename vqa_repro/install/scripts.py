@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 import re
 import shutil
 from pathlib import Path
+
+from vqa_repro.install.records import record_hash
 
 
 def rewrite_paths(folder: Path, made_as: Path) -> None:
@@ -32,16 +32,6 @@ def rewrite_paths(folder: Path, made_as: Path) -> None:
         recorded = [rows.get(line.partition(",")[0], line) for line in lines]
         if recorded != lines:
             replace_content(record, "".join(f"{line}\n" for line in recorded).encode())
-
-
-def record_hash(path: Path, size: int) -> str:
-    """Return the hash of the first ``size`` bytes of a file, in the form that a RECORD has."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(min(size, 1 << 20)):
-            digest.update(block)
-            size -= len(block)
-    return "sha256=" + base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode()
 
 
 def replace_content(path: Path, content: bytes) -> None:
