@@ -60,14 +60,17 @@ def test_damage_of_the_same_size_is_found_by_hash_and_the_cache_is_named(
     assert "cache clean some-package" in problem.fix and "bootstrap.sh env" in problem.fix
 
 
-@pytest.mark.parametrize("name", ["venv.new", "v", "ven"])
+@pytest.mark.parametrize("name", ["venv.new", "v", "ven", "same, below a mount point"])
 def test_scripts_of_a_moved_environment_are_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     old, new = tmp_path / name, tmp_path / "venv"
+    if name.startswith("same"):
+        new = Path(f"{tmp_path}/mnt/{old}")
     site = old / "lib/python3.13/site-packages"
     script = install(site, "some_package", "../../../bin/tool", f"#!{old}/bin/python\n".encode())
     os.link(script, tmp_path / "cached")
+    new.parent.mkdir(parents=True, exist_ok=True)
     old.rename(new)
     rewrite_paths(new, old)
     rewrite_paths(new, old)  # as ./bootstrap.sh env does each time

@@ -975,6 +975,18 @@ def test_a_moved_project_keeps_its_environment(copy: Copy) -> None:
     assert (copy.venv / "bin/tool").read_text() == f"#!{copy.venv}/bin/python\n"
 
 
+def test_an_environment_that_moves_twice_keeps_its_scripts(copy: Copy) -> None:
+    """Also to a path that ends with the former one, as under another mount point."""
+    copy.run("env")
+    (copy.venv / "bin/tool").write_text(f"#!{copy.venv}/bin/python\n")
+    for folder in (copy.home / "mnt" / copy.root.relative_to("/"), copy.home / "elsewhere"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        copy.root = copy.root.rename(folder)
+        for _ in range(2):
+            assert copy.run("env").stdout.startswith("env: up to date")
+            assert (copy.venv / "bin/tool").read_text() == f"#!{copy.venv}/bin/python\n"
+
+
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("looking", [("check",), ("env", "--dry-run"), ("--dry-run",)])
 def test_looking_at_a_moved_project_does_not_touch_its_environment(

@@ -131,7 +131,8 @@ class Environment:
         # Moved; another stage may see a shared disk under another path.
         if not old.exists() and not self.only_looking:
             with contextlib.suppress(OSError):
-                rewrite_paths(self.folder, old)
+                rewrite_paths(folder, old)
+                write_stamp(folder, {**stamp, "venv": folder})
         changed = self.changed_package(stamp.get("python", ""))
         if changed:
             say(f"env: {changed}, as if by pip; it is replaced")

@@ -15,14 +15,16 @@ def rewrite_paths(folder: Path, made_as: Path) -> None:
 
     The RECORD of their packages is changed with them: the doctor compares the two.
     """
-    # Not where the name continues: after env was moved to env2, env2 is not to become env22.
-    old = re.compile(re.escape(os.fsencode(made_as)) + rb"(?![\w. -])")
+    old, new = (re.escape(os.fsencode(path)) for path in (made_as, folder))
+    # Not where the name continues: after env was moved to env2, env2 is not to become env22; nor
+    # within a longer path: after /data was moved to /mnt/data, that is not to become /mnt/mnt/data.
+    names = re.compile(rb"(?<![\w.-])(?:%s|%s)(?![\w. -])" % (new, old))
     rows: dict[str, str] = {}
     for path in (folder / "bin").iterdir():
         if path.is_symlink() or not path.is_file() or path.stat().st_size > 100_000:
             continue
         content = path.read_bytes()
-        changed = old.sub(lambda _: os.fsencode(folder), content)
+        changed = names.sub(lambda _: os.fsencode(folder), content)
         if changed != content:
             replace_content(path, changed)
             name = f"../../../bin/{path.name}"
