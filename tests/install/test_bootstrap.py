@@ -780,6 +780,45 @@ def test_an_interrupted_update_is_completed(copy: Copy, installer: str, half: st
     }
 
 
+@pytest.mark.parametrize("moment", ["between the renamings", "after them"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_killed_while_an_environment_is_replaced_it_recovers(
+    tmp_path: Path, wheelhouse: Path, linked: bool, moment: str
+) -> None:
+    copy = make_copy(tmp_path / "copy", tmp_path / "home", wheelhouse)
+    place = copy.home / "scratch" / ".venv" if linked else copy.venv
+    if linked:
+        place.mkdir(parents=True)
+        copy.venv.symlink_to(place)
+    copy.run("env")
+    (copy.venv / "bin/python").unlink()
+    (copy.venv / "bin/python").symlink_to("/gone/python")
+    module = copy.root / "vqa_repro/install/swap.py"
+    good = module.read_text()
+    renaming, kill = "    os.rename(new, real)\n", "    os.kill(os.getpid(), 9)\n"
+    assert good.count(renaming) == 1
+    pair = kill + renaming if moment.startswith("between") else renaming + kill
+    module.write_text(good.replace(renaming, pair))
+    copy.run("env", exits=-signal.SIGKILL)
+    module.write_text(good)
+    assert copy.venv.exists() == (moment == "after them")
+    copy.run("check", exits=13 if linked and not copy.venv.exists() else 0)
+    assert (place.parent / ".venv.old").exists()  # the check only looks
+    out = copy.run("doctor").stdout
+    assert "env: up to date" in out and "healthy" in out
+    assert {path.name for path in place.parent.glob(".venv*")} == {".venv"}
+    activate = (copy.venv / "bin/activate").read_text()
+    assert f"VIRTUAL_ENV='{copy.venv}'" in activate and ".venv.new" not in activate
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_a_copy_of_the_environment_is_left_alone(copy: Copy) -> None:
+    copy.run("env")
+    shutil.copytree(copy.venv, copy.root / ".venv.old", symlinks=True)
+    assert copy.run("doctor").stdout.startswith("env: up to date")
+    assert (copy.root / ".venv.old/.finished").exists()
+
+
 def test_a_dangling_link_is_named(copy: Copy) -> None:
     copy.venv.symlink_to("/scratch/that/was/purged")
     fix = "mkdir -p /scratch/that/was/purged, or rm "

@@ -42,6 +42,9 @@ class Stages:
 
             jupyter.stop(self.session)
             return 0
+        if self.environment.recover():
+            self.session.build = known_build(options)
+            self.environment.locks[0] = self.session.lock
         if options.verb == "all":
             stages: tuple[str, ...] = STAGES
         elif options.verb == "bundle":
@@ -234,6 +237,7 @@ class Stages:
             say(f"jupyter: would start JupyterLab on 127.0.0.1{words}")
             return
         self.need_env()
+        lab.recover()
         if lab.state() is not State.READY:
             self.session.need_base()
             say(f"jupyter: {lab.folder}")

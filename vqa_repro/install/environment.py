@@ -19,7 +19,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from vqa_repro.install import settings
+from vqa_repro.install import settings, swap
 from vqa_repro.install.console import say
 from vqa_repro.install.errors import ExitCode, InstallError
 from vqa_repro.install.installer import Installer, canonical
@@ -191,11 +191,19 @@ class Environment:
 
     # ------------------------------------------------------------ making it
 
+    def recover(self) -> bool:
+        """Finish what a run that was killed while it replaced the environment left undone."""
+        if self.only_looking or not swap.was_cut_off(self.folder):
+            return False
+        with self.session.locked():
+            swap.finish(self.folder)
+        return True
+
     def make(self) -> None:
         """Make it, or bring it up to date; under the lock."""
         session = self.session
         with session.locked():
-            self.finish_swap()
+            swap.finish(self.folder)
             self.cached = None
             if self.state() is State.READY:
                 say("  the other process has made it")
@@ -204,10 +212,10 @@ class Environment:
             installer = Installer(session, self)
             installer.choose()
             if self.state() is State.UNUSABLE:
-                fresh = self.sibling(".new")
+                fresh = swap.sibling(self.folder, ".new")
                 remove(fresh)
                 self.fill(installer, fresh)
-                self.swap()
+                swap.replace(self.folder)
             else:
                 self.fill(installer, self.folder)
             # tmp-python-* stays: a bootstrap.sh without the lock is at work there.
@@ -303,33 +311,6 @@ class Environment:
                 ExitCode.NO_PERMISSION, f"{folder} cannot be finished", why, self.command()
             )
         return done.stdout.strip()
-
-    # ------------------------------------------------------------ replacing the old one
-
-    def sibling(self, suffix: str) -> Path:
-        real = Path(os.path.realpath(self.folder))
-        return real.with_name(real.name + suffix)
-
-    def swap(self) -> None:
-        old, new = self.sibling(".old"), self.sibling(".new")
-        remove(old)
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(os.path.realpath(self.folder), old)
-        os.rename(new, os.path.realpath(self.folder))
-        rewrite_paths(self.folder, new)
-        remove(old)
-
-    def finish_swap(self) -> None:
-        """Do what a run that was killed between the two renamings has left undone."""
-        old, new = self.sibling(".old"), self.sibling(".new")
-        if not os.path.lexists(self.folder):
-            for each in (new, old):
-                if (each / ".finished").exists():
-                    os.rename(each, self.folder)
-                    rewrite_paths(self.folder, new)
-                    break
-        if (self.folder / ".finished").exists() and old.exists():
-            remove(old)
 
 
 def empty(folder: Path, kept: Path) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from vqa_repro.install.records import record_hash
 
 
-def rewrite_paths(folder: Path, made_as: Path) -> None:
-    """Let the scripts in ``folder``/bin name the folder that they are in now.
+def rewrite_paths(folder: Path, made_as: Path, place: Path | None = None) -> None:
+    """Let the scripts in ``folder``/bin name ``folder``, or the place that it is to have.
 
     The RECORD of their packages is changed with them: the doctor compares the two.
     """
-    old, new = (re.escape(os.fsencode(path)) for path in (made_as, folder))
+    old, new = (re.escape(os.fsencode(path)) for path in (made_as, place or folder))
     # Not where the name continues: after env was moved to env2, env2 is not to become env22; nor
     # within a longer path: after /data was moved to /mnt/data, that is not to become /mnt/mnt/data.
     names = re.compile(rb"(?<![\w.-])(?:%s|%s)(?![\w. -])" % (new, old))
@@ -24,7 +24,7 @@ def rewrite_paths(folder: Path, made_as: Path) -> None:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > 100_000:
             continue
         content = path.read_bytes()
-        changed = names.sub(lambda _: os.fsencode(folder), content)
+        changed = names.sub(lambda _: os.fsencode(place or folder), content)
         if changed != content:
             replace_content(path, changed)
             name = f"../../../bin/{path.name}"
