@@ -337,6 +337,35 @@ def test_the_requested_build_is_used_and_kept(copy: Copy, wheelhouse: Path) -> N
     assert "requested build" not in out and no_wheels in out  # this driver runs it, too
 
 
+def test_auto_chooses_the_build_again(copy: Copy, wheelhouse: Path) -> None:
+    """The doctor advises it to leave the build cpu; not naming a build keeps the present one."""
+    if no_wheels := python_problem("cu128", sys.version_info[:2]):
+        pytest.skip(no_wheels)
+    marker = f"uv=={UV_VERSION} ; python_version < '3'"
+    for name, packages in (("cpu", ["alpha==2.0"]), ("cu128", ["alpha==2.0", "beta==1.0"])):
+        lock = lock_text(wheelhouse, *packages, marker)
+        (copy.root / f"requirements-{name}.lock").write_text(lock)
+
+    def build() -> str:
+        return re.findall("(?m)^torch (.*)", (copy.venv / ".finished").read_text())[0]
+
+    cards(copy, "580.65.06", "9.0")
+    copy.run("env", "--torch", "cpu")
+    assert copy.run("env").stdout.startswith("env: up to date") and build() == "cpu"
+    copy.run("env", "--torch", "auto")
+    assert copy.python("import alpha; print(alpha.version)") == "1.0" and build() == "cu130"
+    assert copy.run("env", "--torch", "auto").stdout.startswith("env: up to date")
+    cards(copy, "579.99", "9.0")
+    assert copy.run("env").stdout.startswith("env: up to date")
+    copy.run("env", VQA_TORCH="auto")
+    assert copy.python("import alpha, beta; print(alpha.version)") == "2.0" and build() == "cu128"
+    hidden = {"VQA_TORCH": "auto", "CUDA_VISIBLE_DEVICES": ""}
+    assert copy.run("env", **hidden).stdout.startswith("env: up to date")
+    copy.run("env", "--torch", "cpu")
+    copy.run("env", **hidden)
+    assert build() == "cu130"
+
+
 @pytest.mark.parametrize("installer", ["uv", pytest.param("pip", marks=pytest.mark.slow)])
 def test_another_build_comes_from_its_own_index(copy: Copy, tmp_path: Path, installer: str) -> None:
     usual, special = tmp_path / "index/usual", tmp_path / "index/special"

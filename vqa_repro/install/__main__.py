@@ -14,9 +14,8 @@ from vqa_repro.install import console, processes, settings
 from vqa_repro.install.console import say
 from vqa_repro.install.environment import Environment, State
 from vqa_repro.install.errors import ERRNO_CODES, ExitCode, InstallError
-from vqa_repro.install.options import PROJECT, STAGES, STATE, Options, parse, program
-from vqa_repro.install.session import CHILD, Session
-from vqa_repro.install.stamp import read_stamp
+from vqa_repro.install.options import PROJECT, STAGES, STATE, parse, program
+from vqa_repro.install.session import CHILD, Session, known_build
 from vqa_repro.utils.errors import UserError, check_umask
 
 WHY_NO_CHECKPOINT = {
@@ -271,16 +270,6 @@ def has_all_of(bundle: Path, command: list[str]) -> bool:
     command = [*command, *names, "--offline"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
     return done.returncode == 0
-
-
-def known_build(options: Options) -> str:
-    """Return the requested build of torch, or else the environment's; "" without one."""
-    if options.torch != "auto":
-        return options.torch
-    if options.verb == "bundle":
-        return "cu130"  # not for this machine's cards
-    stamp = read_stamp(options.venv)
-    return stamp.get("torch", "cu130") if stamp else ""  # which was the only one at first
 
 
 def session_of(arguments: list[str], base: str, version: str, rejected: list[str]) -> Session:

@@ -57,7 +57,7 @@ class Options:
     venv: Path = PROJECT / ".venv"
     installer: str = "auto"
     lock_wait: int = 1800
-    torch: str = "auto"
+    torch: str = ""  # "auto" chooses again for an environment that has a build
     torch_index: str = ""
     bundle: Path | None = None
     out: Path = Path()
@@ -147,7 +147,7 @@ def parse(arguments: list[str], environ: Mapping[str, str]) -> Options:
         venv=absolute(values["--venv"] or str(PROJECT / ".venv")),
         installer=values["--installer"] or "auto",
         lock_wait=int(values["--lock-wait"] or 1800),
-        torch=values["--torch"] or "auto",
+        torch=values["--torch"],
         torch_index=values["--torch-index"],
         bundle=absolute(values["--bundle"]) if values["--bundle"] else None,
         out=absolute(out),

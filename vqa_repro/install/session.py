@@ -10,9 +10,12 @@ from pathlib import Path
 
 from vqa_repro.install import locks, processes, settings
 from vqa_repro.install.console import Log, say
+from vqa_repro.install.driver import driver_facts
 from vqa_repro.install.errors import ERRNO_CODES, ExitCode, InstallError
 from vqa_repro.install.lockfile import lock_of
 from vqa_repro.install.options import PROJECT, STATE, Options, named_by_bundle
+from vqa_repro.install.stamp import read_stamp
+from vqa_repro.install.torch_builds import check_lines
 from vqa_repro.utils.files import reason
 
 CHILD = STATE / "child"  # tells a later run what a killed one has left running
@@ -138,6 +141,31 @@ class Session:
             with self.locked():
                 remove(STATE / "bundle")
             self.opened = False
+
+
+def known_build(options: Options) -> str:
+    """Return the requested build of torch, or else the environment's; "" without one."""
+    if options.torch not in ("", "auto"):
+        return options.torch
+    if options.verb == "bundle":
+        return "cu130"  # not for this machine's cards
+    stamp = read_stamp(options.venv)
+    if not stamp:
+        return ""
+    present = stamp.get("torch", "cu130")  # which was the only one at first
+    return chosen_again(options, present) if options.torch == "auto" else present
+
+
+def chosen_again(options: Options, present: str) -> str:
+    """Return the build for this machine's cards, "" where none runs them.
+
+    Where no card decides, as on a login node, an environment keeps its CUDA build.
+    """
+    offered = named_by_bundle(options.bundle, "torch")
+    kind, _, name = check_lines(driver_facts(4), "auto", offered)[-1].partition("|")
+    if kind == "none":
+        return ""  # the check says why
+    return name or (present if present != "cpu" else offered or "cu130")
 
 
 def remove(*folders: Path) -> None:
