@@ -19,12 +19,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from conftest import LIMIT
 from installer_copy import ROOT, UV, UV_VERSION, Copy, make_copy, program
 from wheel_index import lock_text, make_wheel, served
 
+from vqa_repro.install import locks
+from vqa_repro.install.checkpoints import helper_of
 from vqa_repro.install.errors import ExitCode
 from vqa_repro.install.options import FLAGS, VALUES
 from vqa_repro.install.torch_builds import python_problem
@@ -49,6 +52,12 @@ def wait_for(what: Callable[[], bool], seconds: float = LIMIT) -> None:
     while not what():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.01)
+
+
+def read_to(stream: IO[str] | None, text: str) -> None:
+    """Read up to a line with this text, or all."""
+    while stream and (line := stream.readline()) and text not in line:
+        pass
 
 
 def is_alive(pid: int) -> bool:
@@ -1457,6 +1466,31 @@ def test_a_bundles_other_checkpoints_arrive_too(connected: Copy, tmp_path: Path)
     (out / "bundle.json").write_text("{}")
     result = there.run(*options, exits=19)
     assert "bundle.json is not what MANIFEST.sha256 says" in result.stderr
+
+
+def test_another_run_leaves_a_bundle_open_while_its_checkpoints_are_copied(
+    connected: Copy, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    connected.run("bundle", str(out))
+    (checkpoint,) = (out / "checkpoints").glob("vgg19-*.pth")
+    there = server(connected, out, tmp_path)
+    target = there.home / "hub/checkpoints" / checkpoint.name
+    target.parent.mkdir(parents=True)
+    state = there.root / ".bootstrap"
+    state.mkdir()
+    alone = locks.acquire(state / "lock", 0, print)
+    runs = [there.start("checkpoint", "--bundle", str(out))]
+    read_to(runs[0].stdout, "waiting for process")  # it has found that the checkpoint is missing
+    with locks.hold(helper_of(target, "in-use"), 0, print):
+        locks.release(state / "lock", alone)
+        read_to(runs[0].stderr, "waiting for process")
+        runs.append(there.start("env", "--bundle", str(out)))
+        read_to(runs[1].stdout, "waiting for process")  # or to its end, where it did not wait
+    outputs = [process.communicate(timeout=LIMIT) for process in runs]
+    assert [process.returncode for process in runs] == [0, 0], outputs
+    assert target.read_bytes() == CHECKPOINT
+    assert not (there.root / ".bootstrap/bundle").exists()
 
 
 def test_the_check_counts_the_room_for_joining_parts(connected: Copy, tmp_path: Path) -> None:

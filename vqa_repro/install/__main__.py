@@ -133,14 +133,15 @@ class Stages:
         command = [python, str(PROJECT / "checkpoints_setup.py"), "vgg19"]
         bundle = self.options.bundle
         if bundle and (self.session.opened or not has_all_of(bundle, command)):
-            with self.session.locked():
+            with self.session.locked():  # to the end: another run would remove the opened bundle
                 self.session.open_bundle()
-            folder = STATE / "bundle/checkpoints"
-            command += [path.name for path in sorted(folder.glob("*.pth"))]
-            command += ["--from", str(folder)]
-        code = processes.attached(
-            command + (["--offline"] if self.options.offline else []), dict(os.environ)
-        )
+                folder = STATE / "bundle/checkpoints"
+                command += [path.name for path in sorted(folder.glob("*.pth"))]
+                command += ["--from", str(folder), "--offline"]
+                code = processes.attached(command, dict(os.environ), note=CHILD)
+        else:
+            command += ["--offline"] if self.options.offline else []
+            code = processes.attached(command, dict(os.environ))
         later = "python checkpoints_setup.py vgg19 [--from FILE|DIR|URL]"
         if code in WHY_NO_CHECKPOINT and self.options.verb in ("all", "bundle"):
             self.session.without.append(f"checkpoint: no VGG-19, {WHY_NO_CHECKPOINT[code]}")  # type: ignore[index]
