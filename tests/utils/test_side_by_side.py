@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -111,11 +113,14 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_signals_reach_those_that_run(number: signal.Signals, tmp_path: Path) -> None:
+@contextmanager
+def parent(
+    number: signal.Signals, folder: Path, through: Sequence[str] = ()
+) -> Iterator["subprocess.Popen[str]"]:
+    """Start PARENT, which expects ``number``; enter when both of its commands run."""
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(int(number))],
-        cwd=tmp_path,
+        [*through, sys.executable, "-c", PARENT, str(int(number))],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(PROJECT)},
         stdout=subprocess.PIPE,
         text=True,
@@ -123,9 +128,20 @@ def test_signals_reach_those_that_run(number: signal.Signals, tmp_path: Path) ->
         assert process.stdout
         for _ in range(2):
             assert "ready" in process.stdout.readline()
-        process.send_signal(number)
-        assert process.stdout.read().splitlines()[-1] == "[5, 5, None]"
-    assert process.returncode == 128 + number
+        yield process
+
+
+def end(process: "subprocess.Popen[str]", number: signal.Signals) -> None:
+    """Send ``number``; check that it ended the commands that ran, and the exit code."""
+    process.send_signal(number)
+    assert process.stdout and process.stdout.read().splitlines()[-1] == "[5, 5, None]"
+    assert process.wait() == 128 + number
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_reach_those_that_run(number: signal.Signals, tmp_path: Path) -> None:
+    with parent(number, tmp_path) as process:
+        end(process, number)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         name: str(int(number)) for name in "ab"
     }
@@ -135,21 +151,10 @@ def test_signals_reach_those_that_run(number: signal.Signals, tmp_path: Path) ->
 def test_a_hang_up_that_is_ignored_stays_so(ends: signal.Signals, tmp_path: Path) -> None:
     """As under ``nohup``; a script's job in the background ignores SIGINT, but can be stopped."""
     ignore = ["sh", "-c", 'trap "" HUP INT; exec "$@"', "sh"]
-    with subprocess.Popen(
-        [*ignore, sys.executable, "-c", PARENT, str(int(ends))],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout
-        for _ in range(2):
-            assert "ready" in process.stdout.readline()
+    with parent(ends, tmp_path, ignore) as process:
         process.send_signal(signal.SIGHUP)
         time.sleep(0.3)  # longer than the time between two looks at what runs
-        process.send_signal(ends)
-        assert process.stdout.read().splitlines()[-1] == "[5, 5, None]"
-    assert process.returncode == 128 + ends
+        end(process, ends)
 
 
 def test_an_interrupt_during_the_wait_kills_them(tmp_path: Path) -> None:
