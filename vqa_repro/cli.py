@@ -1,6 +1,6 @@
 """The ``vqa`` command: every verb as a sub-command, and the list of recipes.
 
-    vqa list                                  recipes, their data sets and reported results
+    vqa list                                  recipes, their data sets and published results
     vqa train --recipe san-2-lstm-daquar      the same as python -m vqa_repro.train ...
     vqa predict RUN --image IMAGE --question "what is it?"
 
@@ -26,7 +26,7 @@ VERBS = {
     "evaluate": "score a run or a results file",
     "predict": "answer a question about an image",
     "extract": "store the features of a frozen backbone",
-    "report": "compare runs with the reported results in one HTML page",
+    "report": "compare runs with the published results in one HTML page",
     "serve": "ask a run questions in the browser",
     "export": "pack a finished run into one file for others",
     "check": "check a data set: counts, answers, images",
@@ -120,11 +120,11 @@ def list_recipes(arguments: list[str]) -> int:
     if args.json:
         print(json.dumps(rows))
         return 0
-    print(f"{'recipe':<38} {'data set':<15} {'reported':>8}  data")
+    print(f"{'recipe':<38} {'data set':<15} {'published':>9}  data")
     for row in rows:
         reported = "-" if row["reported"] is None else f"{row['reported']:.1f}%"
         state = "present" if row["present"] else "missing"
-        print(f"{row['recipe']:<38} {row['data']:<15} {reported:>8}  {state}")
+        print(f"{row['recipe']:<38} {row['data']:<15} {reported:>9}  {state}")
     if not all(row["present"] for row in rows):
         print(f"missing below {args.root}: docs/data.md says where to download each data set")
     return 0

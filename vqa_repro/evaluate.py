@@ -174,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
     for option in _OF_RUNS if args.results else _OF_RESULTS:
         if getattr(args, option) is not None:
             raise UserError(
-                f"--{option.replace('_', '-')} goes with {'a RUN' if args.results else '--results'}"
+                f"--{option.replace('_', '-')} needs {'a RUN' if args.results else '--results'}"
             )
 
     from vqa_repro.evaluation.wups import WordNet

@@ -1,9 +1,8 @@
 """Extract image features with a frozen backbone into a feature store.
 
-    python -m vqa_repro.extract --data daquar --backbone vgg19
-    python -m vqa_repro.extract --data daquar --backbone vgg19 \\
-        --weights vgg19-d01eb7cb.pth --preprocess caffe
-    torchrun --nproc-per-node 4 -m vqa_repro.extract --data vqa-v2    # on four GPUs
+    python -m vqa_repro.extract --data daquar --preprocess caffe    # the papers' features
+    python -m vqa_repro.extract --data daquar --preprocess caffe --weights FILE
+    torchrun --nproc-per-node 4 -m vqa_repro.extract --data vqa-v2 --preprocess caffe
 
 Re-run the same command to resume an interrupted extraction, or to add new images to a finished
 store. Delete the store to extract all images again.
@@ -49,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preprocess",
         choices=["torchvision", "caffe"],
         default="torchvision",
-        help="how the weights were trained; caffe for conversions of the original release",
+        help="must match the weights: torchvision (default), or caffe for VGG weights converted "
+        "from the original release (the papers')",
     )
     parser.add_argument(
         "--size",

@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--question", help="a question about the image, in English")
     what.add_argument(
-        "--questions", type=path_argument, metavar="FILE.jsonl", help="many questions, one a line"
+        "--questions", type=path_argument, metavar="FILE.jsonl", help="many questions, one per line"
     )
     parser.add_argument(
         "--attention", type=path_argument, metavar="OUT.png", help="draw the attention maps"

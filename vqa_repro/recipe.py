@@ -1,4 +1,4 @@
-"""A recipe is one row of a table: data, model, training, and the reported result to compare with.
+"""A recipe is one row of a table: data, model, training, and the published result to compare with.
 
 Recipes are TOML files in ``vqa_repro/recipes/``; ``--recipe`` takes a name from there or a path.
 """
@@ -97,7 +97,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Published:
-    """The reported result of a paper's table that a recipe reproduces."""
+    """The published result of a paper's table that a recipe reproduces."""
 
     accuracy: NotNegative  # percent, on the recipe's test split
     source: str

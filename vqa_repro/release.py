@@ -144,7 +144,9 @@ def _downloaded(url: str, checksum: str, cache: Path) -> Path:
     except TryAgain as trouble:
         raise UserError(f"{url}: cannot be downloaded: {trouble}; try again") from None
     except locks.Busy as busy:
-        raise UserError(f"{url}: {busy.owner} is downloading it; wait for it, then again") from None
+        raise UserError(
+            f"{url}: {busy.owner} is downloading it; wait for it, then try again"
+        ) from None
     except InstallError as error:  # no space
         raise UserError(f"{url}: cannot be downloaded: {error.what}") from None
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Compare runs with the published figures: a page to read and to fill in.
+"""Compare runs with the published figures in one HTML page, with a sheet for an error analysis.
 
 python -m vqa_repro.report runs/*                         # report.html, one file, needs no network
 python -m vqa_repro.report runs/* --watch 30              # rewrite it every 30 s until all finish
@@ -121,10 +121,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=path_argument,
         metavar="RUN",
-        help="run folders; they may still train",
+        help="run folders, finished or not",
     )
     add("--out", type=path_argument, help="output file (default: report.html)")
-    add("--language", choices=LANGUAGES, default="en", help="of the figures, and the page's first")
+    add(
+        "--language",
+        choices=LANGUAGES,
+        default="en",
+        help="language of the figures, and the page's initial one",
+    )
     for kind in ("png", "svg", "pdf"):
         what = "a 16:9 summary slide, curves, accuracies and attention"
         add(
@@ -133,7 +138,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="DIR",
             help=f"write {what} as {kind.upper()} too",
         )
-    add("--watch", type=seconds, metavar="SECONDS", help="rewrite the page until all runs finish")
+    add(
+        "--watch",
+        type=seconds,
+        metavar="SECONDS",
+        help="rewrite the page every SECONDS until all runs finish",
+    )
     add("--markdown", action="store_true", help="only the table, printed or written to --out")
     add(
         "--folds",

@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqa_repro.recipe import Recipe, load_recipe, parse_value, recipe_names
+from vqa_repro.recipe import Recipe, load_recipe, parse_value
 from vqa_repro.training.side_by_side import add_several_arguments, train_side_by_side
 from vqa_repro.utils.arguments import (
     add_device_option,
@@ -175,8 +175,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         type=name_or_path_argument,
-        help=f"{', '.join(recipe_names())}, or a TOML file (default: easy-vqa, or with --data "
-        "options for the size of that data)",
+        help="a recipe's name (`vqa list` shows all) or a TOML file (default: easy-vqa; with "
+        "--data, options for the size of that data)",
     )
     parser.add_argument(
         "--data", type=name_or_path_argument, help="another data set, or a folder with your own"
@@ -205,7 +205,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where features are kept: in the device's memory, there in compressed form, in pinned "
         "host memory, or on the disk (default: the first of these that fits)",
     )
-    parser.add_argument("--out", type=path_argument, help="the run folder (default: below runs/)")
+    parser.add_argument("--out", type=path_argument, help="the run folder (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="resume an unfinished run")
     for name, what in [
         ("tensorboard", "also write event files into the run folder"),

@@ -320,7 +320,7 @@ def test_a_missing_lock_is_explained(copy: Copy) -> None:
     cards(copy, "580.65.06", names[name])
     before = files_below(copy.root, copy.home)
     out = copy.run("env", exits=20).stdout
-    assert f"the build {name} is wanted, and requirements-{name}.lock is not here" in out
+    assert f"the build {name} is needed, but requirements-{name}.lock is missing" in out
     assert f"git checkout requirements-{name}.lock" in out
     assert files_below(copy.root, copy.home) == before
 
@@ -1402,21 +1402,21 @@ def test_a_bundle_for_something_else_is_refused_with_the_reason(
     there = server(connected, out, tmp_path)
     options = ("env", "--bundle", str(out))
     result = there.run(*options, exits=19)
-    assert f"is for python '{other}', and here is '{this}'" in result.stderr
+    assert f"is for python '{other}', but this machine has '{this}'" in result.stderr
     assert f"./bootstrap.sh bundle OUT --python {this}" in result.stderr
     cards(there, "535.104.05", "7.0")
     shutil.copy(there.root / "requirements.lock", there.root / "requirements-cu128.lock")
     shutil.rmtree(out)
     connected.run("bundle", str(out), "--python", this)
     result = there.run(*options, exits=19)
-    assert "is for torch 'cu130', and here is 'cu128'" in result.stderr
+    assert "is for torch 'cu130', but this machine has 'cu128'" in result.stderr
     assert "./bootstrap.sh bundle OUT --torch cu128" in result.stderr
     assert not there.venv.exists()
     about = out / "bundle.json"
     about.write_text(about.read_text().replace(f'"{this}"', f'"{rare_version()}"'))
     del there.environ["VQA_PYTHON"]  # so that it searches for the bundle's Python
     result = there.run(*options, exits=19)
-    assert re.search(rf"for Python {rare_version()}, and here is 3\.\d+\.", result.stdout)
+    assert re.search(rf"for Python {rare_version()}, but this machine has 3\.\d+\.", result.stdout)
     assert re.search(r"bundle OUT --python 3\.\d+\n.*--with-python", result.stdout)
 
 

@@ -227,9 +227,9 @@ def test_per_question(
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (["--run", "R", "--questions", "Q"], "--questions goes with --results"),
-        (["--results", "R", "--split", "val"], "--split goes with a RUN"),
-        (["--results", "R", "--out", "O"], "--out goes with a RUN"),
+        (["--run", "R", "--questions", "Q"], "--questions needs --results"),
+        (["--results", "R", "--split", "val"], "--split needs a RUN"),
+        (["--results", "R", "--out", "O"], "--out needs a RUN"),
         (["--results", "R"], "--results needs --questions and --annotations"),
         (["--run", "/proc/no"], "/proc/no"),
     ],

@@ -65,7 +65,7 @@ class Stages:
     def check(self) -> None:
         from vqa_repro.install.checks import Checks
 
-        say("check: is this machine fit?")
+        say("check: is this machine suitable?")
         self.session.pip_conf()
         code = Checks(self.session, self.environment).all()
         self.session.checked = True
@@ -74,7 +74,7 @@ class Stages:
             commands = f"{same} (or {skip}"
             raise InstallError(
                 code,
-                "this machine is not fit yet",
+                "this machine is not suitable yet",
                 "see each problem above",
                 f"fix them, then {commands}, if you know better)",
             )

@@ -12,7 +12,7 @@ Needs nothing but Python, as bootstrap.sh runs it before there is an environment
     code.tar.gz          this project
     *.lock, wheels/      the packages, and uv, which installs them
     checkpoints/         as far as they were here, verified
-    python/              with --with-python: a Python, for a server that has none that is fit
+    python/              with --with-python: a Python, for a server without a suitable one
 
 A file that is larger than --split is stored in parts: NAME.001, NAME.002 and so on.
 

@@ -111,7 +111,7 @@ def begin(out: Path, part: Path, settings: dict[str, Any], made_from: dict[str, 
             existing = {key: found[key] for key in settings}
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(
-                f"{folder} is there and is no bundle; remove it, or name another folder"
+                f"{folder} exists and is not a bundle; remove it, or name another folder"
             ) from None
         for key, ours in settings.items():
             if existing[key] != ours:

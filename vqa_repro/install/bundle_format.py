@@ -14,7 +14,7 @@ from vqa_repro.utils.files import open_regular
 MANIFEST, DESCRIPTION = "MANIFEST.sha256", "bundle.json"
 FORMAT = 1
 BLOCK = 1 << 20
-AGAIN = "the same command continues, with what has arrived"
+AGAIN = "the same command continues; finished downloads are kept"
 MAKE_AGAIN = "copy or make it again"
 
 

@@ -65,7 +65,7 @@ def read_small(path: Path) -> bytes:
 def read_bundle(folder: Path) -> Bundle:
     """What MANIFEST.sha256 and bundle.json say. Raises InstallError where they make no sense."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; --bundle takes the bundle's folder")
+        raise UserError(f"{folder} is not a folder; --bundle takes the bundle's folder")
     hashes = read_manifest(folder / MANIFEST)
     content = read_small(folder / DESCRIPTION)
     if hashes.pop(DESCRIPTION, None) != hashlib.sha256(content).hexdigest():
@@ -97,7 +97,7 @@ def read_bundle(folder: Path) -> Bundle:
 
 def natural(value: object) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no size")
+        raise ValueError(f"{value!r} is not a size")
     return value
 
 
@@ -263,7 +263,7 @@ def check_fit(
     ):
         built_for = bundle.about.get(key)
         if built_for != ours:
-            refuse(f"{folder} is for {key} {built_for!r}, and here is {ours!r}; {fix}")
+            refuse(f"{folder} is for {key} {built_for!r}, but this machine has {ours!r}; {fix}")
     digests = bundle.about.get("locks")
     for name, text in locks.items():
         if not isinstance(digests, dict) or digests.get(name) != hashlib.sha256(text).hexdigest():

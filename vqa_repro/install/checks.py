@@ -93,13 +93,13 @@ class Checks:
             return row("python", "ok", f"{session.version}, {session.base}")
         if options.bundle and options.python == named_by_bundle(options.bundle, "python"):
             here = platform.python_version()
-            text = f"the bundle is for Python {options.python}, and here is {here}"
+            text = f"the bundle is for Python {options.python}, but this machine has {here}"
             self.problem(ExitCode.BUNDLE, "python", text)
             version = ".".join(here.split(".")[:2])
             also(f"on the other machine: ./bootstrap.sh bundle OUT --python {version}")
             also("or --with-python, for a machine with any Python or none")
         else:
-            text = "none that is fit; install Python 3.10 to 3.15, or name one: --python PATH"
+            text = "no suitable Python; install Python 3.10 to 3.15, or name one: --python PATH"
             self.problem(ExitCode.NO_PYTHON, "python", text)
         for why in session.rejected:
             also(why)
@@ -218,7 +218,7 @@ class Checks:
         self.environment.locks[0] = session.lock
         if session.lock.is_file():
             return row("torch", "ok", f"the build {session.build}, as {session.lock.name} names it")
-        text = f"the build {session.build} is wanted, and {session.lock.name} is not here"
+        text = f"the build {session.build} is needed, but {session.lock.name} is missing"
         self.problem(ExitCode.NO_TORCH_BUILD, "torch", text)
         also(how_to_have(session.build))
         also("until then, on the CPU: export CUDA_VISIBLE_DEVICES=''")
@@ -250,7 +250,9 @@ def index_problem(url: str) -> str:
     if parts.scheme in PORTS:
         return "" if parts.hostname else "the index's address names no host"
     folder = urllib.request.url2pathname(parts.path) if parts.scheme == "file" else url
-    return "" if not url or os.path.isdir(folder) else "the index is no web address, and no folder"
+    if not url or os.path.isdir(folder):
+        return ""
+    return "the index is neither a web address nor a folder"
 
 
 def reach(url: str) -> tuple[bool, str]:

@@ -122,7 +122,7 @@ def explain_misfit(file: RemoteFile, path: Path, others: Iterable[RemoteFile]) -
     what = {
         "lfs": "it is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository",
         "page": f"it is a web page of {size:,} bytes, not the file: download it again, logged in",
-        "zip": f"it has {size:,} bytes{twin}, and is no zip file that holds the checkpoint",
+        "zip": f"it has {size:,} bytes{twin}, and is not a zip file that holds the checkpoint",
         "gzip": f"it is a gzip file of {size:,} bytes that does not hold the checkpoint",
     }.get(kind_of(path), f"it has {size:,} bytes{twin}")
     raise SourceFailed(f"{what}; {file.filename} has {file.size_text}", wrong_bytes=True)

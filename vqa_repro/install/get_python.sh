@@ -19,7 +19,7 @@ get_python() {
   [ -z "$pipless" ] || what="uv, for $pipless without pip" short="$pipless with uv"
   case $looking in
     0)
-      echo "python: none that is fit; would fetch $what"
+      echo "python: no suitable one; would fetch $what"
       exit
       ;;
     11)
@@ -29,7 +29,7 @@ get_python() {
   esac
   kept=$(ls -A "$pythons" 2>/dev/null)
   unfit=$(ls -d "$pythons/cpython-$wanted"[.-]* 2>/dev/null) # otherwise it would have been chosen
-  echo "python: none that is fit; fetching $what"
+  echo "python: no suitable one; fetching $what"
   try_to get_uv
   if [ "$code" = 0 ] && [ -n "$pipless" ]; then
     rejected=''
@@ -174,7 +174,7 @@ unpack_uv() {
   case $newline$hashes$newline in
     *"$newline$(sha256 "$scratch/uv.whl")$newline"*) ;;
     *)
-      trouble="what arrived is not what requirements.lock names" trouble_code=15
+      trouble="a downloaded file is not the one that requirements.lock names" trouble_code=15
       return 1
       ;;
   esac

@@ -187,7 +187,7 @@ class Installer:
             if number == TRIES or offline or not NETWORK.search(text) or LASTING.search(text):
                 raise self.failure("the packages could not be installed")
             seconds = 5 * number
-            say(f"  the network failed; what has arrived is kept; trying again in {seconds} s")
+            say(f"  the network failed; finished downloads are kept; trying again in {seconds} s")
             self.cut_off = True
             # Some networks sign with a certificate that only the system knows.
             self.session.system_certificates |= "certificate" in text.lower()
@@ -244,7 +244,7 @@ class Installer:
             why = f"{folder} was removed while it was being filled"
             return InstallError(ExitCode.PACKAGES, what, why, make)
         if re.search("hash mismatch|do not match the hashes", text):
-            why = "what arrived is not what the *.lock files name"
+            why = "a downloaded file is not the one that the *.lock files name"
             return InstallError(
                 ExitCode.HASH_MISMATCH,
                 what,
@@ -272,14 +272,14 @@ class Installer:
             next_ = f"other folders: UV_CACHE_DIR=DIR {again} --venv DIR"
             return InstallError(ExitCode.NO_PERMISSION, what, "no permission to write", next_)
         if options.bundle:
-            return InstallError(ExitCode.PACKAGES, what, "the last lines of the log say it", make)
+            return InstallError(ExitCode.PACKAGES, what, "see the last lines of the log", make)
         if options.offline and MISSING.search(text):
             why = "not all packages are here, and --offline forbids to fetch them"
             online = options.command(self.environment.make_stage, without="--offline")
             next_ = f"{online}, without --offline; or PIP_FIND_LINKS=FOLDER with the wheels"
             return InstallError(ExitCode.PACKAGES, what, why, next_)
-        why = "the last lines of the log say it"
-        return InstallError(ExitCode.PACKAGES, what, why, f"{make} (what has arrived is kept)")
+        why = "see the last lines of the log"
+        return InstallError(ExitCode.PACKAGES, what, why, f"{make} (finished downloads are kept)")
 
 
 def answers(uv: str | Path) -> str:

@@ -175,9 +175,9 @@ def check(values: Mapping[str, str], verb: str) -> None:
     if verb == "bundle" and values["--bundle"]:
         raise UserError("--bundle installs from a bundle, bundle OUT makes one")
     if verb != "bundle" and values.get("--split"):
-        raise UserError("--split goes with bundle OUT")
+        raise UserError("--split needs bundle OUT")
     if verb != "bundle" and values["--with-python"] == "1":
-        raise UserError("--with-python goes with bundle OUT")
+        raise UserError("--with-python needs bundle OUT")
 
 
 def repeated(typed: Mapping[str, str]) -> tuple[str, ...]:

@@ -196,7 +196,7 @@ def failed_download(requirement: str, output: str) -> InstallError:
     if re.search("no space left|quota exceeded", output, re.IGNORECASE):
         return no_room(requirement)
     if "DO NOT MATCH THE HASHES" in output:
-        what = "what arrived is not what the lock names; try another index"
+        what = "hash mismatch: the file is not the one that the lock names; try another index"
         return InstallError(ExitCode.HASH_MISMATCH, f"{requirement}: {what}")
     return InstallError(
         ExitCode.PACKAGES, f"{requirement} could not be downloaded: {errors[-1][:300]}; {AGAIN}"

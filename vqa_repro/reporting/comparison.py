@@ -265,9 +265,11 @@ def read_log(run: Run) -> list[dict[str, Any]]:
     for record in records:
         for key in ("epoch", "loss", "accuracy"):
             if not _is_number(record.get(key)):
-                raise UserError(f"{path}: a record's {key} is no number: {record!r:.80}")
+                raise UserError(f"{path}: a record's {key} is not a number: {record!r:.80}")
         if not _is_number(record.get("validation_accuracy", 0.0)):
-            raise UserError(f"{path}: a record's validation_accuracy is no number: {record!r:.80}")
+            raise UserError(
+                f"{path}: a record's validation_accuracy is not a number: {record!r:.80}"
+            )
     return records
 
 

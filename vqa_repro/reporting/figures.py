@@ -91,7 +91,7 @@ def drawable(text: str) -> str:
 def _note_missing_font() -> None:
     print(
         "note: no installed font has all characters of a figure's text: the missing ones are "
-        "question marks; a font like Noto Sans CJK has Chinese",
+        "question marks; Noto Sans CJK has Chinese characters",
         file=sys.stderr,
     )
 

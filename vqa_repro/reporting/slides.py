@@ -33,7 +33,10 @@ def write_slides(
     kind: of KINDS. In English, with a note, if no installed font has ``language``.
     """
     if not figures.can_show("".join(texts[language] for texts in messages().values())):
-        print(f"--{kind}: no installed font has Chinese (Noto Sans CJK has): these are in English")
+        print(
+            f"--{kind}: no installed font has Chinese characters (Noto Sans CJK does): the figures "
+            "are in English"
+        )
         language = "en"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,7 @@ def draw_some(run: Run, made: Gallery) -> None:
     shown = [made.records[position] for position in made.lists["sample"][:PICTURES]]
     for number, asked in enumerate(shown, start=1):
         if asked.picture is None:  # a model that sees no picture, and none is there
-            print("  no attention pictures: the pictures are missing")
+            print("  no attention figures: the images are missing")
             return
         figures.example(asked, made.images, folder / f"{number}.png")
 

@@ -17,7 +17,7 @@ from vqa_repro.utils.errors import UserError
 
 _HEADS = {
     "overall": "accuracy, % (difference)",
-    "best_on_test": "best epoch on the test, % (no result)",
+    "best_on_test": "best epoch on the test, % (not a valid result)",
     "prior": "most frequent answer, %",
     "coverage": "answers covered, %",
 }

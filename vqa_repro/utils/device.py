@@ -90,4 +90,5 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    count = torch.get_num_threads()
+    return f"CPU ({platform.machine()}, {count} thread{'s' if count > 1 else ''})"

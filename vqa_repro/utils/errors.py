@@ -94,7 +94,7 @@ def check_umask() -> None:
     os.umask(mask)
     if mask & 0o700:
         raise UserError(
-            f"umask {mask:04o} denies you the files that you make yourself: umask 022, then again"
+            f"umask {mask:04o} denies you files that you create: run `umask 022`, then try again"
         )
 
 
@@ -128,7 +128,7 @@ def check_address_space() -> None:
         return
     size = f"`ulimit -v` allows {limit / 2**30:.1f} GiB of virtual memory"
     if run_limited([sys.executable, "-c", "import torch"], 600, dict(os.environ)).failure:
-        raise UserError(f"{size}, too little to load torch: ulimit -v unlimited, then again")
+        raise UserError(f"{size}, too little for torch: run `ulimit -v unlimited`, then try again")
     print(f"note: {size}: the program may crash; raise it", file=sys.stderr)
 
 
