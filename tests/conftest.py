@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:
     from installer_copy import Copy
+    from serving import Served
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 PROJECT = Path(__file__).parent.parent
@@ -238,3 +239,28 @@ def finished_hiecoatt(place: Path, drawn_folder: Path) -> Path:
     done = run_verb("train", "--recipe", recipe, "--out", out, cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
+
+
+@pytest.fixture(scope="module")
+def unfinished(finished_hiecoatt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("unfinished") / "hiecoatt"
+    shutil.copytree(finished_hiecoatt, run)
+    (run / "metrics.json").unlink()
+    return run
+
+
+@pytest.fixture(scope="module")
+def served(finished: Path, unfinished: Path) -> Iterator["Served"]:
+    """Serve a finished run of SAN and an unfinished one of HieCoAtt."""
+    from serving import start, stop
+
+    started = start(finished, unfinished, "--device", "cpu", "--port", 0, cwd=finished)
+    yield started
+    _, errors = stop(started)
+    assert errors == "", "requests are not logged, and none made the server fail"
+    assert started.process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def photo(drawn_folder: Path) -> bytes:
+    return (drawn_folder / "images" / "1.png").read_bytes()

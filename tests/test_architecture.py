@@ -30,7 +30,9 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # vqa_repro/__init__.py is the public face: it imports lazily what it offers.
 PUBLIC = "vqa_repro"
 MAX_FILE, MAX_FUNCTION = 350, 60
-INSTALL_MAY_IMPORT = {f"vqa_repro.utils.{name}" for name in ("errors", "files", "subprocesses")}
+INSTALL_MAY_IMPORT = {
+    f"vqa_repro.utils.{name}" for name in ("errors", "files", "subprocesses", "tunnel")
+}
 FILES = {
     ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))

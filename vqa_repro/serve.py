@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from vqa_repro.evaluation.titles import model_title
     from vqa_repro.utils.device import describe
-    from vqa_repro.web.tunnel import tunnel_lines
+    from vqa_repro.utils.tunnel import tunnel_lines
 
     # Pillow only warns of images up to twice its limit, which take half a gigabyte to decode.
     warnings.simplefilter("error", Image.DecompressionBombWarning)

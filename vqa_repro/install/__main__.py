@@ -17,6 +17,7 @@ from vqa_repro.install.errors import ERRNO_CODES, ExitCode, InstallError
 from vqa_repro.install.options import PROJECT, STAGES, STATE, parse, program
 from vqa_repro.install.session import CHILD, Session, known_build
 from vqa_repro.utils.errors import UserError, check_umask
+from vqa_repro.utils.tunnel import tunnel_lines
 
 WHY_NO_CHECKPOINT = {
     ExitCode.NO_SOURCE: "no source had it",
@@ -253,7 +254,7 @@ class Stages:
             else:
                 say("jupyter: starting JupyterLab")
                 server = jupyter.start(self.session, venv, lab.folder)
-        jupyter.show_address(venv, server)
+        print(*tunnel_lines(server.port, server.path), sep="\n")
         say(f"to stop it: {program()} jupyter stop")
 
 

@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,16 +197,3 @@ def stop(session: Session) -> None:
         processes.end_group(server.pid, seconds=STOP_S)
         (FOLDER / "server").unlink(missing_ok=True)
         say(f"jupyter: stopped (process {server.pid})")
-
-
-def show_address(venv: Path, server: Server) -> None:
-    """Print what to type on the other machine."""
-    code = "import sys; from vqa_repro.web.tunnel import tunnel_lines\n"
-    code += "print(*tunnel_lines(int(sys.argv[1]), sys.stdin.read()), sep='\\n')"
-    # The token comes on standard input: what other users see of a process is its command line.
-    command = [str(venv / "bin/python"), "-I", "-c", code, str(server.port)]
-    done = subprocess.run(command, input=server.path, text=True, capture_output=True)
-    if done.returncode:
-        print(f"http://127.0.0.1:{server.port}{server.path}", file=sys.stdout)
-    else:
-        sys.stdout.write(done.stdout)

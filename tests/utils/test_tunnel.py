@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import LIMIT, environ
 
-from vqa_repro.web.tunnel import tunnel_lines
+from vqa_repro.utils.tunnel import tunnel_lines
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_names_are_quoted_and_localhost_is_not_used(
 
 def test_the_verb_prints_the_commands_without_torch() -> None:
     code = (
-        "import sys; from vqa_repro.web.tunnel import main; main(['--port', '8888']); "
+        "import sys; from vqa_repro.utils.tunnel import main; main(['--port', '8888']); "
         "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run(

@@ -1,6 +1,6 @@
 """How a laptop reaches a page on this machine that only this machine serves: an SSH tunnel.
 
-python -m vqa_repro.web.tunnel --port 8888
+python -m vqa_repro.utils.tunnel --port 8888
 """
 
 import argparse
@@ -63,7 +63,7 @@ def _reached() -> tuple[str, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m vqa_repro.web.tunnel", description=__doc__.splitlines()[0]
+        prog="python -m vqa_repro.utils.tunnel", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--port", type=int, required=True, help="the port served on 127.0.0.1")
     print("\n".join(tunnel_lines(parser.parse_args(arguments).port)))
