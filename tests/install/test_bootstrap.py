@@ -759,6 +759,7 @@ def test_using_an_environment_whose_python_is_not_here_deletes_nothing(
 
 
 def test_an_environment_is_kept_until_the_new_one_is_complete(copy: Copy) -> None:
+    """The new one's scripts name its folder, also where that has an apostrophe in its path."""
     copy.run("env")
     python = copy.venv / "bin/python"
     python.unlink()
@@ -773,6 +774,10 @@ def test_an_environment_is_kept_until_the_new_one_is_complete(copy: Copy) -> Non
     copy.run("env")
     assert copy.python("import alpha; print(alpha.version)") == "1.0"
     assert {path.name for path in copy.root.glob(".venv*")} == {".venv"}
+    assert "'" in str(copy.venv)
+    activate = f". {shlex.quote(str(copy.venv / 'bin/activate'))}; command -v python"
+    found = subprocess.check_output(["bash", "-c", activate], text=True)
+    assert found == f"{copy.venv}/bin/python\n"
 
 
 @pytest.mark.parametrize("how", ["without the new packages", "interrupted"])
