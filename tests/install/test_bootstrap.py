@@ -782,8 +782,11 @@ def test_an_environment_is_kept_until_the_new_one_is_complete(copy: Copy) -> Non
 
 @pytest.mark.parametrize("how", ["without the new packages", "interrupted"])
 def test_an_update_that_fails_deletes_nothing(copy: Copy, how: str) -> None:
-    """Nor does the next call: trainings may run from the environment."""
+    """Nor does the next call: trainings may run from the environment, where a file was edited."""
     copy.run("env")
+    (edited,) = copy.venv.glob("lib/python3*/site-packages/beta.py")
+    edited.unlink()  # which may be a link into uv's cache
+    edited.write_text("version = 'my own'")
     before = files_below(copy.venv / "bin", copy.venv / "lib")
     copy.lock("alpha==2.0", "beta==1.0")
     if how == "interrupted":
@@ -804,23 +807,32 @@ def test_an_update_that_fails_deletes_nothing(copy: Copy, how: str) -> None:
     assert copy.run("env").stdout.startswith("env: up to date")
 
 
-@pytest.mark.parametrize("half", ["beta.py", "beta-1.0.dist-info/RECORD"])
+@pytest.mark.parametrize("half", ["gamma.py", "gamma-1.0.dist-info/RECORD"])
 @pytest.mark.parametrize("installer", ["uv", pytest.param("pip", marks=pytest.mark.slow)])
 def test_an_interrupted_update_is_completed(copy: Copy, installer: str, half: str) -> None:
-    """Interrupt it while the package beta is written, which would count as installed."""
+    """Interrupt it while the package gamma is replaced, by a version that lacks one of its files.
+
+    What is left would count as installed, or stay without a package that it belongs to.
+    """
+    copy.wheelhouse = Path(shutil.copytree(copy.wheelhouse, copy.home / "wheels"))
+    copy.environ["PIP_FIND_LINKS"] = str(copy.wheelhouse)
+    for version, names in (("1.0", ["gamma.py", "gamma_old.py"]), ("2.0", ["gamma.py"])):
+        files = {name: f"version = {version!r}\n".encode() for name in names}
+        make_wheel(copy.wheelhouse, "gamma", version, files)
+    copy.lock("beta==1.0", "gamma==1.0")
     copy.run("env", "--installer", installer)
-    before = files_below(copy.venv / "lib")
-    copy.lock("alpha==2.0", "beta==1.0")
+    assert copy.python("import gamma_old; print(gamma_old.version)") == "1.0"
+    copy.lock("beta==1.0", "gamma==2.0")
     (site,) = copy.venv.glob("lib/python3*/site-packages")
     (site / half).unlink()
     (copy.venv / ".incomplete").touch()
     copy.run("env", "--installer", installer)
-    assert copy.python("import alpha, beta; print(alpha.version, beta.version)") == "2.0 1.0"
-    assert (site / half).exists()
-    kept = [path for path in before if "words" in path and "__pycache__" not in path]
-    assert {path: before[path] for path in kept} == {
-        path: each for path, each in files_below(copy.venv / "lib").items() if path in kept
-    }
+    assert copy.python("import beta, gamma; print(beta.version, gamma.version)") == "1.0 2.0"
+    found = {path.name for path in site.glob("gamma*")}
+    assert found == {"gamma.py", "gamma-2.0.dist-info"}
+    assert {path.name for path in copy.root.glob(".venv*")} == {".venv"}
+    assert ".venv.new" not in (copy.venv / "bin/activate").read_text()
+    assert copy.run("env", "--installer", installer).stdout.startswith("env: up to date")
 
 
 @pytest.mark.parametrize("moment", ["between the renamings", "after them"])

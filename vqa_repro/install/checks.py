@@ -190,7 +190,7 @@ class Checks:
             row("disk", "ok", f"{free} GB free on {words[5]}; the environment is there")
         elif free >= need:
             row("disk", "ok", text)
-        elif self.environment.state() in (State.INCOMPLETE, State.HALF_UPDATED):
+        elif self.environment.state() is State.INCOMPLETE or self.environment.fresh.exists():
             # Part of it is there already.
             row("disk", "note", f"{text}, less what an earlier run has left there")
         else:
