@@ -874,6 +874,40 @@ def test_a_copy_of_the_environment_is_left_alone(copy: Copy) -> None:
     assert (copy.root / ".venv.old/.finished").exists()
 
 
+@pytest.mark.parametrize("how", ["copied", "moved"])
+def test_a_backup_of_the_environment_is_kept_when_a_new_one_is_made(copy: Copy, how: str) -> None:
+    copy.run("env")
+    backup = copy.root / ".venv.old"
+    if how == "moved":
+        copy.venv.rename(backup)
+    else:
+        shutil.copytree(copy.venv, backup, symlinks=True)
+        (copy.venv / "bin/python").unlink()
+        (copy.venv / "bin/python").symlink_to("/gone/python")
+    before = files_below(backup)
+    copy.run("env")
+    assert files_below(backup) == before
+    assert {path.name for path in copy.root.glob(".venv*")} == {".venv", ".venv.old"}
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_a_replacement_that_another_user_left_unfinished_stops_nobody(copy: Copy) -> None:
+    """Meet its mark in a shared folder, where only its owner may remove it (the sticky bit)."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("files cannot be another user's here")
+    venv = copy.home / "shared/env"
+    copy.run("env", "--venv", str(venv))
+    mark = venv.with_name("env.swap")
+    mark.touch()
+    venv.parent.chmod(0o1777)
+    for path in (venv.parent, mark):
+        os.chown(path, 1, 1)
+    # Root may remove everything, but for this.
+    copy.before = ["setpriv", "--inh-caps=-all", "--bounding-set=-fowner"]
+    assert "healthy" in copy.run("doctor", "--venv", str(venv)).stdout
+    assert mark.exists()
+
+
 def test_a_dangling_link_is_named(copy: Copy) -> None:
     copy.venv.symlink_to("/scratch/that/was/purged")
     fix = "mkdir -p /scratch/that/was/purged, or rm "
