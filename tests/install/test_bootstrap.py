@@ -375,6 +375,20 @@ def test_auto_chooses_the_build_again(copy: Copy, wheelhouse: Path) -> None:
     assert build() == "cu130"
 
 
+@pytest.mark.parametrize("skip", [(), ("--skip", "check")])
+def test_auto_refuses_cards_that_no_build_runs(copy: Copy, skip: tuple[str, ...]) -> None:
+    """Also where there is an environment, which stays, and is used where no build is chosen."""
+    copy.run("env")
+    before = files_below(copy.venv)
+    cards(copy, "580.65.06", "3.7")
+    out = copy.run("env", "--torch", "auto", *skip, exits=20).stdout
+    assert re.search("torch +problem +no build of torch supports compute capability 3.7", out)
+    assert copy.run("env").stdout.startswith("env: up to date")
+    hidden = copy.run("env", "--torch", "auto", CUDA_VISIBLE_DEVICES="")
+    assert hidden.stdout.startswith("env: up to date")
+    assert files_below(copy.venv) == before
+
+
 @pytest.mark.parametrize("installer", ["uv", pytest.param("pip", marks=pytest.mark.slow)])
 def test_another_build_comes_from_its_own_index(copy: Copy, tmp_path: Path, installer: str) -> None:
     usual, special = tmp_path / "index/usual", tmp_path / "index/special"
