@@ -21,7 +21,7 @@ from pathlib import Path
 
 from vqa_repro.install import settings, swap
 from vqa_repro.install.console import say
-from vqa_repro.install.errors import ExitCode, InstallError
+from vqa_repro.install.errors import ERRNO_CODES, ExitCode, InstallError
 from vqa_repro.install.installer import Installer, canonical
 from vqa_repro.install.lockfile import entries
 from vqa_repro.install.options import PROJECT, STATE
@@ -95,8 +95,8 @@ class Environment:
     def command(self, *words: str) -> str:
         return self.session.options.command(self.make_stage, *words)
 
-    def stamp(self, folder: Path | None = None) -> dict[str, str]:
-        return read_stamp(folder or self.folder)
+    def stamp(self) -> dict[str, str]:
+        return read_stamp(self.folder)
 
     def digest(self) -> str:
         total = hashlib.sha256()
@@ -273,8 +273,6 @@ class Environment:
             )
 
     def cannot_write(self, error: OSError) -> InstallError:
-        from vqa_repro.install.errors import ERRNO_CODES
-
         return InstallError(
             ERRNO_CODES.get(error.errno or 0, ExitCode.NO_PERMISSION),
             f"cannot make {self.folder}",
