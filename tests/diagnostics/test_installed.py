@@ -60,7 +60,7 @@ def test_damage_of_the_same_size_is_found_by_hash_and_the_cache_is_named(
     assert "cache clean some-package" in problem.fix and "bootstrap.sh env" in problem.fix
 
 
-@pytest.mark.parametrize("name", ["venv.new", "v", "ven", "same, below a mount point"])
+@pytest.mark.parametrize("name", ["venv.new", "v", "ven", "venv/sub", "same, below a mount point"])
 def test_scripts_of_a_moved_environment_are_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -71,7 +71,10 @@ def test_scripts_of_a_moved_environment_are_no_damage(
     script = install(site, "some_package", "../../../bin/tool", f"#!{old}/bin/python\n".encode())
     os.link(script, tmp_path / "cached")
     new.parent.mkdir(parents=True, exist_ok=True)
-    old.rename(new)
+    old.rename(tmp_path / "aside")
+    if new.exists():  # the old one was in it
+        new.rmdir()
+    (tmp_path / "aside").rename(new)
     rewrite_paths(new, old)
     rewrite_paths(new, old)  # as ./bootstrap.sh env does each time
     assert (new / "bin/tool").read_text() == f"#!{new}/bin/python\n"

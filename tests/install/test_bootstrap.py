@@ -375,6 +375,20 @@ def test_auto_chooses_the_build_again(copy: Copy, wheelhouse: Path) -> None:
     assert build() == "cu130"
 
 
+@pytest.mark.parametrize("skip", [(), ("--skip", "check")])
+def test_auto_refuses_cards_that_no_build_runs(copy: Copy, skip: tuple[str, ...]) -> None:
+    """Also where there is an environment, which stays, and is used where no build is chosen."""
+    copy.run("env")
+    before = files_below(copy.venv)
+    cards(copy, "580.65.06", "3.7")
+    out = copy.run("env", "--torch", "auto", *skip, exits=20).stdout
+    assert re.search("torch +problem +no build of torch supports compute capability 3.7", out)
+    assert copy.run("env").stdout.startswith("env: up to date")
+    hidden = copy.run("env", "--torch", "auto", CUDA_VISIBLE_DEVICES="")
+    assert hidden.stdout.startswith("env: up to date")
+    assert files_below(copy.venv) == before
+
+
 @pytest.mark.parametrize("installer", ["uv", pytest.param("pip", marks=pytest.mark.slow)])
 def test_another_build_comes_from_its_own_index(copy: Copy, tmp_path: Path, installer: str) -> None:
     usual, special = tmp_path / "index/usual", tmp_path / "index/special"
@@ -474,9 +488,9 @@ def test_the_command_vqa_runs_from_anywhere(copy: Copy) -> None:
 
 
 def test_a_relative_torch_home_is_found_by_the_check(copy: Copy) -> None:
-    assert re.search(
-        "checkpoint +problem +TORCH_HOME=x", copy.run("check", TORCH_HOME="x", exits=2).stdout
-    )
+    out = copy.run("check", TORCH_HOME="x", exits=2).stdout
+    assert re.search("checkpoint +problem +TORCH_HOME=x .*; set TORCH_HOME=/", out)
+    assert "--dir" not in out  # an option of another command
 
 
 def test_a_damaged_installer_is_named_in_one_line(copy: Copy) -> None:
@@ -759,6 +773,7 @@ def test_using_an_environment_whose_python_is_not_here_deletes_nothing(
 
 
 def test_an_environment_is_kept_until_the_new_one_is_complete(copy: Copy) -> None:
+    """The new one's scripts name its folder, also where that has an apostrophe in its path."""
     copy.run("env")
     python = copy.venv / "bin/python"
     python.unlink()
@@ -773,12 +788,19 @@ def test_an_environment_is_kept_until_the_new_one_is_complete(copy: Copy) -> Non
     copy.run("env")
     assert copy.python("import alpha; print(alpha.version)") == "1.0"
     assert {path.name for path in copy.root.glob(".venv*")} == {".venv"}
+    assert "'" in str(copy.venv)
+    activate = f". {shlex.quote(str(copy.venv / 'bin/activate'))}; command -v python"
+    found = subprocess.check_output(["bash", "-c", activate], text=True)
+    assert found == f"{copy.venv}/bin/python\n"
 
 
 @pytest.mark.parametrize("how", ["without the new packages", "interrupted"])
 def test_an_update_that_fails_deletes_nothing(copy: Copy, how: str) -> None:
-    """Nor does the next call: trainings may run from the environment."""
+    """Nor does the next call: trainings may run from the environment, where a file was edited."""
     copy.run("env")
+    (edited,) = copy.venv.glob("lib/python3*/site-packages/beta.py")
+    edited.unlink()  # which may be a link into uv's cache
+    edited.write_text("version = 'my own'")
     before = files_below(copy.venv / "bin", copy.venv / "lib")
     copy.lock("alpha==2.0", "beta==1.0")
     if how == "interrupted":
@@ -799,23 +821,32 @@ def test_an_update_that_fails_deletes_nothing(copy: Copy, how: str) -> None:
     assert copy.run("env").stdout.startswith("env: up to date")
 
 
-@pytest.mark.parametrize("half", ["beta.py", "beta-1.0.dist-info/RECORD"])
+@pytest.mark.parametrize("half", ["gamma.py", "gamma-1.0.dist-info/RECORD"])
 @pytest.mark.parametrize("installer", ["uv", pytest.param("pip", marks=pytest.mark.slow)])
 def test_an_interrupted_update_is_completed(copy: Copy, installer: str, half: str) -> None:
-    """Interrupt it while the package beta is written, which would count as installed."""
+    """Interrupt it while the package gamma is replaced, by a version that lacks one of its files.
+
+    What is left would count as installed, or stay without a package that it belongs to.
+    """
+    copy.wheelhouse = Path(shutil.copytree(copy.wheelhouse, copy.home / "wheels"))
+    copy.environ["PIP_FIND_LINKS"] = str(copy.wheelhouse)
+    for version, names in (("1.0", ["gamma.py", "gamma_old.py"]), ("2.0", ["gamma.py"])):
+        files = {name: f"version = {version!r}\n".encode() for name in names}
+        make_wheel(copy.wheelhouse, "gamma", version, files)
+    copy.lock("beta==1.0", "gamma==1.0")
     copy.run("env", "--installer", installer)
-    before = files_below(copy.venv / "lib")
-    copy.lock("alpha==2.0", "beta==1.0")
+    assert copy.python("import gamma_old; print(gamma_old.version)") == "1.0"
+    copy.lock("beta==1.0", "gamma==2.0")
     (site,) = copy.venv.glob("lib/python3*/site-packages")
     (site / half).unlink()
     (copy.venv / ".incomplete").touch()
     copy.run("env", "--installer", installer)
-    assert copy.python("import alpha, beta; print(alpha.version, beta.version)") == "2.0 1.0"
-    assert (site / half).exists()
-    kept = [path for path in before if "words" in path and "__pycache__" not in path]
-    assert {path: before[path] for path in kept} == {
-        path: each for path, each in files_below(copy.venv / "lib").items() if path in kept
-    }
+    assert copy.python("import beta, gamma; print(beta.version, gamma.version)") == "1.0 2.0"
+    found = {path.name for path in site.glob("gamma*")}
+    assert found == {"gamma.py", "gamma-2.0.dist-info"}
+    assert {path.name for path in copy.root.glob(".venv*")} == {".venv"}
+    assert ".venv.new" not in (copy.venv / "bin/activate").read_text()
+    assert copy.run("env", "--installer", installer).stdout.startswith("env: up to date")
 
 
 @pytest.mark.parametrize("moment", ["between the renamings", "after them"])
@@ -855,6 +886,40 @@ def test_a_copy_of_the_environment_is_left_alone(copy: Copy) -> None:
     shutil.copytree(copy.venv, copy.root / ".venv.old", symlinks=True)
     assert copy.run("doctor").stdout.startswith("env: up to date")
     assert (copy.root / ".venv.old/.finished").exists()
+
+
+@pytest.mark.parametrize("how", ["copied", "moved"])
+def test_a_backup_of_the_environment_is_kept_when_a_new_one_is_made(copy: Copy, how: str) -> None:
+    copy.run("env")
+    backup = copy.root / ".venv.old"
+    if how == "moved":
+        copy.venv.rename(backup)
+    else:
+        shutil.copytree(copy.venv, backup, symlinks=True)
+        (copy.venv / "bin/python").unlink()
+        (copy.venv / "bin/python").symlink_to("/gone/python")
+    before = files_below(backup)
+    copy.run("env")
+    assert files_below(backup) == before
+    assert {path.name for path in copy.root.glob(".venv*")} == {".venv", ".venv.old"}
+    assert copy.python("import alpha; print(alpha.version)") == "1.0"
+
+
+def test_a_replacement_that_another_user_left_unfinished_stops_nobody(copy: Copy) -> None:
+    """Meet its mark in a shared folder, where only its owner may remove it (the sticky bit)."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("files cannot be another user's here")
+    venv = copy.home / "shared/env"
+    copy.run("env", "--venv", str(venv))
+    mark = venv.with_name("env.swap")
+    mark.touch()
+    venv.parent.chmod(0o1777)
+    for path in (venv.parent, mark):
+        os.chown(path, 1, 1)
+    # Root may remove everything, but for this.
+    copy.before = ["setpriv", "--inh-caps=-all", "--bounding-set=-fowner"]
+    assert "healthy" in copy.run("doctor", "--venv", str(venv)).stdout
+    assert mark.exists()
 
 
 def test_a_dangling_link_is_named(copy: Copy) -> None:

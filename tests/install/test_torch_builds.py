@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from vqa_repro.install.torch_builds import BUILDS, check_lines, choose, python_problem
+from vqa_repro.install.torch_builds import BUILDS, advise, choose, python_problem
 
 V100, P100, T4, A100, H100, B200, RTX5090 = 7.0, 6.0, 7.5, 8.0, 9.0, 10.0, 12.0
 GTX750TI, GTX1080, TITAN_X, K80, RTX3090, RTX4090, GB300 = 5.0, 6.1, 5.2, 3.7, 8.6, 8.9, 10.3
@@ -98,39 +98,42 @@ def test_the_requested_build_wins_and_what_it_cannot_run_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    *notes, last = check_lines(facts(7.0), "cu130")
-    assert last == "build|cu130"
-    assert any(line.startswith("note|") and "--torch cu128" in line for line in notes)
+    advice = advise(facts(7.0), "cu130")
+    assert (advice.build, advice.problem) == ("cu130", "")
+    assert any(state == "note" and "--torch cu128" in text for state, text in advice.rows)
     no_wheels = python_problem("cu128", sys.version_info[:2])
-    last = check_lines(facts(9.0), "cu128")[-1]
-    assert last == (f"none|{no_wheels}" if no_wheels else "build|cu128")
-    assert check_lines(facts(9.0), "cpu")[-1] == "build|cpu"
-    assert check_lines(facts(9.0), "auto")[-1] == "build|cu130"
-    assert check_lines(facts(3.7), "auto")[-1].startswith("none|")
+    _, *decision = advise(facts(9.0), "cu128")
+    assert decision == (["", no_wheels] if no_wheels else ["cu128", ""])
+    assert advise(facts(9.0), "cpu")[1:] == ("cpu", "")
+    assert advise(facts(9.0), "auto")[1:] == ("cu130", "")
+    assert advise(facts(3.7), "auto").problem and not advise(facts(3.7), "auto").build
 
 
 def test_the_bundles_build_is_preferred_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(sys, "version_info", (3, 12, 0))
     v100, rtx5090 = facts(7.0, driver="535.183.01"), facts(12.0)
-    assert check_lines(v100, "auto", "cu126")[-1] == "build|cu126"
-    assert check_lines(v100, "auto", "cu130")[-1] == "build|cu128"  # it does not run it
-    assert check_lines(rtx5090, "auto", "cu126")[-1] == "build|cu130"
-    assert check_lines(facts(9.0), "auto", "cu126")[-1] == "build|cu126"
-    assert check_lines(v100, "cu128", "cu126")[-1] == "build|cu128"  # requested
-    assert check_lines(v100, "auto", "cpu")[-1] == "build|cu128"  # the CPU only if requested
-    assert check_lines(facts(3.7), "auto", "cu126")[-1].startswith("none|")
+    assert advise(v100, "auto", "cu126")[1:] == ("cu126", "")
+    assert advise(v100, "auto", "cu130")[1:] == ("cu128", "")  # it does not run it
+    assert advise(rtx5090, "auto", "cu126")[1:] == ("cu130", "")
+    assert advise(facts(9.0), "auto", "cu126")[1:] == ("cu126", "")
+    assert advise(v100, "cu128", "cu126")[1:] == ("cu128", "")  # requested
+    assert advise(v100, "auto", "cpu")[1:] == ("cu128", "")  # the CPU only if requested
+    assert (
+        advise(facts(3.7), "auto", "cu126").problem
+        and not advise(facts(3.7), "auto", "cu126").build
+    )
 
 
 def test_cards_hidden_by_the_user_do_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    lines = check_lines(facts(3.7), "auto")
-    assert lines[-1] == "build|" and any("CUDA_VISIBLE_DEVICES" in line for line in lines)
+    rows, build, problem = advise(facts(3.7), "auto")
+    assert (build, problem) == ("", "") and any("CUDA_VISIBLE_DEVICES" in text for _, text in rows)
 
 
 def test_a_lost_card_is_a_note_and_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    lines = check_lines(facts(9.0, remarks=["590.44, [GPU is lost]"]), "auto")
-    assert [line.partition("|")[0] for line in lines] == ["ok", "note", "build"]
-    lines = check_lines(facts(remarks=["590.44, [GPU is lost]"]), "auto")
-    assert lines[-1] == "build|" and all(line.startswith("note|") for line in lines[:-1])
+    advice = advise(facts(9.0, remarks=["590.44, [GPU is lost]"]), "auto")
+    assert [state for state, _ in advice.rows] == ["ok", "note"] and advice.build
+    rows, build, problem = advise(facts(remarks=["590.44, [GPU is lost]"]), "auto")
+    assert (build, problem) == ("", "") and {state for state, _ in rows} == {"note"}

@@ -207,7 +207,7 @@ def examine_checkpoint(
     try:
         checkpoints.require_absolute_dir()
     except InstallError as error:
-        return facts, [], [Finding(error.what, error.next.removesuffix(", or use --dir DIR"))]
+        return facts, [], [Finding(error.what, error.next)]
     if not os.path.lexists(path):
         note = Finding(f"the checkpoint {checkpoint.name} is not there yet ({path})", fetch)
         return facts, [], [note]

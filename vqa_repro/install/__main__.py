@@ -82,7 +82,7 @@ class Stages:
 
     def env(self) -> None:
         state = self.environment.state()
-        if state is State.READY:
+        if state is State.READY and self.session.build:  # none: no build runs the cards
             say(f"env: up to date ({self.environment.folder})")
             return
         if state is State.UNUSABLE and self.options.verb != "env":

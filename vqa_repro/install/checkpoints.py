@@ -117,14 +117,14 @@ def require_absolute_dir() -> None:
                     ExitCode.BAD_INPUT,
                     f"{name}={value} is relative, so each working folder would have checkpoints of "
                     "its own",
-                    next=f"set {name}={os.path.abspath(value)}, or use --dir DIR",
+                    next=f"set {name}={os.path.abspath(value)}",
                 )
             break
     if not checkpoint_dir().is_absolute():
         raise InstallError(
             ExitCode.BAD_INPUT,
             "this user has no home folder to keep checkpoints in",
-            next="set TORCH_HOME=DIR, or use --dir DIR",
+            next="set TORCH_HOME=DIR",
         )
 
 

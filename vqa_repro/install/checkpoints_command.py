@@ -126,7 +126,11 @@ def expand(path: str | Path, option: str) -> Path:
 def folder_of(args: argparse.Namespace) -> Path:
     if args.dir:
         return expand(args.dir, "--dir")
-    checkpoints.require_absolute_dir()
+    try:
+        checkpoints.require_absolute_dir()
+    except InstallError as error:
+        next_ = f"{error.next}, or use --dir DIR"
+        raise InstallError(error.code, error.what, next=next_) from None
     return checkpoints.checkpoint_dir()
 
 

@@ -21,7 +21,7 @@ from vqa_repro.install.http_client import QUOTING, SourceFailed, is_socks, proxy
 from vqa_repro.install.options import STATE, named_by_bundle
 from vqa_repro.install.redact import shown
 from vqa_repro.install.session import Session
-from vqa_repro.install.torch_builds import check_lines, how_to_have
+from vqa_repro.install.torch_builds import advise, how_to_have
 from vqa_repro.utils.subprocesses import run_limited
 
 # Measured: 6 GB of packages in the cache; linked into the environment where both are on one disk,
@@ -190,7 +190,7 @@ class Checks:
             row("disk", "ok", f"{free} GB free on {words[5]}; the environment is there")
         elif free >= need:
             row("disk", "ok", text)
-        elif self.environment.state() in (State.INCOMPLETE, State.HALF_UPDATED):
+        elif self.environment.state() is State.INCOMPLETE or self.environment.fresh.exists():
             # Part of it is there already.
             row("disk", "note", f"{text}, less what an earlier run has left there")
         else:
@@ -204,17 +204,12 @@ class Checks:
         """Look at the driver and its cards, and settle on the build of torch."""
         session = self.session
         offered = named_by_bundle(session.options.bundle, "torch")
-        wanted = session.build or "auto"
-        build = none = ""
-        for line in check_lines(driver_facts(4), wanted, offered):
-            kind, _, text = line.partition("|")
-            if kind in ("ok", "note"):
-                row("gpu", kind, text)
-            build = text if kind == "build" else build
-            none = text if kind == "none" else none
-        if none:
-            return self.problem(ExitCode.NO_TORCH_BUILD, "torch", none)
-        session.build = build or offered or "cu130"
+        advice = advise(driver_facts(4), session.build or "auto", offered)
+        for state, text in advice.rows:
+            row("gpu", state, text)
+        if advice.problem:
+            return self.problem(ExitCode.NO_TORCH_BUILD, "torch", advice.problem)
+        session.build = advice.build or offered or "cu130"
         self.environment.locks[0] = session.lock
         if session.lock.is_file():
             return row("torch", "ok", f"the build {session.build}, as {session.lock.name} names it")

@@ -2,9 +2,9 @@
 
 FOLDER/.incomplete: being made or changed. FOLDER/.finished: done, and from what, as "key value"
 lines; it stays while the environment is updated.
-Using an environment never deletes it. One whose update was interrupted is updated again. One that
-is finished but does not work here is made again only by the stage env, next to the old one, which
-is replaced when the new one is whole.
+Using an environment never deletes it. One whose update was cut off is made again, and so is, by
+the stage env only, one that is finished but does not work here: next to the old one, which is
+replaced when the new one is whole.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from pathlib import Path
 
 from vqa_repro.install import settings, swap
 from vqa_repro.install.console import say
-from vqa_repro.install.errors import ExitCode, InstallError
+from vqa_repro.install.errors import ERRNO_CODES, ExitCode, InstallError
 from vqa_repro.install.installer import Installer, canonical
 from vqa_repro.install.lockfile import entries
 from vqa_repro.install.options import PROJECT, STATE
-from vqa_repro.install.records import forget_damaged
 from vqa_repro.install.scripts import rewrite_paths
 from vqa_repro.install.session import Session, remove
 from vqa_repro.install.stamp import read_stamp, write_stamp
@@ -84,6 +83,11 @@ class Environment:
         return self.folder / "bin/python"
 
     @property
+    def fresh(self) -> Path:
+        """Where one is made that is to replace it."""
+        return swap.sibling(self.folder, ".new")
+
+    @property
     def only_looking(self) -> bool:
         """Whether this call changes nothing: what needs a repair is then taken for repaired."""
         return self.session.options.dry_run or self.session.options.verb == "check"
@@ -91,8 +95,8 @@ class Environment:
     def command(self, *words: str) -> str:
         return self.session.options.command(self.make_stage, *words)
 
-    def stamp(self, folder: Path | None = None) -> dict[str, str]:
-        return read_stamp(folder or self.folder)
+    def stamp(self) -> dict[str, str]:
+        return read_stamp(self.folder)
 
     def digest(self) -> str:
         total = hashlib.sha256()
@@ -211,16 +215,22 @@ class Environment:
             session.open_bundle()
             installer = Installer(session, self)
             installer.choose()
-            if self.state() is State.UNUSABLE:
-                fresh = swap.sibling(self.folder, ".new")
-                remove(fresh)
-                self.fill(installer, fresh)
-                swap.replace(self.folder)
+            if self.state() in (State.UNUSABLE, State.HALF_UPDATED):
+                self.make_next_to_it(installer)
             else:
                 self.fill(installer, self.folder)
             # tmp-python-* stays: a bootstrap.sh without the lock is at work there.
             remove(STATE / "tmp", *STATE.glob("tmp-[0-9]*"), STATE / "big")
             session.fresh, self.cached = True, State.READY
+
+    def make_next_to_it(self, installer: Installer) -> None:
+        """Make a new one; the old one stays as it is until then: trainings may run from it."""
+        if self.state() is State.HALF_UPDATED:
+            say("  an update was interrupted: the old one stays until a new one is whole")
+        installer.cut_off = self.state() is State.HALF_UPDATED or self.fresh.exists()
+        remove(self.fresh)
+        self.fill(installer, self.fresh)
+        swap.replace(self.folder)
 
     def fill(self, installer: Installer, folder: Path) -> None:
         self.prepare(installer, folder)
@@ -243,11 +253,7 @@ class Environment:
             if mark.exists():
                 # A package that was half linked counts as installed; downloads are in the cache.
                 installer.cut_off = True
-                if (folder / ".finished").exists():
-                    say("  an update was interrupted: it is done again")
-                    forget_damaged(folder)  # the rest stays: trainings may run from it
-                else:
-                    empty(folder, mark)
+                empty(folder, mark)
             mark.touch()
         except OSError as error:
             raise self.cannot_write(error) from None
@@ -267,8 +273,6 @@ class Environment:
             )
 
     def cannot_write(self, error: OSError) -> InstallError:
-        from vqa_repro.install.errors import ERRNO_CODES
-
         return InstallError(
             ERRNO_CODES.get(error.errno or 0, ExitCode.NO_PERMISSION),
             f"cannot make {self.folder}",

@@ -162,7 +162,8 @@ class Installer:
 
     def make_venv(self, folder: Path) -> None:
         base = self.session.need_base()
-        command = [base, "-I", "-m", "venv", str(folder)]
+        prompt = self.environment.folder.name  # not that of the folder's place until it is whole
+        command = [base, "-I", "-m", "venv", "--prompt", prompt, str(folder)]
         if self.uv:
             command = [self.uv, "venv", "--quiet", "--no-project", "--allow-existing"]
             command += ["--python", base, str(folder)]

@@ -8,16 +8,16 @@ import re
 import shlex
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from vqa_repro.install.torch_builds import CHOICES
 from vqa_repro.utils.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[2]
 STATE = PROJECT / ".bootstrap"  # the installer, the logs and the lock
 STAGES = ("check", "env", "checkpoint", "doctor", "train")
 VERBS = (*STAGES, "test", "jupyter", "bundle")
-BUILDS = ("cu130", "cu128", "cu126", "cpu")
 VERSION = re.compile(r"3\.[0-9]{1,2}")
 PYTHON_KINDS = ("managed", "system")  # by uv; of this machine
 # Options with a value, and the variable that stands for each.
@@ -45,25 +45,25 @@ REPEATED = (
 class Options:
     """What the user wants. Paths are absolute; "" and None mean that nothing was named."""
 
-    verb: str = "all"
-    stop: bool = False  # jupyter stop
-    rest: list[str] = field(default_factory=list)  # for train, test or jupyter
-    skip: frozenset[str] = frozenset()
-    dry_run: bool = False
-    offline: bool = False
-    python: str = ""  # a path, 3.X, or one of PYTHON_KINDS
-    python_mirror: str = ""
+    verb: str
+    stop: bool  # jupyter stop
+    rest: list[str]  # for train, test or jupyter
+    skip: frozenset[str]
+    dry_run: bool
+    offline: bool
+    python: str  # a path, 3.X, or one of PYTHON_KINDS
+    python_mirror: str
+    venv: Path
+    installer: str
+    lock_wait: int
+    torch: str  # "auto" chooses again for an environment that has a build
+    torch_index: str
+    bundle: Path | None
+    out: Path
+    split: str
+    bundle_python: bool
+    typed: tuple[str, ...]  # the options that a follow-up command repeats
     target: str = ""  # the 3.X that a bundle is made for
-    venv: Path = PROJECT / ".venv"
-    installer: str = "auto"
-    lock_wait: int = 1800
-    torch: str = ""  # "auto" chooses again for an environment that has a build
-    torch_index: str = ""
-    bundle: Path | None = None
-    out: Path = Path()
-    split: str = ""
-    bundle_python: bool = False
-    typed: tuple[str, ...] = ()  # the options that a follow-up command repeats
 
     def command(self, *words: str, without: str = "") -> str:
         """Return the ./bootstrap.sh command with these words and the options that were typed."""
@@ -168,8 +168,8 @@ def check(values: Mapping[str, str], verb: str) -> None:
         raise UserError(f"no installer '{values['--installer']}'; uv, pip or auto")
     if values["--lock-wait"] and not re.fullmatch("[0-9]{1,9}", values["--lock-wait"]):
         raise UserError(f"--lock-wait is in seconds, not '{values['--lock-wait']}'")
-    if values["--torch"] not in ("", "auto", *BUILDS):
-        raise UserError(f"no torch '{values['--torch']}'; auto, {', '.join(BUILDS)}")
+    if values["--torch"] not in ("", "auto", *CHOICES):
+        raise UserError(f"no torch '{values['--torch']}'; auto, {', '.join(CHOICES)}")
     if values["--venv"] and not absolute(values["--venv"]).name:
         raise UserError(f"--venv: {values['--venv']} cannot be an environment; name a folder in it")
     if verb == "bundle" and values["--bundle"]:

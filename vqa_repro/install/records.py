@@ -6,7 +6,6 @@ import base64
 import csv
 import hashlib
 import importlib.metadata
-import shutil
 from pathlib import Path
 
 # Places with a certificate authority of their own append it here; that is no damage.
@@ -40,20 +39,6 @@ def damaged_files(
             damaged.append(name)
             linked |= status.st_nlink > 1
     return damaged, linked
-
-
-def forget_damaged(folder: Path) -> None:
-    """Let each package that is half installed in this environment count as not installed.
-
-    An interrupted installer leaves those behind and takes them for whole. Their files stay, and are
-    overwritten when the package is installed again.
-    """
-    for info in folder.glob("lib/python3*/site-packages/*.dist-info"):
-        package = importlib.metadata.Distribution.at(info)
-        # Both uv and pip add this row when all else is written.
-        whole = f"{info.name}/INSTALLER," in (package.read_text("RECORD") or "")
-        if not whole or damaged_files(package, deep=False)[0]:
-            shutil.rmtree(info)
 
 
 def record_hash(path: Path, size: int) -> str:

@@ -15,16 +15,17 @@ def rewrite_paths(folder: Path, made_as: Path, place: Path | None = None) -> Non
 
     The RECORD of their packages is changed with them: the doctor compares the two.
     """
-    old, new = (re.escape(os.fsencode(path)) for path in (made_as, place or folder))
-    # Not where the name continues: after env was moved to env2, env2 is not to become env22; nor
-    # within a longer path: after /data was moved to /mnt/data, that is not to become /mnt/mnt/data.
-    names = re.compile(rb"(?<![\w.-])(?:%s|%s)(?![\w. -])" % (new, old))
     rows: dict[str, str] = {}
     for path in (folder / "bin").iterdir():
         if path.is_symlink() or not path.is_file() or path.stat().st_size > 100_000:
             continue
         content = path.read_bytes()
-        changed = names.sub(lambda _: os.fsencode(place or folder), content)
+        changed = content
+        for apostrophe in (b"'", b"""'"'"'"""):  # as it is, and as uv quotes it for a shell
+            old, new = (
+                os.fsencode(each).replace(b"'", apostrophe) for each in (made_as, place or folder)
+            )
+            changed = replace_path(changed, old, new)
         if changed != content:
             replace_content(path, changed)
             name = f"../../../bin/{path.name}"
@@ -34,6 +35,16 @@ def rewrite_paths(folder: Path, made_as: Path, place: Path | None = None) -> Non
         recorded = [rows.get(line.partition(",")[0], line) for line in lines]
         if recorded != lines:
             replace_content(record, "".join(f"{line}\n" for line in recorded).encode())
+
+
+def replace_path(content: bytes, old: bytes, new: bytes) -> bytes:
+    """Replace the path ``old`` by ``new``, of which either may begin or end with the other.
+
+    Not where the name continues: after env was moved to env2, env2 is not to become env22; nor
+    within a longer path: after /data was moved to /mnt/data, that is not to become /mnt/mnt/data.
+    """
+    longer, shorter = sorted(map(re.escape, (old, new)), key=len, reverse=True)
+    return re.sub(rb"(?<![\w.-])(?:%s|%s)(?![\w. -])" % (longer, shorter), lambda _: new, content)
 
 
 def replace_content(path: Path, content: bytes) -> None:

@@ -15,7 +15,7 @@ from vqa_repro.install.errors import ERRNO_CODES, ExitCode, InstallError
 from vqa_repro.install.lockfile import lock_of
 from vqa_repro.install.options import PROJECT, STATE, Options, named_by_bundle
 from vqa_repro.install.stamp import read_stamp
-from vqa_repro.install.torch_builds import check_lines
+from vqa_repro.install.torch_builds import advise
 from vqa_repro.utils.files import reason
 
 CHILD = STATE / "child"  # tells a later run what a killed one has left running
@@ -162,10 +162,10 @@ def chosen_again(options: Options, present: str) -> str:
     Where no card decides, as on a login node, an environment keeps its CUDA build.
     """
     offered = named_by_bundle(options.bundle, "torch")
-    kind, _, name = check_lines(driver_facts(4), "auto", offered)[-1].partition("|")
-    if kind == "none":
+    advice = advise(driver_facts(4), "auto", offered)
+    if advice.problem:
         return ""  # the check says why
-    return name or (present if present != "cpu" else offered or "cu130")
+    return advice.build or (present if present != "cpu" else offered or "cu130")
 
 
 def remove(*folders: Path) -> None:

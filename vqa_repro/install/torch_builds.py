@@ -132,43 +132,50 @@ def hides_all(visible: str | None) -> bool:
     return visible is not None and (not visible.strip() or visible.strip().startswith("-1"))
 
 
-def check_lines(driver: dict[str, Any], requested: str, offered: str = "") -> list[str]:
-    """Return what the check says about the cards, and which build of torch to install.
+class Advice(NamedTuple):
+    """What the check says about the cards, and which build of torch to install."""
 
-    "ok|TEXT" and "note|TEXT" describe the cards. The last line is "build|NAME", with an empty NAME
-    where no card decides, or "none|REASON" where no build runs the cards. ``driver`` comes from
-    ``driver_facts``. ``requested`` is the build that the user named or that the environment has,
-    which is used whatever the cards are, or "auto". ``offered`` is the bundle's build, "" without
-    a bundle: "auto" prefers it to others that run the cards.
+    rows: list[tuple[str, str]]  # ("ok" or "note", a text about the cards)
+    build: str = ""  # "" also where no card decides
+    problem: str = ""  # why no build runs the cards
+
+
+def advise(driver: dict[str, Any], requested: str, offered: str = "") -> Advice:
+    """Look at the cards, and settle on a build of torch.
+
+    ``driver`` comes from ``driver_facts``. ``requested`` is the build that the user named or that
+    the environment has, which is used whatever the cards are, or "auto". ``offered`` is the
+    bundle's build, "" without a bundle: "auto" prefers it to others that run the cards.
     """
     smi, gpus = driver["nvidia_smi"], driver["gpus"]
     explicit = "" if requested == "auto" else requested
-    notes = [f"note|nvidia-smi: {line}" for line in driver["remarks"]]
+    notes = [("note", f"nvidia-smi: {line}") for line in driver["remarks"]]
     if smi == "not installed" and not driver["kernel_driver"]:
-        return ["ok|none (no nvidia-smi): the CPU is used", f"build|{explicit}"]
+        return Advice([("ok", "none (no nvidia-smi): the CPU is used")], explicit)
     if not gpus:
         default = "" if explicit else "; torch's build is cu130 or the bundle's (see --torch)"
-        return [*notes, f"note|{without_cards(smi)}{default}", f"build|{explicit}"]
-    lines = [*map(card_line, gpus, [driver["version"]] * len(gpus)), *notes]
+        return Advice([*notes, ("note", f"{without_cards(smi)}{default}")], explicit)
+    rows = [*(("ok", card_text(gpu, driver["version"])) for gpu in gpus), *notes]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", driver["cuda_visible_devices"])
     if hides_all(visible):
         text = f"CUDA_VISIBLE_DEVICES={visible!r} hides every card: the CPU is used"
-        return [*lines, f"note|{text}", f"build|{explicit}"]
+        return Advice([*rows, ("note", text)], explicit)
     known = [gpu["compute_capability"] for gpu in gpus if gpu["compute_capability"]]
     name, reason = choose(driver["version"], known)
     if offered in BUILDS and runs(offered, driver["version"], known):
         name, reason = offered, ""
     if explicit == "cpu":
-        lines.append("note|torch's build cpu was requested: the cards are not used")
+        rows.append(("note", "torch's build cpu was requested: the cards are not used"))
     elif explicit and not runs(explicit, driver["version"], known):
         better = f"--torch {name} does" if name else reason
-        lines.append(f"note|the requested build {explicit} does not run all cards; {better}")
+        rows.append(("note", f"the requested build {explicit} does not run all cards; {better}"))
     elif not explicit and name in BUILDS and name != "cu130":
         build = BUILDS[name]
-        lines.append(f"note|build {name} ({build.torch}, CUDA {build.cuda}) suits driver and cards")
+        text = f"build {name} ({build.torch}, CUDA {build.cuda}) suits driver and cards"
+        rows.append(("note", text))
     name = explicit or name
-    reason = reason if not name else python_problem(name, sys.version_info[:2])
-    return [*lines, f"none|{reason}" if reason else f"build|{name}"]
+    problem = reason if not name else python_problem(name, sys.version_info[:2])
+    return Advice(rows, problem=problem) if problem else Advice(rows, name)
 
 
 def without_cards(smi: str) -> str:
@@ -182,8 +189,8 @@ def without_cards(smi: str) -> str:
     return f"nvidia-smi {smi}"
 
 
-def card_line(gpu: dict[str, Any], version: str | None) -> str:
+def card_text(gpu: dict[str, Any], version: str | None) -> str:
     capability, memory = gpu["compute_capability"], gpu["memory_total_mib"]
     size = "" if memory is None else f", {memory:.0f} MiB"
     capability = "unknown" if capability is None else capability
-    return f"ok|{gpu['name']}{size}, compute capability {capability}, driver {version}"
+    return f"{gpu['name']}{size}, compute capability {capability}, driver {version}"

@@ -122,10 +122,10 @@ def fetch(
                 break
     else:
         wheel = fetch_by_pip(entry, arriving / f"pip-{entry.name}", python, sources, pip)
-    if sha256_of(wheel) not in entry.hashes:
-        raise InstallError(
-            ExitCode.HASH_MISMATCH, f"{wheel.name} is not the one that the lock names"
-        )
+        if sha256_of(wheel) not in entry.hashes:
+            raise InstallError(
+                ExitCode.HASH_MISMATCH, f"{wheel.name} is not the one that the lock names"
+            )
     os.replace(wheel, folder / wheel.name)
     return folder / wheel.name
 
