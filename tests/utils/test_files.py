@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from subprocess import PIPE
 from typing import BinaryIO
@@ -184,6 +185,16 @@ def test_reads_are_bounded(tmp_path: Path) -> None:
             read_bounded(path, limit)
     with pytest.raises(UserError, match="none: cannot be read"):
         read_json(tmp_path / "none", 8)
+
+
+def test_a_small_file_takes_little_memory_whatever_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abc")
+    tracemalloc.start()
+    try:
+        assert read_bounded(tmp_path / "f", 1 << 28) == b"abc"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_pipes_sockets_and_devices_are_refused_at_once(

@@ -164,6 +164,14 @@ def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
     raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
 
 
+def read_up_to(file: BinaryIO, limit: int) -> bytes:
+    """Return the content of a regular file, of a larger one the first ``limit`` + 1 bytes.
+
+    Python allocates the requested size, even if the file is far smaller.
+    """
+    return file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
+
+
 def read_bounded(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
     """Return the content of a regular file of at most ``limit`` bytes.
 
@@ -171,7 +179,7 @@ def read_bounded(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
     """
     try:
         with open_regular(path, follow_links=follow_links) as file:
-            content = file.read(limit + 1)
+            content = read_up_to(file, limit)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > limit:
