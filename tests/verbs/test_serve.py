@@ -91,14 +91,6 @@ def stop(served: Served, number: signal.Signals = signal.SIGTERM) -> tuple[str, 
 
 
 @pytest.fixture(scope="module")
-def with_gallery(finished: Path) -> Path:
-    if examples.read(finished) is None:
-        done = run_verb("gallery", finished, cwd=finished)
-        assert done.returncode == 0, done.stderr
-    return finished
-
-
-@pytest.fixture(scope="module")
 def unfinished(finished_hiecoatt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("unfinished") / "hiecoatt"
     shutil.copytree(finished_hiecoatt, run)
@@ -107,9 +99,9 @@ def unfinished(finished_hiecoatt: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def served(with_gallery: Path, unfinished: Path) -> Iterator[Served]:
-    runs = (with_gallery, unfinished)
-    started = start(*runs, "--device", "cpu", "--port", 0, cwd=with_gallery)
+def served(finished: Path, unfinished: Path) -> Iterator[Served]:
+    runs = (finished, unfinished)
+    started = start(*runs, "--device", "cpu", "--port", 0, cwd=finished)
     yield started
     _, errors = stop(started)
     assert errors == "", "requests are not logged, and none made the server fail"
@@ -165,10 +157,10 @@ def test_unread_words_of_a_long_question_are_reported(served: Served, photo: byt
         assert len(run["words"]) == 26 and run["unread_words"] == ["it", "red", "?"]
 
 
-def test_the_samples_are_those_of_the_gallery(served: Served, with_gallery: Path) -> None:
+def test_the_samples_are_those_of_the_gallery(served: Served, finished: Path) -> None:
     _, content, _ = served.ask("GET", "/runs")
     facts = json.loads(content)
-    kept = examples.read(with_gallery)
+    kept = examples.read(finished)
     assert kept and len(facts["runs"]) == 2
     listed = [kept.records[i] for i in kept.lists["sample"]]
     assert facts["samples"] == [{"question": r.question, "answer": r.label} for r in listed] != []
