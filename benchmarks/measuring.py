@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import torch
 
+from vqa_repro.utils.device import synchronize
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
@@ -28,11 +30,6 @@ def clock() -> float:
     """Return the CPU time in seconds with one thread and no GPU; else the wall-clock time."""
     single_thread = torch.get_num_threads() == 1 and not torch.cuda.is_available()
     return time.process_time() if single_thread else time.perf_counter()
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], object], device: torch.device, repetitions: int) -> float:

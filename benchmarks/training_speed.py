@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.measuring import Figure, clock, peak, seconds, synchronize
+from benchmarks.measuring import Figure, clock, peak, seconds
 from benchmarks.models import ANSWERS, CHANNELS, MODELS, WORDS, Model
 from vqa_repro.data.batching import Batch, collate, plan_batches
 from vqa_repro.data.questions import Questions
@@ -25,6 +25,7 @@ from vqa_repro.training.cuda_graphs import reason_for_eager
 from vqa_repro.training.loop import choose_step
 from vqa_repro.training.step import Step
 from vqa_repro.training.synthetic import VQA_QUESTIONS
+from vqa_repro.utils.device import synchronize
 from vqa_repro.utils.distributed import World
 
 

@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ from vqa_repro.utils.errors import UserError, main_guard
 from vqa_repro.utils.files import check_writable, write_output
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vqa_repro.data.types import Split
     from vqa_repro.evaluation.wups import WordNet
     from vqa_repro.features.provider import Runtime
@@ -45,18 +48,17 @@ def answer_split(
     data: str,
     split: Split,
     runtime: Runtime,
-    answers_of: Split | None = None,
+    allowed: Tensor | None = None,
 ) -> dict[int, str]:
     """Return the runs' answers to the questions of ``split``: question id -> answer.
 
-    Several runs answer together, by their mean probabilities. answers_of: only give answers of
-    this split. Questions about images that the features skip as damaged are not answered. data: the
-    data set of ``split``, or its folder.
+    Several runs answer together, by their mean probabilities. allowed: (num_answers,) bool, the
+    answers that may be given; None: all. Questions about images that the features skip as damaged
+    are not answered. data: the data set of ``split``, or its folder.
     """
     from vqa_repro.data.questions import encode
     from vqa_repro.evaluation.ensemble import (
         Member,
-        allowed_answers,
         check_classes,
         ensemble_outputs,
         group_by_features,
@@ -83,14 +85,11 @@ def answer_split(
         raise UserError(f"{stores[0].path}: skips every image of {split.name} as damaged")
     questions = encode(examples, vocabulary, stores[0].row_of).to(device)
     loaders = [MappedLoader(store, device, stores[0].rows_in(store)) for store in stores]
-    if len(runs) == 1 and answers_of is None:
+    if len(runs) == 1 and allowed is None:
         predictions = predict_all(load_model(runs[0], device), loaders[0], questions)
         return answers_by_id(predictions, questions, vocabulary.answers)
-    allowed = None
-    if answers_of is not None:
-        labels = (example.answer for example in answers_of.examples)
-        where = f"{answers_of.data}, {answers_of.name}"
-        allowed = allowed_answers(vocabulary, labels, where).to(device)
+    if allowed is not None:
+        allowed = allowed.to(device)
     members = [
         Member(load_ensemble(group, device, allowed), loader)
         for group, loader in zip(groups, loaders, strict=True)
@@ -213,7 +212,6 @@ def _answer(
 
     Return None if the true answers are hidden and the results cannot be scored here.
     """
-    from vqa_repro.data.registry import load_split
     from vqa_repro.evaluation import vqa_accuracy
     from vqa_repro.features.provider import Runtime
     from vqa_repro.run import open_run
@@ -223,19 +221,15 @@ def _answer(
     for run in runs:
         if note := run.note():
             print(note, file=sys.stderr)
-    run, data = runs[0], runs[0].recipe.data
-    name = args.data or data.name
+    name = args.data or runs[0].recipe.data.name
     split = _split_to_answer(runs, args)
     _check_options(args, name, split)
     runtime = Runtime(choose_device(args.device), root=args.root, weights=args.weights)
-    classes, answers_of = run.vocabulary.answers, None
-    if args.answers_of:
-        single = data.single_answers
-        train = data.train if args.answers_of == data.name else "train"
-        answers_of = load_split(args.answers_of, args.root, train, single_answers=single)
-        given = {example.answer for example in answers_of.examples}
-        classes = tuple(answer for answer in classes if answer in given)
-    results = answer_split(runs, name, split, runtime, answers_of)
+    classes: Sequence[str] = runs[0].vocabulary.answers
+    allowed = _allowed(runs[0], args) if args.answers_of else None
+    if allowed is not None:
+        classes = tuple(compress(classes, allowed.tolist()))
+    results = answer_split(runs, name, split, runtime, allowed)
     examples = [example for example in split.examples if example.question_id in results]
     if len(examples) < len(split.examples):
         print(
@@ -257,6 +251,18 @@ def _answer(
 
         print(json.dumps(score(results, split)))
     return None
+
+
+def _allowed(run: Run, args: argparse.Namespace) -> Tensor:
+    """Return which answers of ``run`` are in the training split that --answers-of names."""
+    from vqa_repro.data.registry import is_same, load_split
+    from vqa_repro.evaluation.ensemble import allowed_answers
+
+    data = run.recipe.data
+    name = data.train if is_same(args.answers_of, data.name) else "train"
+    split = load_split(args.answers_of, args.root, name, single_answers=data.single_answers)
+    labels = (example.answer for example in split.examples)
+    return allowed_answers(run.vocabulary, labels, f"{split.data}, {split.name}")
 
 
 def _check_options(args: argparse.Namespace, data: str, split: Split) -> None:

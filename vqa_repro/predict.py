@@ -34,7 +34,7 @@ SHOWN_SIZE = 320  # pixels a side of the image under the attention
 MAX_LINE = 100_000  # characters
 
 
-def draw(prediction: Prediction, image: ImageSource, path: Path, note: str = "") -> None:
+def draw(prediction: Prediction, image: ImageSource, path: Path) -> None:
     """Write the image with the prediction's attention over it as PNG."""
     from vqa_repro.data.images import read_image
     from vqa_repro.reporting import figures
@@ -45,8 +45,7 @@ def draw(prediction: Prediction, image: ImageSource, path: Path, note: str = "")
         prediction.answers,
         prediction.attention,
         path,
-        note,
-        prediction.words,
+        words=prediction.words,
     )
 
 

@@ -98,25 +98,25 @@ def _write_tar(files: dict[str, bytes], out: Path) -> str:
     return sha256_of(out)
 
 
-def local_run(name: str | Path, cache: Path | None = None) -> Path:
+def local_run(name: str | Path) -> Path:
     """Return the run folder that ``name`` stands for: a folder, a .tar, or an address of one.
 
     An address ends in "#sha256=" and the checksum of the file. What is unpacked or downloaded is
-    kept in ``cache``, by default ~/.cache/vqa_repro, under its checksum. Raise UserError for a
-    file that is not a release, and for a checksum mismatch.
+    kept in ~/.cache/vqa_repro, under its checksum. Raise UserError for a file that is not a
+    release, and for a checksum mismatch.
     """
     text = re.sub(r"^(https?):/+", r"\1://", str(name))  # pathlib merges the slashes
     if re.match(r"https?://", text):
         match = ADDRESS.fullmatch(text)
         if match is None:
             raise UserError(f"{text}: add #sha256=CHECKSUM, the 64 digits that the release states")
-        cache = cache or default_cache()
+        cache = default_cache()
         if (cache / match[1]).is_dir():
             return cache / match[1]
         return _unpacked(_downloaded(text.partition("#")[0], match[1], cache), match[1], cache)
     path = expand(name)
     if path.is_file():
-        return _unpacked(path, sha256_of(path), cache or default_cache())
+        return _unpacked(path, sha256_of(path), default_cache())
     return path
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from vqa_repro.utils.arguments import (
     add_device_option,
     add_root_option,
+    add_weights_option,
     parse_arguments,
     path_argument,
 )
@@ -82,7 +83,7 @@ def all_finished(runs: Sequence[RunSummary]) -> bool:
     return all(run.metrics is not None for run in runs)
 
 
-def make_examples(folder: Path, root: Path, device_name: str) -> None:
+def make_examples(folder: Path, root: Path, device_name: str, weights: Path | None) -> None:
     """Choose the examples of a finished run again; this reads its data set."""
     from vqa_repro.evaluation import examples
     from vqa_repro.evaluation.inference import answers_by_id, predict_all
@@ -94,9 +95,9 @@ def make_examples(folder: Path, root: Path, device_name: str) -> None:
 
     run, device = open_run(folder), choose_device(device_name)
     run.check_finished()
-    runtime = Runtime(device, root=root)
+    runtime = Runtime(device, root=root, weights=weights)
     splits = load_splits(run.recipe, root)
-    store = open_or_extract(run.recipe.data, splits, runtime)
+    store = open_or_extract(run.recipe.data, splits, runtime, run.features["made_by"])
     data = prepare(run, splits, store, runtime)
     network = load_model(run, device)
     predictions = predict_all(network, data.loader, data.test)
@@ -155,6 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--examples", type=path_argument, metavar="RUN", help="choose this run's examples again")
     group = parser.add_argument_group("options of --examples")
     add_root_option(group)
+    add_weights_option(group)
     add_device_option(group)
 
 
@@ -190,8 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.examples:
         figures = args.png or args.svg or args.pdf
         if args.runs or args.markdown or args.watch or figures or args.out:
-            raise UserError("--examples: takes one run and only --root and --device")
-        make_examples(args.examples, args.root, args.device)
+            raise UserError("--examples: takes one run and only --root, --weights and --device")
+        make_examples(args.examples, args.root, args.device, args.weights)
         return 0
     if args.folds:
         if args.runs or args.markdown or args.watch or args.png or args.svg or args.pdf:

@@ -116,7 +116,8 @@ def prepare_run(
 
     world = runtime.world
     splits = world.run_together(lambda: load_splits(recipe, runtime.root))
-    store = world.run_together(lambda: open_or_extract(recipe.data, splits, runtime))
+    made_by = resumed.features["made_by"] if resumed else None
+    store = world.run_together(lambda: open_or_extract(recipe.data, splits, runtime, made_by))
     run = resumed or world.run_together(lambda: new_run(recipe, folder, splits[0], store))
     return run, world.run_together(lambda: prepare(run, splits, store, runtime))
 

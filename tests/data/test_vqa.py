@@ -70,7 +70,7 @@ def refusal(read: Callable[[], object]) -> str:
     return message
 
 
-@pytest.mark.parametrize("version", vqa.VERSIONS)
+@pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("where", [".", "vqa", "data/vqa/json"])
 def test_official_files_are_found(tmp_path: Path, version: str, where: str) -> None:
     write(tmp_path / where, version, "train2014", 9, 25)

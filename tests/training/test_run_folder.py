@@ -64,6 +64,26 @@ def test_the_second_of_two_runs_takes_the_next_default_name(
     assert all(open_run(run.folder).recipe == run.recipe for run in runs)
 
 
+def test_the_newest_run_is_resumed_and_only_names_up_to_the_next_are_tried(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe, exists, tried = open_run(finished).recipe, Path.exists, []
+
+    def counting(path: Path) -> bool:
+        tried.append(path)
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", counting)
+    assert choose_run(recipe, None, True) == (Path("runs", recipe.name), None)
+    for _ in range(2):
+        claim_run(new(finished, Path("runs") / recipe.name), {}, None)
+    folder, run = choose_run(recipe, None, True)
+    assert folder.name == f"{recipe.name}-2" and run and run.folder == folder
+    assert choose_run(recipe, None, False) == (Path("runs", f"{recipe.name}-3"), None)
+    assert len(tried) < 50  # a network's file system is asked for each
+
+
 def test_the_second_of_two_runs_with_one_chosen_name_is_refused(
     finished: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from subprocess import PIPE
 from typing import BinaryIO
@@ -104,6 +105,38 @@ def test_what_is_checked_before_an_output_is_written(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before and (tmp_path / "file").read_bytes() == b"old"
 
 
+PRINTER = """
+import sys
+from pathlib import Path
+from vqa_repro.utils.files import check_writable, write_output
+
+out = Path(sys.argv[1])
+check_writable(out, "--out")
+for stream in (sys.stdout, sys.stderr):
+    print("first", file=stream)
+write_output(out, lambda file: file.write(b"output\\n"))
+for stream in (sys.stdout, sys.stderr):
+    print("last", file=stream)
+"""
+
+
+@pytest.mark.parametrize("operator", [">", ">>"])
+@pytest.mark.parametrize(
+    ("number", "name"), [(1, "/dev/stdout"), (1, "log"), (2, "/dev/stderr"), (7, "/dev/fd/7")]
+)
+def test_what_a_descriptor_has_open_is_written_to_not_replaced(
+    tmp_path: Path, operator: str, number: int, name: str
+) -> None:
+    """As in the log of a batch job, where other lines come before and after the output."""
+    (tmp_path / "log").write_text("old\n")
+    script = f'"$@" {name} {number}{operator} log'
+    command = ["bash", "-c", script, "bash", sys.executable, "-c", PRINTER]
+    subprocess.run(command, cwd=tmp_path, env=environ(), check=True)
+    lines = ["output"] if number == 7 else ["first", "output", "last"]
+    before = ["old"] if operator == ">>" else []
+    assert (tmp_path / "log").read_text().splitlines() == before + lines
+
+
 def test_a_link_in_a_folder_is_replaced_not_followed(tmp_path: Path) -> None:
     (tmp_path / "mine").write_bytes(b"old")
     (tmp_path / "link").symlink_to("mine")
@@ -152,6 +185,16 @@ def test_reads_are_bounded(tmp_path: Path) -> None:
             read_bounded(path, limit)
     with pytest.raises(UserError, match="none: cannot be read"):
         read_json(tmp_path / "none", 8)
+
+
+def test_a_small_file_takes_little_memory_whatever_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abc")
+    tracemalloc.start()
+    try:
+        assert read_bounded(tmp_path / "f", 1 << 28) == b"abc"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_pipes_sockets_and_devices_are_refused_at_once(

@@ -147,10 +147,10 @@ def test_signals_reach_those_that_run(number: signal.Signals, tmp_path: Path) ->
     }
 
 
-@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_hang_up_that_is_ignored_stays_so(ends: signal.Signals, tmp_path: Path) -> None:
-    """As under ``nohup``; a script's job in the background ignores SIGINT, but can be stopped."""
-    ignore = ["sh", "-c", 'trap "" HUP INT; exec "$@"', "sh"]
+    """As under ``nohup``; other signals stop what ignores them because a batch script does."""
+    ignore = ["sh", "-c", 'trap "" HUP INT TERM USR1; exec "$@"', "sh"]
     with parent(ends, tmp_path, ignore) as process:
         process.send_signal(signal.SIGHUP)
         time.sleep(0.3)  # longer than the time between two looks at what runs

@@ -90,6 +90,13 @@ def test_bad_options_are_found_before_any_question_is_answered(
             score(run, root, option, nowhere)
     with pytest.raises(UserError, match="none"):
         score(run, root, "--wups", "--wordnet", nowhere.parent)
+    annotations = other / "train_annotations.json"
+    unknown = json.loads(annotations.read_text())
+    for each in unknown["annotations"]:
+        each["answers"] = [{"answer": "sofa"}]
+    annotations.write_text(json.dumps(unknown))
+    with pytest.raises(UserError, match=r"--answers-of .*, train: the run can give none"):
+        score(run, root, "--answers-of", other)
     hidden = ["--data", other, "--split", "test", "--out", tmp_path / "results.json"]
     with pytest.raises(UserError, match="hidden: no --wups, --per-question"):
         score(run, root, *hidden, "--per-question", tmp_path / "each.json")
@@ -211,6 +218,8 @@ def test_answers_of_a_data_set_whose_training_split_has_another_name(
     options += ["--features", "none", "--set", "model.name=question-only", "--epochs", "1"]
     assert train.main([*options, "--out", str(run), "--device", "cpu"]) == 0
     assert score(run, tmp_path, "--answers-of", drawn_folder) == 0
+    own = f"{tmp_path}/./data"
+    assert score(run, tmp_path, "--answers-of", own) == 0
 
 
 def test_per_question(

@@ -17,7 +17,7 @@ import torchvision
 from conftest import LIMIT, environ
 from safetensors.torch import load_file, save_file
 
-from vqa_repro import evaluate, extract, predict, train
+from vqa_repro import evaluate, extract, predict, report, train
 from vqa_repro.data.images import read_image
 from vqa_repro.features.backbones import FrozenBackbone, preprocess
 from vqa_repro.features.extractor import store_path
@@ -300,18 +300,36 @@ def test_features_for_a_run_are_extracted_with_its_weights_alone(
     trained = ["--data", str(few), "--set", "data.test=val", "--features", "vgg16-caffe"]
     trained += ["--root", str(tmp_path), "--epochs", "1", "--device", "cpu", "--out", str(run)]
     assert train.main(trained) == 0
-    path.unlink()
     other, renamed = tmp_path / "other.pth", tmp_path / "renamed.pth"
     state = torch.load(weights, weights_only=True)
     state["features.0.bias"][0] += 1
     torch.save(state, other)
     shutil.copy(weights, renamed)
-    given = [str(run), "--root", str(tmp_path), "--device", "cpu", "--weights"]
-    with pytest.raises(UserError, match="not the weights that made"):
-        evaluate.main([*given, str(other)])
-    assert not path.exists()
-    assert evaluate.main([*given, str(renamed)]) == 0
-    assert open_store(path).made_by == open_store(store).made_by
+    given = [str(run), "--root", str(tmp_path), "--device", "cpu"]
+    for main, arguments in (
+        (evaluate.main, given),
+        (report.main, ["--examples", *given]),
+        (train.main, [*trained, "--resume"]),
+    ):
+        path.unlink()
+        if main is train.main:
+            (run / "metrics.json").unlink()  # not finished
+        with pytest.raises(UserError, match=r"vgg16_random\.pth: missing.*--weights FILE"):
+            main(arguments)
+        with pytest.raises(UserError, match="not the weights that made"):
+            main([*arguments, "--weights", str(other)])
+        assert not path.exists()
+        assert main([*arguments, "--weights", str(renamed)]) == 0
+        assert open_store(path).made_by == open_store(store).made_by
+
+
+def test_a_known_checkpoint_that_is_missing_can_be_downloaded(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    made_by = {**open_store(store).made_by, "weights": "vgg19-dcbb9e9d.pth"}
+    with pytest.raises(UserError, match=r"missing.*checkpoints_setup\.py vgg19` downloads it"):
+        FrozenBackbone.like(made_by, None, torch.device("cpu"))
 
 
 def test_a_run_on_stored_features_answers_about_a_new_image(

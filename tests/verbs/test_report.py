@@ -122,6 +122,18 @@ def test_a_link_a_pipe_and_a_device_are_written_to_not_replaced(tmp_path: Path) 
             report.main([*command, str(tmp_path / bad)])
 
 
+def test_a_table_for_the_standard_output_is_added_to_the_log_of_a_job(tmp_path: Path) -> None:
+    log = tmp_path / "all.txt"
+    log.write_text("before\n")
+    command = [sys.executable, "-m", "vqa_repro.report", str(finished(tmp_path, 0, 45.0))]
+    command += ["--markdown", "--out", "/dev/stdout"]
+    with log.open("a") as file:
+        subprocess.run(command, env=environ(), stdout=file, check=True)
+    text = log.read_text()
+    assert text.startswith("before\n") and len(rows(text)) == 3
+    assert text.endswith("table: /dev/stdout\n")
+
+
 def test_an_unfinished_run_is_named(tmp_path: Path) -> None:
     folder = finished(tmp_path, 0, 45.0)
     (folder / "metrics.json").unlink()

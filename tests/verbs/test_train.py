@@ -136,20 +136,23 @@ def test_stopped_anywhere_and_resumed_equals_an_uninterrupted_run(
     assert (out / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_a_closed_terminal_costs_no_epoch(drawn_folder: Path, place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_size", [12, 1000])  # it is stopped in an epoch, or between two
+def test_a_closed_terminal_costs_no_epoch(
+    drawn_folder: Path, place: Path, tmp_path: Path, batch_size: int
+) -> None:
     """From then on, the terminal refuses what the training prints."""
     out = tmp_path / "run"
     terminal, end = pty.openpty()
     command = ["setsid", "--ctty", sys.executable, "-m", "vqa_repro.train"]
     command += options(drawn_folder, out, 10_000)
-    command += ["--set", "training.batch_size=1000"]  # an epoch has one step
+    command += ["--set", f"training.batch_size={batch_size}"]
     process = subprocess.Popen(command, cwd=place, env=environ(), stdin=end, stdout=end, stderr=end)
     os.close(end)
     printed = b""
     while b"epoch  3/" not in printed:
         printed += os.read(terminal, 1 << 16)
     os.close(terminal)
-    process.wait(timeout=LIMIT)
+    assert process.wait(timeout=LIMIT) == 128 + signal.SIGHUP
     run = open_run(out)
     epochs = [record["epoch"] for record in run.log() if record["type"] == "epoch"]
     saved = run.load_checkpoint(print)

@@ -67,6 +67,13 @@ def find_data_set(data: str) -> DataSet:
     raise UserError(f"--data {data}: no such folder or data set; there are {', '.join(DATASETS)}")
 
 
+def is_same(one: str, other: str) -> bool:
+    """Return whether both are the name of one data set, or paths of one folder."""
+    if one in DATASETS or other in DATASETS:
+        return one == other
+    return expand(one).resolve() == expand(other).resolve()
+
+
 def _load_folder(folder: Path, root: Path, split: str) -> Split:
     return load_folder(folder, split)
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vqa_repro.utils.errors import UserError, first_line
-from vqa_repro.utils.files import open_regular
+from vqa_repro.utils.files import open_regular, read_up_to
 from vqa_repro.utils.paths import dangling_link
 
 # The largest published file, VQA v2's training annotations, has 0.4 GB; the limit stops zip bombs.
@@ -79,8 +79,7 @@ class Source:
     def _bytes(self) -> bytes:
         try:
             with open_regular(self.path) as file:
-                # Python allocates the requested size, even if the file is far smaller.
-                data = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
+                data = read_up_to(file, MAX_BYTES)
         except OSError as error:
             why = dangling_link(self.path) or error.strerror
             raise UserError(f"{self.path}: cannot be read: {why}") from None

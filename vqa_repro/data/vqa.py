@@ -14,7 +14,6 @@ from vqa_repro.data.sources import Source, find, find_folder
 from vqa_repro.data.types import Example, Split
 from vqa_repro.utils.errors import UserError
 
-VERSIONS = ("v1", "v2")
 ANSWERS = 10  # human answers per question of VQA v1 and v2
 
 # Split -> its published subsets, and the half of each (None: all). SAN trains on train + one half

@@ -56,11 +56,12 @@ def examine(checkpoint: str, seconds: float, deep: bool = False) -> Facts:
     if torch:
         found, remarks = diagnose(driver, torch, build_here())
         problems, notes = problems + found, notes + remarks
-    packages, found = examine_packages(torch is not None, imported, seconds)
+    locked = read_lock(LOCK.read_text(encoding="utf-8")) if LOCK.exists() else {}
+    packages, found = examine_packages(torch is not None, imported, seconds, locked)
     problems += found
     found, remarks = check_variables(torch is not None)
     # These two first: they may be why others fail.
-    problems = found + check_installed_files(locked_names(), deep) + problems
+    problems = found + check_installed_files(set(locked), deep) + problems
     notes += remarks
     weights, found, remarks = examine_checkpoint(checkpoint, bool(torch), seconds)
     problems, notes = problems + found, notes + remarks
@@ -93,13 +94,12 @@ def verdict(problems: int, torch: Facts | None, devices: list[Facts]) -> str:
 
 
 def examine_packages(
-    torch_imports: bool, imported: set[str], seconds: float
+    torch_imports: bool, imported: set[str], seconds: float, locked: dict[str, set[str]]
 ) -> tuple[Facts, list[Finding]]:
     """Each package's version, the lock's, and whether it imports (None: that was not tried).
 
     What is not among the modules ``imported`` already is tried in a process of its own.
     """
-    locked = read_lock(LOCK.read_text(encoding="utf-8")) if LOCK.exists() else {}
     packages: Facts = {}
     problems = []
     for name, module in PACKAGES.items():
@@ -120,11 +120,6 @@ def examine_packages(
     if differing := differences(locked):
         problems.append(Finding(f"not as in {LOCK.name}: {'; '.join(differing)}", SYNC))
     return packages, problems
-
-
-def locked_names() -> set[str]:
-    """Return the names of the packages in the lock, none without one."""
-    return set(read_lock(LOCK.read_text(encoding="utf-8"))) if LOCK.exists() else set()
 
 
 def import_fix(failure: str) -> str:

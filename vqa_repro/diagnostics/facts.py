@@ -9,6 +9,7 @@ from typing import Any
 
 from vqa_repro.install.driver import driver_facts
 from vqa_repro.install.lockfile import installed_version
+from vqa_repro.install.redact import redact
 from vqa_repro.utils.subprocesses import run_limited
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +48,7 @@ def environment() -> Facts:
 
 
 def private(value: Any) -> Any:
-    """``value`` with the home folder shown as ~ and without the credentials in URLs."""
+    """``value`` with the home folder shown as ~ and without credentials (install/redact.py)."""
     if isinstance(value, dict):
         return {private(key): private(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -57,7 +58,7 @@ def private(value: Any) -> Any:
     home = os.path.expanduser("~")
     if len(Path(home).parts) > 1:
         value = re.sub(r"(?<![\w.-])" + re.escape(home) + r"(?![\w.-])", "~", value)
-    return re.sub(r"://[^/\s@]+@", "://***@", value)
+    return redact(value)
 
 
 def git_commit() -> str | None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqa_repro.utils.device import has_bfloat16
+from vqa_repro.utils.device import has_bfloat16, synchronize
 
 # Largest error allowed, relative to the largest value of the float64 result: about ten roundings.
 # Not tighter, because GPUs may round the inputs of float32 convolutions to TF32 (2**-11).
@@ -121,10 +121,10 @@ def _check_kernel(
         module, x = copy.deepcopy(module).to(dtype), x.to(dtype)
         reference = forward_backward(module, x, torch.device("cpu"), torch.float64)
         forward_backward(module, x, device, dtype)  # loads libraries, chooses algorithms
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         results = forward_backward(module, x, device, dtype)
-        _synchronize(device)
+        synchronize(device)
         report["milliseconds"] = round(1000 * (time.perf_counter() - start), 3)
         error = relative_error(results, reference)
         if not math.isfinite(error):
@@ -140,17 +140,12 @@ def throughput(device: torch.device, dtype: torch.dtype) -> float:
     n, repeats = (8192, 10) if device.type == "cuda" else (1024, 5)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     a @ b
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     for _ in range(repeats):
         a @ b
-    _synchronize(device)
+    synchronize(device)
     return 2 * n**3 * repeats / (time.perf_counter() - start) / 1e12
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def check_checkpoint(name: str, file: Path) -> dict[str, Any]:

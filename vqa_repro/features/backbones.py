@@ -105,8 +105,11 @@ class FrozenBackbone:
             )
         path = weights or checkpoints.checkpoint_dir() / made_by["weights"]
         if not path.is_file():
+            names = {known.filename: known.name for known in checkpoints.KNOWN}
+            name = names.get(made_by["weights"])
+            get = f"`python checkpoints_setup.py {name}` downloads it, or " if name else ""
             raise UserError(
-                f"{path}: missing; the features were made with {made_by['weights']}: name it "
+                f"{path}: missing; the features were made with {made_by['weights']}: {get}name it "
                 "with --weights FILE"
             )
         size, precision = made_by.get("size", 0), made_by.get("precision", "float32")

@@ -285,8 +285,8 @@ def _store_lock(path: Path) -> Iterator[None]:
 class Pixels:
     """The images themselves as rows: for networks that are trained with the model."""
 
-    def __init__(self, size: int, batch: int = 64) -> None:
-        self._shape = (batch, size, size, 3)
+    def __init__(self, size: int) -> None:
+        self._shape = (64, size, size, 3)  # of a batch
 
     def buffer(self) -> npt.NDArray[np.uint8]:
         return np.empty(self._shape, np.uint8)
@@ -296,12 +296,7 @@ class Pixels:
 
 
 def store_pixels(
-    images: Mapping[str, Path],
-    path: Path,
-    size: int,
-    *,
-    skip_damaged: bool = False,
-    world: World = SINGLE_PROCESS,
+    images: Mapping[str, Path], path: Path, size: int, *, skip_damaged: bool = False
 ) -> Store:
     """Store the images themselves, squashed to (size, size, 3) uint8; return the open store.
 
@@ -309,6 +304,4 @@ def store_pixels(
     """
     made_by = {"backbone": "none", "size": size}
     shape = (size, size, 3)
-    return ExtractionJob(
-        path, images, Pixels(size), shape, np.uint8, made_by, skip_damaged, world
-    ).run()
+    return ExtractionJob(path, images, Pixels(size), shape, np.uint8, made_by, skip_damaged).run()

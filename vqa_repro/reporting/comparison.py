@@ -17,7 +17,7 @@ from vqa_repro.recipe import Published, Recipe
 from vqa_repro.reporting.commands import option
 from vqa_repro.run import Run, open_run
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.files import read_bounded
+from vqa_repro.utils.files import read_json
 
 MAX_JSON = 2**22  # bytes of a run's small files
 
@@ -240,19 +240,8 @@ def read_environment(run: Run) -> dict[str, Any]:
     return environment
 
 
-def made_by(run: Run) -> dict[str, Any]:
-    """What made the features."""
-    made = run.features.get("made_by")
-    if not isinstance(made, dict):
-        raise UserError(f"{run.folder / 'features.json'}: does not say what made the features")
-    return made
-
-
 def read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(read_bounded(path, MAX_JSON))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
+    value = read_json(path, MAX_JSON)
     if not isinstance(value, dict):
         raise UserError(f"{path}: no JSON object")
     return value

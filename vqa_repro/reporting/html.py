@@ -21,7 +21,6 @@ from vqa_repro.reporting.comparison import (
     by_dataset,
     differences,
     group_runs,
-    made_by,
     metric_names,
     question_only,
 )
@@ -294,7 +293,7 @@ def _about(summary: RunSummary) -> dict[str, Any]:
             "commit": _in_words(environment.get("commit") or ""),
             "without": _in_words(environment.get("without", [])),
             "data": f"{data.name}: {data.train}, tested on {data.tested_on}; {answers}",
-            "features": _in_words(made_by(run)),
+            "features": _in_words(run.features["made_by"]),
         },
     }
 

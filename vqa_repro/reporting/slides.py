@@ -22,7 +22,6 @@ from vqa_repro.utils.paths import why_not_created
 
 EXAMPLES = 3  # of each list
 SHOWN = 6  # groups on the slide
-KINDS = ("png", "svg", "pdf")
 
 
 def write_slides(
@@ -30,7 +29,7 @@ def write_slides(
 ) -> list[Path]:
     """Write summary, curves, accuracy, and attention of each recipe's first examples.
 
-    kind: of KINDS. In English, with a note, if no installed font has ``language``.
+    kind: png, svg or pdf. In English, with a note, if no installed font has ``language``.
     """
     if not figures.can_show("".join(texts[language] for texts in messages().values())):
         print(

@@ -10,7 +10,6 @@ from vqa_repro.reporting.comparison import (
     RunSummary,
     by_dataset,
     group_runs,
-    made_by,
     metric_names,
 )
 from vqa_repro.utils.errors import UserError
@@ -82,7 +81,7 @@ def _made_with(runs: Sequence[RunSummary]) -> list[str]:
     environments = [run.environment for run in runs]
     devices = {f"{e['device']}, torch {e['packages'].get('torch')}": None for e in environments}
     lines = ["Trained on " + "; ".join(devices) + "."]
-    features = {str(made_by(run.run)): made_by(run.run) for run in runs}
+    features = {str(made): made for made in (run.run.features["made_by"] for run in runs)}
     features.pop(str(NO_IMAGE), None)
     for made in features.values():
         lines += ["Features: " + ", ".join(f"{key} {value}" for key, value in made.items()) + "."]

@@ -26,9 +26,9 @@ from vqa_repro.features.store import Store
 from vqa_repro.models.common import group_by_image
 from vqa_repro.models.ops import attention
 from vqa_repro.training.cuda_graphs import CudaGraphs
-from vqa_repro.training.step_check import CPU, SMALL, Result, check_recipe, synchronize
+from vqa_repro.training.step_check import CPU, SMALL, Result, check_recipe
 from vqa_repro.training.synthetic import Sizes, synthetic_data
-from vqa_repro.utils.device import choose_device, use_precision
+from vqa_repro.utils.device import choose_device, synchronize, use_precision
 from vqa_repro.utils.errors import first_line
 
 

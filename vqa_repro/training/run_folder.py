@@ -26,7 +26,9 @@ def choose_run(recipe: Recipe, out: Path | None, resume: bool) -> tuple[Path, Ru
     """Return the folder to train in, and the run in it that is to be resumed."""
     if out is None:
         if resume:
-            for folder in reversed([f for f in default_folders(recipe) if is_run(f)]):
+            there = set(os.listdir(RUNS)) if RUNS.is_dir() else set()
+            named = [folder for folder in default_folders(recipe) if folder.name in there]
+            for folder in filter(is_run, reversed(named)):
                 run = open_run(folder)
                 if run.recipe.options() == recipe.options():
                     return folder, run
@@ -50,9 +52,11 @@ def choose_run(recipe: Recipe, out: Path | None, resume: bool) -> tuple[Path, Ru
     return out, None
 
 
-def default_folders(recipe: Recipe) -> list[Path]:
-    names = [recipe.name, *(f"{recipe.name}-{n}" for n in range(2, 10_000))]
-    return [RUNS / name for name in names]
+def default_folders(recipe: Recipe) -> Iterator[Path]:
+    """Yield runs/NAME, runs/NAME-2, ..., which may exist."""
+    yield RUNS / recipe.name
+    for number in range(2, 10_000):
+        yield RUNS / f"{recipe.name}-{number}"
 
 
 def is_run(folder: Path) -> bool:
@@ -67,8 +71,9 @@ def claim_run(run: Run, environment: dict[str, Any], out: Path | None) -> Run:
     which names the training that uses the folder.
     """
     if out is None:
-        candidates = [folder for folder in default_folders(run.recipe) if not folder.exists()]
-        for folder in candidates:
+        for folder in default_folders(run.recipe):
+            if folder.exists():
+                continue
             try:
                 run = replace(run, folder=folder)
                 create_run(run, environment)

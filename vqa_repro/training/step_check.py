@@ -23,7 +23,7 @@ from vqa_repro.recipe import Recipe, Training, load_recipe
 from vqa_repro.training.cuda_graphs import CudaGraphs, GraphedStep, Recomputed, reason_for_eager
 from vqa_repro.training.step import Step
 from vqa_repro.training.synthetic import VQA_QUESTIONS, Sizes, synthetic_data
-from vqa_repro.utils.device import has_bfloat16, use_precision
+from vqa_repro.utils.device import has_bfloat16, synchronize, use_precision
 
 CPU = torch.device("cpu")
 SMALL, SMALL_WIDTH = Sizes(regions=9, channels=16, words=60, answers=10), 16
@@ -232,11 +232,6 @@ def time_rounds(
         if number >= 2:  # every batch size was seen twice, and captured
             rounds.append((time.perf_counter() - start) / len(batches))
     return 1000 * float(np.median(rounds))
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def check_recipe(name: str, device: torch.device) -> Iterator[tuple[str, Callable[[], Any]]]:

@@ -196,12 +196,10 @@ class Trackers:
 
 
 def options(run: Run) -> dict[str, Any]:
-    """Return the options of the recipe, as "section.key"."""
-    recipe = run.recipe.to_json()
+    """Return the options of the recipe, as "section.key"; None and lists as text."""
     return {
-        f"{section}.{key}": value if isinstance(value, bool | int | float | str) else str(value)
-        for section in ("data", "model", "training")
-        for key, value in recipe[section].items()
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in run.recipe.options().items()
     }
 
 

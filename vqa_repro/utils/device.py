@@ -58,6 +58,14 @@ def has_bfloat16(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) ->
         return False
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has computed all that it was given; a CPU has already."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def use_deterministic_algorithms() -> None:
     """Make results bit-for-bit reproducible on the same machine and torch version.
 

@@ -1,5 +1,6 @@
 """Errors of the user's input and environment: one line and exit code 2."""
 
+import errno
 import io
 import os
 import signal
@@ -10,6 +11,7 @@ from types import FrameType
 from vqa_repro.utils.subprocesses import run_limited
 
 EXIT_BAD_INPUT = 2
+EXIT_HANG_UP = 129  # as a shell reports SIGHUP
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 MAY_CRASH_BELOW = 4 << 30  # bytes of virtual memory: importing torch maps about 3 GiB
@@ -35,11 +37,11 @@ def main_guard(main: Callable[[], int]) -> None:
     """Run a verb's ``main`` and exit with its exit code.
 
     ``UserError``, a file that the system refuses and a full standard output become one line on
-    standard error and exit code 2; a broken pipe (``| head``), Ctrl-C, SIGTERM and a hang-up end
-    quietly, with the exit code that a shell expects. A package that cannot be loaded is named with
-    the variables that may be the cause. Anything else is a bug and keeps its traceback. Output is
-    line-buffered, also in the log of a batch job. Without a standard output (``>&-``) it is
-    discarded.
+    standard error and exit code 2; a broken pipe (``| head``), Ctrl-C, SIGTERM, a hang-up and a
+    terminal that is gone end quietly, with the exit code that a shell expects. A package that
+    cannot be loaded is named with the variables that may be the cause. Anything else is a bug and
+    keeps its traceback. Output is line-buffered, also in the log of a batch job. Without a standard
+    output (``>&-``) it is discarded.
     """
     leave_inspect_mode()
     if sys.stdout is None:
@@ -59,6 +61,9 @@ def main_guard(main: Callable[[], int]) -> None:
         sys.stdout = None  # Python flushes it once more at exit, which would print a second error
         code = EXIT_BROKEN_PIPE
     except (ImportError, OSError) as error:
+        if terminal_is_gone():
+            sys.stdout = sys.stderr = None
+            sys.exit(EXIT_HANG_UP)
         text = unloadable(error) if is_foreign(error) else refused(error)
         if not text:
             raise
@@ -73,6 +78,15 @@ def main_guard(main: Callable[[], int]) -> None:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
     sys.exit(code)
+
+
+def terminal_is_gone() -> bool:
+    """Return whether standard output is a terminal that was closed."""
+    try:
+        os.get_terminal_size(1)
+    except OSError as error:  # another one where it is no terminal
+        return error.errno == errno.EIO
+    return False
 
 
 def exit_on_signals() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -56,9 +57,17 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def write_output(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write to a ``path`` that the user named: as ``write_atomic`` does, but through a link.
 
-    A device or a pipe is written to, not replaced. Raise WriteError if that is not possible.
+    A device or a pipe is written to, not replaced; so is what one of our descriptors has open, for
+    example /dev/stdout redirected to a file. Raise WriteError if that is not possible.
     """
     try:
+        if (number := _descriptor(path)) is not None:
+            for stream in (sys.stdout, sys.stderr):
+                if stream:
+                    stream.flush()  # what was printed before
+            with os.fdopen(os.dup(number), "wb") as file:
+                write(file)
+            return
         if _is_device(path):
             with path.open("wb") as file:
                 write(file)
@@ -74,6 +83,8 @@ def check_writable(path: Path, option: str) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if _descriptor(path) is not None:
+            return
         if _is_device(path):  # to open a pipe would wait for its reader
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -83,6 +94,19 @@ def check_writable(path: Path, option: str) -> None:
     except OSError as error:
         why = reason(error, path.parent)
         raise UserError(f"{option} {path}: cannot be written: {why}; name another file") from None
+
+
+def _descriptor(path: Path) -> int | None:
+    """Return the descriptor, at least 1, that has open what ``path`` leads to; None if none has."""
+    try:
+        target = path.stat()
+    except FileNotFoundError:
+        return None
+    for number in range(1, 256):  # a shell chooses among these
+        with suppress(OSError):  # not open
+            if os.path.samestat(target, os.fstat(number)):
+                return number
+    return None
 
 
 def _is_device(path: Path) -> bool:
@@ -140,6 +164,14 @@ def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
     raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
 
 
+def read_up_to(file: BinaryIO, limit: int) -> bytes:
+    """Return the content of a regular file, of a larger one the first ``limit`` + 1 bytes.
+
+    Python allocates the requested size, even if the file is far smaller.
+    """
+    return file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
+
+
 def read_bounded(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
     """Return the content of a regular file of at most ``limit`` bytes.
 
@@ -147,7 +179,7 @@ def read_bounded(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
     """
     try:
         with open_regular(path, follow_links=follow_links) as file:
-            content = file.read(limit + 1)
+            content = read_up_to(file, limit)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > limit:

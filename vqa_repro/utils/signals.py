@@ -14,7 +14,8 @@ class SignalHandler:
     """A context manager: ``signal`` is the signal received since it was entered, or None.
 
     A second Ctrl-C raises KeyboardInterrupt at once. A hang-up that is ignored (``nohup``) stays
-    so; SIGINT, which a script's jobs in the background ignore, is handled all the same.
+    so. The others are handled also where the parent ignores them: SIGINT is ignored by a script's
+    jobs in the background, SIGTERM and SIGUSR1 by what a batch script with ``trap ''`` starts.
     """
 
     def __init__(self) -> None:
@@ -24,7 +25,8 @@ class SignalHandler:
         self._before = {
             number: signal.signal(number, self._receive)
             for number in _SIGNALS
-            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
+            if number != getattr(signal, "SIGHUP", None)
+            or signal.getsignal(number) != signal.SIG_IGN
         }
         return self
 
