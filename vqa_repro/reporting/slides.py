@@ -33,7 +33,7 @@ def write_slides(
     """
     if not figures.can_show("".join(texts[language] for texts in messages().values())):
         print(
-            f"--{kind}: no installed font has Chinese characters (Noto Sans CJK does): the figures "
+            f"--{kind}: no installed font has Chinese characters (Noto Sans CJK does): these "
             "are in English"
         )
         language = "en"
