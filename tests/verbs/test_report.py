@@ -498,7 +498,16 @@ def test_titles_follow_the_model_and_not_the_changed_recipe() -> None:
 def test_a_run_is_the_papers_procedure_only_unchanged() -> None:
     names = ("san-2-lstm-vqa-v2", "hiecoatt-parallel-coco-qa", "easy-vqa", "deeper-lstm-daquar")
     assert [procedure(load_recipe(n, {})) for n in names] == ["paper", "paper", "ours", ""]
-    assert procedure(load_recipe(names[0], {"training.learning_rate": 0.1})) == "ours"
+    for change in [
+        {"training.learning_rate": 0.1},
+        {"training.order": "grouped"},
+        {"model.dropout": 0.7},
+        {"model.input_dropout": 0.5},
+        {"model.init": "own"},
+        {"data.feature_scale": "auto"},
+    ]:
+        assert procedure(load_recipe("san-2-lstm-daquar-paper", change)) == "ours", change
+    assert procedure(load_recipe(names[0], {"model.layers": 1})) == "paper", "the model, not how"
     assert procedure(load_recipe(f"{names[0]}-fast", {})) == "ours"
     assert procedure(load_recipe(names[0], {"training.seed": 3})) == "paper"
     assert procedure(load_recipe(names[0], {"training.test_every": 1})) == "paper", "it only logs"

@@ -28,6 +28,8 @@ IN_TITLE = {
 
 # Options of [training] that are no part of the procedure: which run, and what it logs.
 NOT_TRAINED_BY = {"training.seed", "training.test_every"}
+# Options elsewhere that are, with every kind of dropout: what the network starts from.
+_ALSO_TRAINED_BY = {"model.init", "data.feature_scale"}
 
 
 def model_title(recipe: Recipe) -> str:
@@ -60,13 +62,22 @@ def procedure(recipe: Recipe) -> str:
     """Return how the run was trained: "paper" (the paper's procedure), "ours", or "" if no paper.
 
     SAN's procedure is SGD with momentum and a constant rate, HieCoAtt's RMSprop with an exponential
-    one, both on questions in independent random order. Any changed training option makes it ours.
+    one, both on questions in independent random order. Any change of how the model is trained, its
+    dropout or its initial values makes it ours.
     """
     papers = {"san": ("sgd", "constant", "iid"), "hiecoatt": ("rmsprop", "exponential", "iid")}
     name = recipe.model["name"]
     if name not in papers:
         return ""
-    ours = any(key.startswith("training.") for key in {*recipe.changed} - NOT_TRAINED_BY)
+    ours = any(map(_trained_by, recipe.changed))
     training = recipe.training
     same = (training.optimizer, training.schedule, training.order) == papers[name]
     return "paper" if same and not ours else "ours"
+
+
+def _trained_by(option: str) -> bool:
+    if option.startswith("training."):
+        return option not in NOT_TRAINED_BY
+    return option in _ALSO_TRAINED_BY or (
+        option.startswith("model.") and option.endswith("dropout")
+    )
