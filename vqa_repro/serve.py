@@ -92,7 +92,9 @@ def listen(args: argparse.Namespace, token: str) -> Server:
         return Server(PORT if args.port is None else args.port, runs, samples(folders), token)
     except (OSError, OverflowError) as error:
         if args.port is not None:
-            reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
+            reason = "no port has this number"
+            if isinstance(error, OSError):
+                reason = os.strerror(error.errno or 0)
             fix = "name another port, or 0 for any free one"
             raise UserError(f"--port {args.port}: {reason}; {fix}") from None
         print(f"port {PORT} is in use; serving on another one")

@@ -85,6 +85,16 @@ def test_a_name_that_the_locale_cannot_read_is_one_line(tmp_path: Path, words: l
     assert "export LC_ALL=C.UTF-8" in done.stderr
 
 
+def test_a_name_that_utf_8_cannot_read_is_to_be_renamed(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/d\xe9"
+    os.mkdir(folder)
+    command = [sys.executable, "-m", "vqa_repro.check", folder]
+    utf_8 = {**environ(), "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, env=utf_8, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "rename" in done.stderr and "LC_ALL" not in done.stderr
+
+
 def test_a_verb_names_the_variable_that_brings_a_broken_package(tmp_path: Path) -> None:
     (tmp_path / "numpy").mkdir()
     (tmp_path / "numpy" / "__init__.py").write_text("raise ImportError('\\n\\nof another Python')")

@@ -9,8 +9,11 @@ import pytest
 from conftest import PROJECT, environ
 from fontTools.ttLib import TTFont
 from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from vqa_repro.reporting import charts, comparison, figures
+from vqa_repro.reporting.comparison import Figure as Score
 
 
 @pytest.mark.parametrize(
@@ -44,6 +47,25 @@ def test_uniform_attention_looks_uniform_and_the_scale_starts_at_zero() -> None:
     assert top > 10 and indices.min() == 0 and indices.max() == len(figures.HEAT) - 1
     alpha = figures.HEAT[:, 3].astype(int)
     assert (np.diff(alpha) >= 0).all()
+
+
+def test_no_number_makes_its_bar_look_longer() -> None:
+    scores = [(8.3, 0.0, None), (3.5, None, 5.6), (14.9, 10.2, 46.2), (45.4, 1.0, 46.2)]
+    axes = Figure(figsize=(9, 3)).subplots()
+    figures.draw_accuracies(axes, [("SAN", Score(*score), None) for score in scores], "en")
+    canvas = FigureCanvasAgg(axes.figure)
+    canvas.draw()
+    draw = canvas.get_renderer()
+    bars = [bar.get_window_extent(draw) for bar in axes.patches]
+    for y, bar in enumerate(bars):
+        ours, *published = [text for text in axes.texts if text.get_position()[1] == y]
+        patch = ours.get_bbox_patch()
+        if patch is not None:  # it has the bar's color
+            assert patch.get_window_extent(draw).x1 <= bar.x1
+        else:
+            number = ours.get_window_extent(draw)
+            others = [bar, *(text.get_window_extent(draw) for text in published)]
+            assert not any(number.overlaps(other) for other in others)
 
 
 def test_a_font_that_was_installed_later_is_found(tmp_path: Path) -> None:

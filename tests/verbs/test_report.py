@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 from accessibility import unreachable, violations
 from conftest import LIMIT, environ
 from PIL import Image
@@ -25,6 +26,7 @@ from vqa_repro.data.types import Example, Split
 from vqa_repro.data.vocabulary import Vocabulary
 from vqa_repro.evaluation import examples
 from vqa_repro.evaluation.titles import model_title, procedure
+from vqa_repro.models.network import load_model
 from vqa_repro.recipe import load_recipe, recipe_names
 from vqa_repro.reporting import charts, commands, comparison, contrasts, figures, tables
 from vqa_repro.reporting import html as page
@@ -64,6 +66,14 @@ def test_nearly_all_right_does_not_read_as_all(tmp_path: Path) -> None:
         for seed, right in enumerate((99.96, 99.98))
     ]
     assert rows(tables.markdown(runs))[2][3] == "**99.97 ± 0.01** (+53.8)"
+
+
+def test_a_cnn_of_the_models_own_is_described_and_counted(finished: Path) -> None:
+    text = tables.markdown([RunSummary.load(finished)])
+    assert "backbone" not in text and "32 pixels a side" in text
+    network = load_model(open_run(finished), torch.device("cpu"))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert contrasts.weights_in(finished) == parameters
 
 
 def test_seeds_share_a_row_and_changed_recipes_have_their_own(

@@ -64,7 +64,7 @@ def find_data_set(data: str) -> DataSet:
             ("train", "val", "test"),
             f"{folder.resolve().name}-{digest}",
         )
-    raise UserError(f"--data {data}: no such folder or data set; there are {', '.join(DATASETS)}")
+    raise UserError(f"{data}: no such folder or data set; the data sets are {', '.join(DATASETS)}")
 
 
 def is_same(one: str, other: str) -> bool:

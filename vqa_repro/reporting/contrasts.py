@@ -1,5 +1,6 @@
 """What sets runs apart: sizes, questions that they answer differently, answers they confuse."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from vqa_repro.utils.files import read_json
 from vqa_repro.utils.schema import convert
 
 DETAILS = "score_details.json"  # in a run folder
+# Suffixes of what batch normalisation keeps, which is no parameter.
+BATCH_STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 CONFUSED = 30  # pairs kept of a run
 DISAGREEMENTS = 40  # questions shown
 
@@ -25,19 +28,14 @@ Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
 def weights_in(folder: Path) -> int | None:
-    """Return how many numbers model.safetensors holds; None if it is missing or damaged."""
+    """Return how many parameters model.safetensors holds; None if it is missing or damaged."""
     try:
         with safe_open(folder / "model.safetensors", "np") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
-    total = 0
-    for shape in shapes:
-        size = 1
-        for side in shape:
-            size *= int(side)
-        total += size
-    return total
+    parameters = (s for name, s in shapes.items() if not name.endswith(BATCH_STATISTICS))
+    return sum(math.prod(map(int, shape)) for shape in parameters)
 
 
 def confusions(results: Mapping[int, str], split: Split) -> list[tuple[str, str, int]]:

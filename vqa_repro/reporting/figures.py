@@ -165,6 +165,7 @@ def logarithmic(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+SHORT_BAR = 15  # percent: about the width of "14.9 ± 10.2"
 Accuracy = tuple[str, Score, Score | None]  # title, ours, that of the most frequent answer
 
 
@@ -186,8 +187,7 @@ def draw_accuracies(axes: Axes, figures: Sequence[Accuracy], language: str) -> N
     names = [textwrap.fill(drawable(title), 44) for title, *_ in figures]
     for y, (_, ours, prior) in enumerate(figures):
         bar = axes.barh(y, ours.mean, xerr=ours.deviation, height=0.5, capsize=3, color="C0")
-        over = {"facecolor": "C0", "edgecolor": "none", "pad": 1}  # the line may cross the number
-        axes.text(1, y, ours.text, va="center", color="w", bbox=over)
+        _write_accuracy(axes, y, ours)
         bar.set_label(translate("ours", language) if y == 0 else "")
         if ours.published is not None:
             (line,) = axes.plot([ours.published] * 2, [y - 0.4, y + 0.4], color="k", linewidth=2)
@@ -202,6 +202,18 @@ def draw_accuracies(axes: Axes, figures: Sequence[Accuracy], language: str) -> N
     axes.invert_yaxis()
     axes.set_xlabel(translate("accuracy_png", language))
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _write_accuracy(axes: Axes, y: int, ours: Score) -> None:
+    """Write the number on its bar, or right of one too short for it."""
+    if ours.mean >= SHORT_BAR:
+        over = {"facecolor": "C0", "edgecolor": "none", "pad": 1}  # the line may cross the number
+        axes.text(1, y, ours.text, va="center", color="w", bbox=over)
+        return
+    end = ours.mean + (ours.deviation or 0)
+    if ours.published is not None and ours.published < end + SHORT_BAR:
+        end = max(end, ours.published + 6)  # its number is there
+    axes.text(end + 1, y, ours.text, va="center")
 
 
 def over_picture(weights: Floats, size: tuple[int, int]) -> Floats:

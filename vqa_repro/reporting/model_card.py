@@ -60,8 +60,8 @@ def model_card(run: Run, metrics: dict[str, Any]) -> str:
     )
     if accuracy is not None:
         count = metrics.get("questions")
-        on = f" on {count:,} questions" if isinstance(count, int) else ""
-        lines.append(f"Accuracy on {recipe.data.tested_on}{on}: {accuracy}%.")
+        of = f" ({count:,} questions)" if isinstance(count, int) else ""
+        lines.append(f"Accuracy on {recipe.data.tested_on}{of}: {accuracy}%.")
     if metrics.get("prior") is not None:
         lines.append(
             f"Always giving the most frequent answer ({run.vocabulary.answers[0]}) scores "

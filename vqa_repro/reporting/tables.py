@@ -84,5 +84,8 @@ def _made_with(runs: Sequence[RunSummary]) -> list[str]:
     features = {str(made): made for made in (run.run.features["made_by"] for run in runs)}
     features.pop(str(NO_IMAGE), None)
     for made in features.values():
+        if made["backbone"] == "none":
+            lines += [f"Images of {made['size']} pixels a side, through a CNN of the model's own."]
+            continue
         lines += ["Features: " + ", ".join(f"{key} {value}" for key, value in made.items()) + "."]
     return lines

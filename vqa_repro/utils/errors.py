@@ -174,7 +174,8 @@ def undecodable(error: UnicodeEncodeError) -> str:
     """Return which name or argument holds bytes that the locale's encoding cannot read."""
     text = ascii(error.object)[1:-1]
     encoding = sys.getfilesystemencoding()
-    return f"{text:.200}: not {encoding} text, as the locale wants it; export LC_ALL=C.UTF-8"
+    fix = "rename it" if encoding == "utf-8" else "export LC_ALL=C.UTF-8"
+    return f"{text:.200}: not {encoding} text, as the locale wants it; {fix}"
 
 
 def unloadable(error: ImportError | OSError) -> str:
