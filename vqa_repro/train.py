@@ -64,6 +64,7 @@ def train(
     """
     from vqa_repro.evaluation.titles import model_title
     from vqa_repro.features.provider import Runtime
+    from vqa_repro.models.network import check_model
     from vqa_repro.training.prepare import build_network
     from vqa_repro.training.pretrained import check_pretrained, copy_pretrained
     from vqa_repro.training.run_folder import choose_run, lock_run, record_start
@@ -86,6 +87,7 @@ def train(
         continues = resumed and world.run_on_main(lambda: resumed.has_checkpoint)
         pretrained = not continues and (recipe.training.init_from or recipe.training.word_vectors)
         # Before features are extracted, which can take hours.
+        world.run_together(lambda: check_model(recipe))
         world.run_together(lambda: check_targets(recipe))
         if pretrained:
             world.run_together(lambda: check_pretrained(recipe.training))

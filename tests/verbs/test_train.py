@@ -321,6 +321,28 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("model.hiden=5", "san has no option 'hiden'"),
+        ("model.hidden=abc", "hidden = 'abc': expected a whole number"),
+        ("model.name=nope", "choose san, hiecoatt"),
+        ("model.fidelity=x", "choose paper or released"),
+    ],
+)
+def test_a_wrong_model_is_refused_before_features_are_extracted(
+    option: str,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    drawn_folder: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=line):
+        train.main([*options(drawn_folder, tmp_path / "run", 1), "--set", option])
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_folder_with_other_files_is_not_trained_into(
     finished: Path, drawn_folder: Path, tmp_path: Path
 ) -> None:
