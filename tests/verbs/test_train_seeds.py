@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +88,25 @@ def test_seeds_are_trained_resumed_and_compared(
     together = ["run-seed-0", "run-seed-1", "student", "--answers-of", str(drawn_folder)]
     assert evaluate.main([*together, "--split", "val", "--json"]) == 0
     assert 0 <= json.loads(capsys.readouterr().out)["overall"] <= 100
+
+
+@pytest.mark.slow
+def test_seeds_that_are_stopped_name_one_command_to_continue(
+    small: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "vqa_repro.train", *small, "--epochs", "100000"]
+    with subprocess.Popen(
+        [*command, "--seeds", "0-1", "--jobs", "2"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        logs = [tmp_path / f"run-seed-{seed}" / "log.jsonl" for seed in (0, 1)]
+        while process.poll() is None and not all(log.exists() for log in logs):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout
+        printed = process.stdout.read()
+    assert process.returncode == 143 and printed.count("stopped in epoch") == 2
+    assert "--resume" not in printed
+    assert printed.splitlines()[-1].endswith("the same command continues")
 
 
 @pytest.mark.parametrize("text", ["", "a", "3-1", "0-", "0,0", "-1", "0-5000"])

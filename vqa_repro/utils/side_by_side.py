@@ -120,6 +120,11 @@ def make_slots(count: int, gpus: Sequence[str]) -> list[dict[str, str]]:
     return slots
 
 
+def is_one_of_several() -> bool:
+    """Return whether this process is a command that runs in a slot of ``make_slots``."""
+    return JOBS_ON_GPU in os.environ
+
+
 def allowed_threads() -> int:
     """Return the number in OMP_NUM_THREADS (the first of "4,2"), or all cores without one."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
