@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqa_repro.recipe import Recipe, load_recipe, parse_value
+from vqa_repro.recipe import MOST_EPOCHS, Recipe, load_recipe, parse_value
 from vqa_repro.training.side_by_side import add_several_arguments, train_side_by_side
 from vqa_repro.utils.arguments import (
     add_device_option,
@@ -34,6 +34,7 @@ from vqa_repro.utils.arguments import (
     name_or_path_argument,
     parse_arguments,
     path_argument,
+    whole_number,
 )
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
 
@@ -190,7 +191,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cnn, none, a frozen backbone (vgg19, vgg19-caffe), or a feature store",
     )
     add_weights_option(parser)
-    parser.add_argument("--epochs", type=int, help="passes over the training questions")
+    parser.add_argument(
+        "--epochs",
+        type=whole_number(1, MOST_EPOCHS),
+        metavar="N",
+        help="passes over the training questions",
+    )
     add_several_arguments(parser)
     parser.add_argument(
         "--set",

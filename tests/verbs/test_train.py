@@ -290,6 +290,9 @@ def test_weights_of_another_model_are_refused(
         (["--set", "training.epoch=3"], "no option 'epoch'"),
         (["--set", "training.epochs=three"], "training.epochs: Expected `int`"),
         (["--set", "training.order=sorted"], "'grouped' or 'iid'"),
+        (["--set", "data.fold=0/5"], "data.fold: expected K/N, for example 2/5"),
+        (["--set", "training.teachers=[1]"], "training.teachers[0]: Expected `str`"),
+        (["--set", "model.name=3"], "[model] needs a name"),
         (["--set", "model.layer=3"], "san has no option 'layer'"),
         (["--set", "model.name=mcan"], "choose san, hiecoatt"),
         (["--set", "model.question=gru"], "choose lstm or cnn"),
@@ -318,6 +321,7 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(
     with pytest.raises(UserError) as error:
         train.main(given)
     assert line in str(error.value) and "\n" not in str(error.value)
+    assert ".toml" not in str(error.value), "a file of the package is not to blame"
     assert not (tmp_path / "runs").exists()
 
 
@@ -359,6 +363,19 @@ def test_the_command_line_reports_one_line_and_exit_code_2(tmp_path: Path) -> No
     done = run_verb("train", "--recipe", "none-such", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "given", [["--epochs", "0"], ["--epochs", "2000000"], ["--seed", "-1"], ["--jobs", "0"]]
+)
+def test_a_number_out_of_range_is_blamed_on_its_option(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train.main([f"{given[0]}={given[1]}"])
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert f"{given[0]}: '{given[1]}': a whole number from" in printed and ".toml" not in printed
 
 
 def test_hidden_answers_cannot_be_trained_on(

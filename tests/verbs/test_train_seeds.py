@@ -117,11 +117,12 @@ def test_seeds_that_make_no_sense(text: str, capsys: pytest.CaptureFixture[str])
     assert "seeds" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["1", "a", "5/", "/5"])
-def test_folds_that_make_no_sense(text: str) -> None:
+@pytest.mark.parametrize("text", ["1", "a", "5/", "/5", "0/5", "6/5", "1/1", "1/2/3"])
+def test_folds_that_make_no_sense(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         train.main(["--folds", text])
     assert ended.value.code == 2
+    assert "a number of folds (5), or one of them (2/5)" in capsys.readouterr().err
 
 
 def test_seeds_under_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

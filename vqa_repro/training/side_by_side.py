@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vqa_repro.recipe import HIGHEST_SEED
+from vqa_repro.utils.arguments import whole_number
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.side_by_side import Outcome, cores, make_slots, run_side_by_side
 
@@ -89,7 +91,12 @@ def visible_gpus(device: str) -> list[str]:
 def add_several_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that decide how many trainings there are."""
     seed = parser.add_mutually_exclusive_group()
-    seed.add_argument("--seed", type=int, help="of all random numbers (default: 0)")
+    seed.add_argument(
+        "--seed",
+        type=whole_number(0, HIGHEST_SEED),
+        metavar="N",
+        help="of all random numbers (default: 0)",
+    )
     seed.add_argument(
         "--seeds",
         type=seeds,
@@ -106,7 +113,7 @@ def add_several_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--jobs",
-        type=count,
+        type=whole_number(1, MAX_RUNS),
         metavar="N",
         help="runs side by side (default: one for each GPU, or CPU core)",
     )
@@ -140,15 +147,10 @@ def seeds(text: str) -> list[int]:
 
 def folds(text: str) -> str | int:
     """ "5" -> 5, all of five folds; "2/5" -> the second of five."""
-    number, slash, total = text.partition("/")
-    if number.isdecimal() and slash and total.isdecimal():
-        return text
-    if not text.isdecimal() or not 2 <= int(text) <= MAX_RUNS:
-        raise argparse.ArgumentTypeError(f"{text!r}: a number of folds (5), or one of them (2/5)")
-    return int(text)
-
-
-def count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_RUNS:
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 to {MAX_RUNS}")
-    return int(text)
+    number, slash, total = text.rpartition("/")
+    if total.isdecimal() and 2 <= int(total) <= MAX_RUNS:
+        if not slash:
+            return int(total)
+        if number.isdecimal() and 1 <= int(number) <= int(total):
+            return f"{int(number)}/{int(total)}"
+    raise argparse.ArgumentTypeError(f"{text!r}: a number of folds (5), or one of them (2/5)")
