@@ -288,7 +288,8 @@ def train_several(args: argparse.Namespace, words: Sequence[str]) -> int:
     from vqa_repro.reporting.tables import markdown
     from vqa_repro.training.run_folder import RUNS
 
-    trained = train_side_by_side(args, words, args.out or RUNS / read_recipe(args).name)
+    recipe = read_recipe(args)
+    trained = train_side_by_side(args, words, recipe, args.out or RUNS / recipe.name)
     if type(args.folds) is int and len(trained.finished) == args.folds:
         print("\n" + "\n".join(compare([trained.base])))
     elif type(args.folds) is not int and trained.finished:

@@ -14,7 +14,9 @@ from conftest import environ
 
 from vqa_repro import evaluate, report, train
 from vqa_repro.run import open_run
+from vqa_repro.training.side_by_side import Trained
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.side_by_side import Outcome
 
 
 @pytest.fixture
@@ -123,6 +125,25 @@ def test_folds_that_make_no_sense(text: str, capsys: pytest.CaptureFixture[str])
         train.main(["--folds", text])
     assert ended.value.code == 2
     assert "a number of folds (5), or one of them (2/5)" in capsys.readouterr().err
+
+
+def test_more_folds_than_images_are_refused_before_any_training(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"--folds.* N from 2 to 40"):
+        train.main([*small, "--folds", "41"])
+    assert capsys.readouterr().out == "" and not any(tmp_path.iterdir())
+
+
+def test_an_error_of_several_trainings_is_reported_once(tmp_path: Path) -> None:
+    codes = {"seed-0": 0, "seed-1": 2, "seed-2": 2, "seed-3": 1}
+    outcomes = {name: Outcome(code, f"error: {code} is bad") for name, code in codes.items()}
+    folders = {name: tmp_path / name for name in codes}
+    with pytest.raises(UserError) as failed:
+        Trained(tmp_path, folders, outcomes, 0).exit_code()
+    assert str(failed.value) == (
+        "3 of 4 trainings failed: seed-1, seed-2 (2 is bad); seed-3 (1 is bad)"
+    )
 
 
 def test_seeds_under_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
