@@ -547,7 +547,10 @@ def test_a_test_split_with_hidden_answers_is_answered_in_full(
 
 
 def test_questions_about_damaged_images_are_skipped_and_counted(
-    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(drawn_folder, tmp_path / "data")
@@ -559,6 +562,7 @@ def test_questions_about_damaged_images_are_skipped_and_counted(
     assert not (tmp_path / "run").exists()
     given = options(tmp_path / "data", tmp_path / "run", 1)
     assert train.main([*given, "--skip-damaged"]) == 0
+    assert "  39 training and 11 test images; " in capsys.readouterr().out
     without = json.loads((tmp_path / "run" / "environment.json").read_text())["without"]
     assert any(line.startswith("3 of 120 questions of train") for line in without)
     assert any(line.startswith("3 of 36 questions of val") for line in without)

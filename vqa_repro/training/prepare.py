@@ -153,9 +153,10 @@ def describe_features(recipe: Recipe, store: Store, count: int | None = None) ->
 
 
 def with_features(split: Split, store: Store) -> Split:
-    """Return ``split`` without the questions about damaged images."""
+    """Return ``split`` without damaged images and the questions about them."""
     examples = [example for example in split.examples if example.image in store.row_of]
-    return replace(split, examples=examples)
+    images = {image: path for image, path in split.images.items() if image in store.row_of}
+    return replace(split, examples=examples, images=images)
 
 
 def _load(data: Data, name: str, root: Path) -> Split:
