@@ -565,6 +565,7 @@ def test_questions_about_damaged_images_are_skipped_and_counted(
     assert "  39 training and 11 test images; " in capsys.readouterr().out
     without = json.loads((tmp_path / "run" / "environment.json").read_text())["without"]
     assert any(line.startswith("3 of 120 questions of train") for line in without)
+    assert sum(": 1 image is damaged (see " in line for line in without) == 2
     assert any(line.startswith("3 of 36 questions of val") for line in without)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["questions"] == 33
 

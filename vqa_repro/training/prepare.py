@@ -20,6 +20,7 @@ from vqa_repro.models.network import VQAModel, build, check_memory
 from vqa_repro.recipe import Data, Recipe
 from vqa_repro.run import Run
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.plurals import plural
 
 RANK_SEED = 7919  # difference between the seeds of two processes
 
@@ -189,5 +190,5 @@ def _skipped(split: Split, store: Store) -> str:
     images = len({example.image for example in skipped})
     return (
         f"{len(skipped):,} of {len(split.examples):,} questions of {split.name}: "
-        f"{images:,} images are damaged (see {store.path})"
+        f"{images:,} {plural(images, 'image is', 'images are')} damaged (see {store.path})"
     )
