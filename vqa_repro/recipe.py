@@ -6,6 +6,7 @@ Recipes are TOML files in ``vqa_repro/recipes/``; ``--recipe`` takes a name from
 import dataclasses
 import sys
 import typing
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +23,7 @@ else:
 
 FOLDER = Path(__file__).parent / "recipes"
 
+MOST_EPOCHS, HIGHEST_SEED = 10**6, 2**32
 # Recipes may be untrusted, so every number has a range.
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
@@ -36,7 +38,10 @@ class Data:
     train: str = "train"
     test: str = "test"
     # "2/5": train on four fifths of the training split, test on the second fifth (data/folds.py)
-    fold: Annotated[str, msgspec.Meta(pattern=r"^([1-9]\d{0,2}/[1-9]\d{0,2})?$")] = ""
+    fold: Annotated[
+        str,
+        msgspec.Meta(pattern=r"^([1-9]\d{0,2}/[1-9]\d{0,2})?$", description="K/N, for example 2/5"),
+    ] = ""
     validation: Share = 0.05  # share of the training images in the validation split
     # "cnn": a CNN trained with the model; "none": no image; "vgg19", "vgg19-caffe", ...: a frozen
     # backbone; otherwise the path of a feature store.
@@ -57,7 +62,7 @@ class Data:
 class Training:
     """The optimiser, its schedule, the batches and the stopping rule."""
 
-    epochs: Annotated[int, msgspec.Meta(ge=1, le=10**6)]
+    epochs: Annotated[int, msgspec.Meta(ge=1, le=MOST_EPOCHS)]
     learning_rate: NotNegative
     optimizer: Literal["adamw", "sgd", "rmsprop"] = "adamw"
     momentum: NotNegative = 0.9  # of sgd
@@ -92,7 +97,7 @@ class Training:
     patience: Annotated[int, msgspec.Meta(ge=0)] = 0  # early stopping, in epochs; 0: never
     # Of matrix products. "tf32": float32 numbers, whose products a GPU rounds to 11 bits.
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    seed: Annotated[int, msgspec.Meta(ge=0, le=2**32)] = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=HIGHEST_SEED)] = 0
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,8 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
             raise UserError(
                 f"{key}: there is no section {section!r}; there are {', '.join(_TABLES)}"
             )
+        if section in _SECTIONS:
+            _refuse_unknown(_SECTIONS[section], [option], f"[{section}]")
         values = raw.setdefault(section, {})
         if values.get(option, _default(section, option)) != value and key != "training.seed":
             raw["changed"] = sorted({*raw.get("changed", []), key})
@@ -186,7 +193,7 @@ def load_recipe(name: str, changes: dict[str, Any]) -> Recipe:
     other_questions = {"data.train", "data.test", "data.single_answers"}.intersection(changed)
     if other_questions or raw.get("data", {}).get("fold"):
         raw.pop("published", None)
-    return from_json(raw, str(path))
+    return from_json(raw, str(path), changes)
 
 
 def _default(section: str, option: str) -> Any:
@@ -235,18 +242,23 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def from_json(raw: Any, where: str) -> Recipe:
-    """Return the recipe that plain values describe.
+def from_json(raw: Any, where: str, changes: Collection[str] = ()) -> Recipe:
+    """Return the recipe that plain values describe; those at the keys ``changes`` are the user's.
 
-    Raise UserError that names ``where`` and the key of a value that is unknown, missing or wrong.
+    Raise UserError that names ``where``, but for the user's values, and the key of a value that is
+    unknown, missing or wrong.
     """
+
+    def place(key: str) -> str:
+        return "" if key.partition("[")[0] in changes else f"{where}: "
+
     if not isinstance(raw, dict):
         raise UserError(f"{where}: not a table of options")
     name = raw.get("name", "")
     if isinstance(name, str) and (name in (".", "..") or "/" in name or "\\" in name):
         raise UserError(f"{where}: name = {name!r} is a path; run folders are named after it")
     if not isinstance(raw.get("model"), dict) or not isinstance(raw["model"].get("name"), str):
-        raise UserError(f"{where}: [model] needs a name")
+        raise UserError(f"{place('model.name')}[model] needs a name")
     _refuse_unknown(Recipe, raw, where)
     for section, cls in _SECTIONS.items():
         if isinstance(raw.get(section), dict):
@@ -256,9 +268,8 @@ def from_json(raw: Any, where: str) -> Recipe:
     except msgspec.ValidationError as error:
         what, _, path = str(error).partition(" - at `$.")
         key = path.rstrip("`")
-        raise UserError(
-            f"{where}: {key}: {what}{_choices(key)}" if key else f"{where}: {what}"
-        ) from None
+        named = f"{key}: {_explain(key, what)}" if key else what
+        raise UserError(f"{place(key)}{named}") from None
 
 
 def upgrade(raw: Any) -> Any:
@@ -276,16 +287,20 @@ def upgrade(raw: Any) -> Any:
     return raw
 
 
-def _refuse_unknown(cls: type[Any], values: dict[str, Any], where: str) -> None:
+def _refuse_unknown(cls: type[Any], keys: Iterable[str], where: str) -> None:
     names = [each.name for each in dataclasses.fields(cls)]
-    for key in values:
+    for key in keys:
         if key not in names:
             raise UserError(f"{where} has no option {key!r}; there are {', '.join(sorted(names))}")
 
 
-def _choices(path: str) -> str:
-    """Return the values that an option with a fixed set of them accepts, as the end of a line."""
-    section, _, key = path.partition(".")
-    hint = typing.get_type_hints(_SECTIONS[section]).get(key) if section in _SECTIONS else None
-    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-    return f"; choose {' or '.join(map(repr, choices))}" if choices else ""
+def _explain(key: str, what: str) -> str:
+    """Return what is wrong with an option: ``what``, in words if it has a form, and its choices."""
+    section, _, option = key.partition(".")
+    if section not in _SECTIONS:
+        return what
+    hint = typing.get_type_hints(_SECTIONS[section], include_extras=True).get(option)
+    if typing.get_origin(hint) is Literal:
+        return f"{what}; choose {' or '.join(map(repr, typing.get_args(hint)))}"
+    form = next((meta.description for meta in getattr(hint, "__metadata__", ())), None)
+    return f"expected {form}" if form else what

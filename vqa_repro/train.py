@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqa_repro.recipe import Recipe, load_recipe, parse_value
+from vqa_repro.recipe import MOST_EPOCHS, Recipe, load_recipe, parse_value
 from vqa_repro.training.side_by_side import add_several_arguments, train_side_by_side
 from vqa_repro.utils.arguments import (
     add_device_option,
@@ -34,6 +34,7 @@ from vqa_repro.utils.arguments import (
     name_or_path_argument,
     parse_arguments,
     path_argument,
+    whole_number,
 )
 from vqa_repro.utils.errors import EXIT_BAD_INPUT, UserError, main_guard
 
@@ -64,6 +65,7 @@ def train(
     """
     from vqa_repro.evaluation.titles import model_title
     from vqa_repro.features.provider import Runtime
+    from vqa_repro.models.network import check_model
     from vqa_repro.training.prepare import build_network
     from vqa_repro.training.pretrained import check_pretrained, copy_pretrained
     from vqa_repro.training.run_folder import choose_run, lock_run, record_start
@@ -86,6 +88,7 @@ def train(
         continues = resumed and world.run_on_main(lambda: resumed.has_checkpoint)
         pretrained = not continues and (recipe.training.init_from or recipe.training.word_vectors)
         # Before features are extracted, which can take hours.
+        world.run_together(lambda: check_model(recipe))
         world.run_together(lambda: check_targets(recipe))
         if pretrained:
             world.run_together(lambda: check_pretrained(recipe.training))
@@ -188,7 +191,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cnn, none, a frozen backbone (vgg19, vgg19-caffe), or a feature store",
     )
     add_weights_option(parser)
-    parser.add_argument("--epochs", type=int, help="passes over the training questions")
+    parser.add_argument(
+        "--epochs",
+        type=whole_number(1, MOST_EPOCHS),
+        metavar="N",
+        help="passes over the training questions",
+    )
     add_several_arguments(parser)
     parser.add_argument(
         "--set",
@@ -280,7 +288,8 @@ def train_several(args: argparse.Namespace, words: Sequence[str]) -> int:
     from vqa_repro.reporting.tables import markdown
     from vqa_repro.training.run_folder import RUNS
 
-    trained = train_side_by_side(args, words, args.out or RUNS / read_recipe(args).name)
+    recipe = read_recipe(args)
+    trained = train_side_by_side(args, words, recipe, args.out or RUNS / recipe.name)
     if type(args.folds) is int and len(trained.finished) == args.folds:
         print("\n" + "\n".join(compare([trained.base])))
     elif type(args.folds) is not int and trained.finished:

@@ -196,9 +196,20 @@ def test_counts_overlap_coverage_and_damage_are_reported(tmp_path: Path) -> None
     assert " 0.0% of test" in report
     notes = data_notes(train, test)
     assert any("1 of 1 questions of test" in note for note in notes)
+    assert any("has more than 26 words and is truncated" in note for note in notes)
     assert any("3 images are in both" in note for note in notes)
+    assert "train: 1 question about 3 images\n" in report
     official = Split("vqa-v1", "train", train.examples, {})
     assert "248,349" in data_notes(official, official)[0]
+
+
+def test_a_single_image_is_not_several(tmp_path: Path) -> None:
+    image = {"a": tmp_path / "a.png"}
+    train, test = (Split("x", name, [], image) for name in ("train", "test"))
+    lines = report_lines(survey(train, test))
+    assert "train: 0 questions about 1 image" in lines
+    assert any(line.startswith("train: 1 image is missing or damaged: ") for line in lines)
+    assert "1 image is in both train and test" in lines
 
 
 def test_a_folder_to_train_on_by_folds_needs_no_test_split(

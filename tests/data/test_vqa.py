@@ -374,7 +374,7 @@ def test_own_images_of_any_size_and_missing_ones(tmp_path: Path) -> None:
     for number, size in ((1, (1, 1)), (2, (900, 7))):
         Image.new("RGB", size, "red").save(tmp_path / "images" / f"{number}.png")
     images = load_folder(tmp_path, "train").images
-    absent = f"1 of 3 images are missing or damaged: {tmp_path / 'images' / '3.jpg'} (missing)"
+    absent = f"1 of 3 images is missing or damaged: {tmp_path / 'images' / '3.jpg'} (missing)"
     assert absent in refusal(lambda: store_pixels(images, tmp_path / "p.safetensors", 8))
     Image.new("RGB", (50, 3000)).save(tmp_path / "images" / "3.webp")
     images = load_folder(tmp_path, "train").images

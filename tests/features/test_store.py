@@ -182,7 +182,7 @@ def test_damaged_images_are_counted_named_and_replaced_one_by_one(
     for name in "ace":
         images[name].unlink()  # read already
     picture(images["b"])
-    with pytest.raises(UserError, match=r"^1 of 5 images are missing or damaged: .*d\.png"):
+    with pytest.raises(UserError, match=r"^1 of 5 images is missing or damaged: .*d\.png"):
         store_pixels(images, path, 8)
     picture(images["d"], size=(9, 9))
     store = store_pixels(images, path, 8)

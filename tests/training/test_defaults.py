@@ -85,8 +85,9 @@ def test_photos_use_vgg19_if_its_weights_are_here(
 def test_a_line_before_training_states_coverage_and_prior() -> None:
     run = Run(Path("r"), defaults.load_recipe("easy-vqa", {}), Vocabulary((), ("yes", "no")), {})
     train = split({"yes": 3, "no": 1, "maybe": 1})
-    test = split({"yes": 1, "no": 2, "never": 1}, name="test")
+    test = split({"yes": 1, "no": 2, "never": 1}, {"1": Path("1.png")}, name="test")
     data = PreparedData(*[None] * 6, train, test, [])  # type: ignore[arg-type]
     line = defaults.coverage_line(run, data)
 
+    assert line.startswith("  0 training and 1 test image; ")
     assert "80.0% of train" in line and "75.0% of test" in line and '"yes" scores 25.0%' in line

@@ -70,10 +70,23 @@ def test_gpus_keep_the_names_that_cuda_knows(
 
 def test_slots_share_the_cores_and_take_turns_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqa_repro.utils.side_by_side.cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     slots = make_slots(3, ["0", "GPU-1"])
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0", "GPU-1", "0"]
     assert {slot["OMP_NUM_THREADS"] for slot in slots} == {"2"}
     assert {slot["OMP_NUM_THREADS"] for slot in make_slots(20, [])} == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("allowed", "threads"),
+    [("1", "1"), ("3", "3"), ("16", "4"), ("3,2", "3"), ("0", "4"), ("many", "4"), ("", "4")],
+)
+def test_slots_use_no_more_threads_than_the_user_allows(
+    allowed: str, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqa_repro.utils.side_by_side.cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", allowed)
+    assert {slot["OMP_NUM_THREADS"] for slot in make_slots(2, [])} == {threads}
 
 
 TALKERS = """

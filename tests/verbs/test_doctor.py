@@ -42,6 +42,22 @@ def write_program(folder: Path, name: str, script: str) -> Path:
     return program
 
 
+@pytest.mark.parametrize(
+    ("problems", "gpus", "threads", "ends"),
+    [
+        (0, 0, 1, "training will use 1 core."),
+        (0, 0, 2, "training will use 2 cores."),
+        (0, 1, 2, "healthy: 1 GPU (card)."),
+        (0, 2, 2, "healthy: 2 GPUs (card)."),
+        (1, 0, 1, "broken: 1 problem."),
+        (2, 0, 1, "broken: 2 problems."),
+    ],
+)
+def test_the_verdict_counts(problems: int, gpus: int, threads: int, ends: str) -> None:
+    found = checks.verdict(problems, {"gpus": gpus, "threads": threads}, [{"name": "card"}])
+    assert found.endswith(ends)
+
+
 # --- whole runs ------------------------------------------------------------------------------
 
 

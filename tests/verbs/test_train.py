@@ -290,6 +290,9 @@ def test_weights_of_another_model_are_refused(
         (["--set", "training.epoch=3"], "no option 'epoch'"),
         (["--set", "training.epochs=three"], "training.epochs: Expected `int`"),
         (["--set", "training.order=sorted"], "'grouped' or 'iid'"),
+        (["--set", "data.fold=0/5"], "data.fold: expected K/N, for example 2/5"),
+        (["--set", "training.teachers=[1]"], "training.teachers[0]: Expected `str`"),
+        (["--set", "model.name=3"], "[model] needs a name"),
         (["--set", "model.layer=3"], "san has no option 'layer'"),
         (["--set", "model.name=mcan"], "choose san, hiecoatt"),
         (["--set", "model.question=gru"], "choose lstm or cnn"),
@@ -318,7 +321,30 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(
     with pytest.raises(UserError) as error:
         train.main(given)
     assert line in str(error.value) and "\n" not in str(error.value)
+    assert ".toml" not in str(error.value), "a file of the package is not to blame"
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("model.hiden=5", "san has no option 'hiden'"),
+        ("model.hidden=abc", "hidden = 'abc': expected a whole number"),
+        ("model.name=nope", "choose san, hiecoatt"),
+        ("model.fidelity=x", "choose paper or released"),
+    ],
+)
+def test_a_wrong_model_is_refused_before_features_are_extracted(
+    option: str,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    drawn_folder: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=line):
+        train.main([*options(drawn_folder, tmp_path / "run", 1), "--set", option])
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_with_other_files_is_not_trained_into(
@@ -337,6 +363,19 @@ def test_the_command_line_reports_one_line_and_exit_code_2(tmp_path: Path) -> No
     done = run_verb("train", "--recipe", "none-such", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "given", [["--epochs", "0"], ["--epochs", "2000000"], ["--seed", "-1"], ["--jobs", "0"]]
+)
+def test_a_number_out_of_range_is_blamed_on_its_option(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train.main([f"{given[0]}={given[1]}"])
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert f"{given[0]}: '{given[1]}': a whole number from" in printed and ".toml" not in printed
 
 
 def test_hidden_answers_cannot_be_trained_on(
@@ -508,7 +547,10 @@ def test_a_test_split_with_hidden_answers_is_answered_in_full(
 
 
 def test_questions_about_damaged_images_are_skipped_and_counted(
-    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(drawn_folder, tmp_path / "data")
@@ -520,8 +562,10 @@ def test_questions_about_damaged_images_are_skipped_and_counted(
     assert not (tmp_path / "run").exists()
     given = options(tmp_path / "data", tmp_path / "run", 1)
     assert train.main([*given, "--skip-damaged"]) == 0
+    assert "  39 training and 11 test images; " in capsys.readouterr().out
     without = json.loads((tmp_path / "run" / "environment.json").read_text())["without"]
     assert any(line.startswith("3 of 120 questions of train") for line in without)
+    assert sum(": 1 image is damaged (see " in line for line in without) == 2
     assert any(line.startswith("3 of 36 questions of val") for line in without)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["questions"] == 33
 

@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,9 @@ from conftest import environ
 
 from vqa_repro import evaluate, report, train
 from vqa_repro.run import open_run
+from vqa_repro.training.side_by_side import Trained
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.side_by_side import Outcome
 
 
 @pytest.fixture
@@ -86,6 +92,25 @@ def test_seeds_are_trained_resumed_and_compared(
     assert 0 <= json.loads(capsys.readouterr().out)["overall"] <= 100
 
 
+@pytest.mark.slow
+def test_seeds_that_are_stopped_name_one_command_to_continue(
+    small: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "vqa_repro.train", *small, "--epochs", "100000"]
+    with subprocess.Popen(
+        [*command, "--seeds", "0-1", "--jobs", "2"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        logs = [tmp_path / f"run-seed-{seed}" / "log.jsonl" for seed in (0, 1)]
+        while process.poll() is None and not all(log.exists() for log in logs):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout
+        printed = process.stdout.read()
+    assert process.returncode == 143 and printed.count("stopped in epoch") == 2
+    assert "--resume" not in printed
+    assert printed.splitlines()[-1].endswith("the same command continues")
+
+
 @pytest.mark.parametrize("text", ["", "a", "3-1", "0-", "0,0", "-1", "0-5000"])
 def test_seeds_that_make_no_sense(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -94,11 +119,31 @@ def test_seeds_that_make_no_sense(text: str, capsys: pytest.CaptureFixture[str])
     assert "seeds" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["1", "a", "5/", "/5"])
-def test_folds_that_make_no_sense(text: str) -> None:
+@pytest.mark.parametrize("text", ["1", "a", "5/", "/5", "0/5", "6/5", "1/1", "1/2/3"])
+def test_folds_that_make_no_sense(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         train.main(["--folds", text])
     assert ended.value.code == 2
+    assert "a number of folds (5), or one of them (2/5)" in capsys.readouterr().err
+
+
+def test_more_folds_than_images_are_refused_before_any_training(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"--folds.* N from 2 to 40"):
+        train.main([*small, "--folds", "41"])
+    assert capsys.readouterr().out == "" and not any(tmp_path.iterdir())
+
+
+def test_an_error_of_several_trainings_is_reported_once(tmp_path: Path) -> None:
+    codes = {"seed-0": 0, "seed-1": 2, "seed-2": 2, "seed-3": 1}
+    outcomes = {name: Outcome(code, f"error: {code} is bad") for name, code in codes.items()}
+    folders = {name: tmp_path / name for name in codes}
+    with pytest.raises(UserError) as failed:
+        Trained(tmp_path, folders, outcomes, 0).exit_code()
+    assert str(failed.value) == (
+        "3 of 4 trainings failed: seed-1, seed-2 (2 is bad); seed-3 (1 is bad)"
+    )
 
 
 def test_seeds_under_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from vqa_repro.data.images import DamagedImageError, read_image
 from vqa_repro.data.types import Split
 from vqa_repro.data.vocabulary import MAX_QUESTION_LENGTH, is_too_long
+from vqa_repro.utils.plurals import plural
 
 # Questions as published (docs/data.md); of DAQUAR also those with a single answer (SAN, section
 # 4.1). Other counts mean different data under the same names.
@@ -43,13 +44,15 @@ def data_notes(*splits: Split) -> list[str]:
         cut = sum(is_too_long(example.question) for example in split.examples)
         if cut:
             notes.append(
-                f"{cut:,} of {len(split.examples):,} questions of {split.name} have more than "
-                f"{MAX_QUESTION_LENGTH} words and are truncated"
+                f"{cut:,} of {len(split.examples):,} questions of {split.name} "
+                f"{plural(cut, 'has', 'have')} more than {MAX_QUESTION_LENGTH} words and "
+                f"{plural(cut, 'is', 'are')} truncated"
             )
     if train.name != test.name:
         shared = len(_files(train) & _files(test))
         if shared:
-            notes.append(f"{shared:,} images are in both {train.name} and {test.name}")
+            are = plural(shared, "image is", "images are")
+            notes.append(f"{shared:,} {are} in both {train.name} and {test.name}")
     return notes
 
 
@@ -93,11 +96,16 @@ def report_lines(facts: dict[str, Any]) -> list[str]:
     lines = []
     for split in facts["splits"]:
         name = split["name"]
-        lines.append(f"{name}: {split['questions']:,} questions about {split['images']:,} images")
+        asked, images = split["questions"], split["images"]
+        lines.append(
+            f"{name}: {asked:,} {plural(asked, 'question', 'questions')} about {images:,} "
+            f"{plural(images, 'image', 'images')}"
+        )
         bad = {**dict.fromkeys(split["missing"], "missing"), **split["damaged"]}
         if bad:
             first = ", ".join(f"{path} ({why})" for path, why in list(bad.items())[:5])
-            lines.append(f"{name}: {len(bad):,} images are missing or damaged: {first}")
+            are = plural(len(bad), "image is", "images are")
+            lines.append(f"{name}: {len(bad):,} {are} missing or damaged: {first}")
         if split["covered"] is not None:
             lines.append(
                 f"answers: {split['covered']:.1f}% of {name} can be answered with the "

@@ -67,8 +67,8 @@ def split_fold(split: Split, fold: str, sequences: bool) -> tuple[Split, Split]:
     folds = assign_folds(groups, int(count))
     if int(count) < 2 or int(number) > int(count) or int(count) > len(folds):
         raise UserError(
-            f'data.fold = "{fold}": write K/N with K from 1 to N and N from 2 to {len(folds)}, '
-            f"the groups of images in {split.data}, {split.name}"
+            f'data.fold = "{fold}" (--folds): write K/N with K from 1 to N and N from 2 to '
+            f"{len(folds)}, the groups of images in {split.data}, {split.name}"
         )
 
     def part(name: str, inside: bool) -> Split:

@@ -33,6 +33,7 @@ from vqa_repro.install.lockfile import (
     read_lock,
 )
 from vqa_repro.utils.errors import address_space_limit
+from vqa_repro.utils.plurals import plural
 from vqa_repro.utils.subprocesses import ProcessResult, run_limited
 
 LOCK = ROOT / lock_of(build_here())
@@ -86,11 +87,12 @@ def examine(checkpoint: str, seconds: float, deep: bool = False) -> Facts:
 
 def verdict(problems: int, torch: Facts | None, devices: list[Facts]) -> str:
     if problems or not torch:
-        return f"broken: {problems} problem{'s' if problems > 1 else ''}."
+        return f"broken: {problems} {plural(problems, 'problem', 'problems')}."
     if not torch["gpus"]:
-        return f"healthy: CPU only (no GPU seen); training will use {torch['threads']} cores."
+        cores = f"{torch['threads']} {plural(torch['threads'], 'core', 'cores')}"
+        return f"healthy: CPU only (no GPU seen); training will use {cores}."
     cards = ", ".join(device["name"] for device in devices)
-    return f"healthy: {torch['gpus']} GPU{'s' if torch['gpus'] > 1 else ''} ({cards})."
+    return f"healthy: {torch['gpus']} {plural(torch['gpus'], 'GPU', 'GPUs')} ({cards})."
 
 
 def examine_packages(

@@ -30,6 +30,7 @@ from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.files import reason
 from vqa_repro.utils.memory import processes_here
 from vqa_repro.utils.paths import describe_missing, why_not_created
+from vqa_repro.utils.plurals import plural
 from vqa_repro.utils.progress import Progress
 from vqa_repro.utils.side_by_side import cores
 
@@ -102,7 +103,8 @@ class ExtractionJob:
                 )
             if damaged and (not self.skip_damaged or len(damaged) == len(keys)):
                 raise DamagedImagesError(
-                    f"{len(damaged):,} of {len(self.images):,} images are missing or damaged: "
+                    f"{len(damaged):,} of {len(self.images):,} images "
+                    f"{plural(len(damaged), 'is', 'are')} missing or damaged: "
                     f"{few(damaged, self.images)}; fix them and re-run"
                 )
             self.world.run_on_main(lambda: writer.finish({**left_out, **damaged}))

@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from vqa_repro.data.vocabulary import Vocabulary
 from vqa_repro.models import MODELS, SAN, HieCoAtt
 from vqa_repro.models.cnn import SmallCNN
 from vqa_repro.models.common import ModelOutput
+from vqa_repro.recipe import Recipe
 from vqa_repro.run import WIDEST, Run
 from vqa_repro.utils.device import has_bfloat16, use_precision
 from vqa_repro.utils.errors import UserError
@@ -113,6 +115,12 @@ def build(run: Run) -> VQAModel:
         return VQAModel(cnn, answerer, run.features["scale"], precision, recipe.training.regions)
     except (ValueError, TypeError) as error:
         raise UserError(f"[model] {name}: {error}") from None
+
+
+def check_model(recipe: Recipe) -> None:
+    """Raise the UserError of ``build`` for the model of ``recipe``, whatever its data."""
+    with empty_weights():
+        build(Run(Path(), recipe, Vocabulary(("",), ("",)), {"channels": 1, "scale": 1.0}))
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from vqa_repro.recipe import Recipe, load_recipe
 from vqa_repro.run import Run
 from vqa_repro.training.prepare import PreparedData
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.plurals import plural
 
 ALL_ANSWERS = 1000  # up to so many, every answer is a class
 COVERED = 0.95  # share of the training questions that the classes cover beyond that
@@ -116,7 +117,8 @@ def coverage_line(run: Run, data: PreparedData) -> str:
     """Return a line on images, the share of questions covered, and the prior; "" if hidden."""
     answers = run.vocabulary.answers
     train, test = data.train_split, data.test_split
-    line = f"  {len(train.images):,} training and {len(test.images):,} test images; "
+    images = plural(len(test.images), "image", "images")
+    line = f"  {len(train.images):,} training and {len(test.images):,} test {images}; "
     line += f"the answers cover {coverage(train, answers):.1f}% of {train.name}"
     figures = prior_and_coverage(test, answers)
     if not figures:

@@ -29,7 +29,9 @@ from vqa_repro.training.trackers import Trackers
 from vqa_repro.utils.device import use_precision
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.progress import Progress
+from vqa_repro.utils.side_by_side import is_one_of_several
 from vqa_repro.utils.signals import SignalHandler
+from vqa_repro.utils.torch_utils import random_state, set_random_state
 
 LOG_EVERY = 20  # steps
 SAVE_EVERY = 60.0  # seconds of work that a kill can cost
@@ -40,9 +42,11 @@ class Stopped(Exception):
 
     def __init__(self, run: Run, epoch: int, signal: SignalHandler) -> None:
         folder = shlex.quote(str(run.folder))
+        # Of several trainings side by side, the command that started them says how to continue.
+        again = f"  continue: the same command with --resume --out {folder}\n"
         super().__init__(
             f"stopped in epoch {epoch} of {run.recipe.training.epochs}; saved in {run.folder}\n"
-            f"  continue: the same command with --resume --out {folder}\n"
+            f"{'' if is_one_of_several() else again}"
             f"  use it as it is: python -m vqa_repro.predict {folder} --image I --question Q"
         )
         self.exit_code = signal.exit_code or 143  # another process got the signal
@@ -334,16 +338,3 @@ def describe_epoch(record: dict[str, Any], epochs: int) -> str:
         f"accuracy {record['accuracy']:.2f}%{validation}; "
         f"{record['questions_per_second']:,.0f} questions/s, {left:.0f} s left"
     )
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

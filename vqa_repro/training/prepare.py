@@ -20,6 +20,7 @@ from vqa_repro.models.network import VQAModel, build, check_memory
 from vqa_repro.recipe import Data, Recipe
 from vqa_repro.run import Run
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.plurals import plural
 
 RANK_SEED = 7919  # difference between the seeds of two processes
 
@@ -153,9 +154,10 @@ def describe_features(recipe: Recipe, store: Store, count: int | None = None) ->
 
 
 def with_features(split: Split, store: Store) -> Split:
-    """Return ``split`` without the questions about damaged images."""
+    """Return ``split`` without damaged images and the questions about them."""
     examples = [example for example in split.examples if example.image in store.row_of]
-    return replace(split, examples=examples)
+    images = {image: path for image, path in split.images.items() if image in store.row_of}
+    return replace(split, examples=examples, images=images)
 
 
 def _load(data: Data, name: str, root: Path) -> Split:
@@ -188,5 +190,5 @@ def _skipped(split: Split, store: Store) -> str:
     images = len({example.image for example in skipped})
     return (
         f"{len(skipped):,} of {len(split.examples):,} questions of {split.name}: "
-        f"{images:,} images are damaged (see {store.path})"
+        f"{images:,} {plural(images, 'image is', 'images are')} damaged (see {store.path})"
     )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vqa_repro.recipe import HIGHEST_SEED, Recipe
+from vqa_repro.utils.arguments import whole_number
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.side_by_side import Outcome, cores, make_slots, run_side_by_side
 
@@ -38,28 +40,35 @@ class Trained(NamedTuple):
                 "command continues"
             )
             return self.signal_code
-        failed = [
-            f"{name} ({outcome.last_line.removeprefix('error: ') or f'exit code {outcome.code}'})"
-            for name, outcome in self.outcomes.items()
-            if outcome.code
-        ]
+        failed: dict[str, list[str]] = {}  # by error
+        for name, outcome in self.outcomes.items():
+            if outcome.code:
+                line = outcome.last_line.removeprefix("error: ") or f"exit code {outcome.code}"
+                failed.setdefault(line, []).append(name)
         if failed:
-            raise UserError(
-                f"{len(failed)} of {len(self.outcomes)} trainings failed: {'; '.join(failed)}"
-            )
+            count = sum(map(len, failed.values()))
+            each = "; ".join(f"{', '.join(names)} ({line})" for line, names in failed.items())
+            raise UserError(f"{count} of {len(self.outcomes)} trainings failed: {each}")
         return 0
 
 
-def train_side_by_side(args: argparse.Namespace, words: Sequence[str], base: Path) -> Trained:
+def train_side_by_side(
+    args: argparse.Namespace, words: Sequence[str], recipe: Recipe, base: Path
+) -> Trained:
     """Run ``train`` with its command line ``words`` once for each seed or fold of ``args``.
 
-    The run folders are BASE-seed-3, BASE-fold-1; those that exist are resumed. Unless --jobs says
-    how many run at a time, there is one for each GPU, or CPU core. Raise UserError under torchrun,
-    which divides a single training, and for several seeds of several folds.
+    recipe: of the first of them. The run folders are BASE-seed-3, BASE-fold-1; those that exist are
+    resumed. Unless --jobs says how many run at a time, there is one for each GPU, or CPU core.
+    Raise UserError under torchrun, which divides a single training, for several seeds of several
+    folds, and for data that cannot be read or has fewer groups of images than there are folds.
     """
+    from vqa_repro.training.prepare import load_splits
+
     if os.environ.get("WORLD_SIZE", "").strip() not in ("", "1"):
         raise UserError("torchrun divides a single training; start several with python -m")
     options = options_of_each(args)
+    if recipe.data.fold:
+        load_splits(recipe, args.root)  # one error now, instead of one from every training
     folders = {name: Path(f"{base}-{name}") for name in options}
     commands = {
         name: [
@@ -89,7 +98,12 @@ def visible_gpus(device: str) -> list[str]:
 def add_several_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that decide how many trainings there are."""
     seed = parser.add_mutually_exclusive_group()
-    seed.add_argument("--seed", type=int, help="of all random numbers (default: 0)")
+    seed.add_argument(
+        "--seed",
+        type=whole_number(0, HIGHEST_SEED),
+        metavar="N",
+        help="of all random numbers (default: 0)",
+    )
     seed.add_argument(
         "--seeds",
         type=seeds,
@@ -106,7 +120,7 @@ def add_several_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--jobs",
-        type=count,
+        type=whole_number(1, MAX_RUNS),
         metavar="N",
         help="runs side by side (default: one for each GPU, or CPU core)",
     )
@@ -140,15 +154,10 @@ def seeds(text: str) -> list[int]:
 
 def folds(text: str) -> str | int:
     """ "5" -> 5, all of five folds; "2/5" -> the second of five."""
-    number, slash, total = text.partition("/")
-    if number.isdecimal() and slash and total.isdecimal():
-        return text
-    if not text.isdecimal() or not 2 <= int(text) <= MAX_RUNS:
-        raise argparse.ArgumentTypeError(f"{text!r}: a number of folds (5), or one of them (2/5)")
-    return int(text)
-
-
-def count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_RUNS:
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 to {MAX_RUNS}")
-    return int(text)
+    number, slash, total = text.rpartition("/")
+    if total.isdecimal() and 2 <= int(total) <= MAX_RUNS:
+        if not slash:
+            return int(total)
+        if number.isdecimal() and 1 <= int(number) <= int(total):
+            return f"{int(number)}/{int(total)}"
+    raise argparse.ArgumentTypeError(f"{text!r}: a number of folds (5), or one of them (2/5)")

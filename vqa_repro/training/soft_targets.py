@@ -25,6 +25,7 @@ from vqa_repro.run import Run, open_run
 from vqa_repro.training.prepare import PreparedData
 from vqa_repro.utils.errors import UserError
 from vqa_repro.utils.memory import explain_out_of_memory
+from vqa_repro.utils.plurals import plural
 
 SIMILAR = 0.9  # least WUP similarity of a similar answer
 
@@ -181,9 +182,10 @@ def _loader_of(teacher: Run, data: PreparedData, runtime: Runtime) -> FeatureLoa
     """
     store = open_features_of(teacher, teacher.recipe.data, [data.train_split], runtime)
     index, world = data.store.rows_in(store), runtime.world
-    missing = (index[torch.unique(data.train.row).cpu()] < 0).sum()
+    missing = int((index[torch.unique(data.train.row).cpu()] < 0).sum())
     if missing:
         raise UserError(
-            f"{store.path}: skips {missing:,} images as damaged that {data.store.path} has"
+            f"{store.path}: skips {missing:,} {plural(missing, 'image', 'images')} as damaged "
+            f"that {data.store.path} has"
         )
     return MappedLoader(store, runtime.device, index[world.rank :: world.size])

@@ -54,6 +54,19 @@ def name_or_path_argument(text: str) -> str:
     return str(path_argument(text)) if text.startswith("~") else text
 
 
+def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
+    """Return the ``type`` of an argument that is a whole number from ``lowest`` to ``highest``."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or not lowest <= int(text) <= highest:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: a whole number from {lowest} to {highest:,}"
+            )
+        return int(text)
+
+    return read
+
+
 def add_root_option(parser: Options) -> None:
     parser.add_argument(
         "--root", type=path_argument, default=Path("resources"), help="folder of the data sets"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.plurals import plural
 
 if TYPE_CHECKING:
     import torch  # imported inside functions, so that `--help` is fast
@@ -99,4 +100,4 @@ def describe(device: torch.device) -> str:
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
     count = torch.get_num_threads()
-    return f"CPU ({platform.machine()}, {count} thread{'s' if count > 1 else ''})"
+    return f"CPU ({platform.machine()}, {count} {plural(count, 'thread', 'threads')})"

@@ -103,10 +103,11 @@ def run_side_by_side(
 def make_slots(count: int, gpus: Sequence[str]) -> list[dict[str, str]]:
     """Return the environment variables of ``count`` commands that run at the same time.
 
-    They share the CPU cores evenly and take turns with ``gpus`` (as in CUDA_VISIBLE_DEVICES); the
-    GPU that they name themselves, if they do, they share.
+    They share the CPU cores evenly, each with no more threads than OMP_NUM_THREADS allows, and take
+    turns with ``gpus`` (as in CUDA_VISIBLE_DEVICES); the GPU that they name themselves, if they do,
+    they share.
     """
-    threads = str(max(1, cores() // count))
+    threads = str(max(1, min(allowed_threads(), cores() // count)))
     sharers = str(-(-count // max(1, len(gpus))))
     slots = []
     for number in range(count):
@@ -117,6 +118,17 @@ def make_slots(count: int, gpus: Sequence[str]) -> list[dict[str, str]]:
             slot["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
         slots.append(slot)
     return slots
+
+
+def is_one_of_several() -> bool:
+    """Return whether this process is a command that runs in a slot of ``make_slots``."""
+    return JOBS_ON_GPU in os.environ
+
+
+def allowed_threads() -> int:
+    """Return the number in OMP_NUM_THREADS (the first of "4,2"), or all cores without one."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) else cores()
 
 
 def cores() -> int:

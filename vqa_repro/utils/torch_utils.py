@@ -1,4 +1,5 @@
-"""PyTorch helpers: modules without memory for their weights, and safe readers of weight files.
+"""PyTorch helpers: modules without memory for their weights, safe readers of weight files, and the
+state of random numbers.
 
 Files may come from anywhere: nothing in them is executed, and no number in them is trusted.
 """
@@ -140,3 +141,17 @@ def _member(tar: tarfile.TarFile, name: str) -> Any:
     if member.size > Path(str(tar.name)).stat().st_size:
         raise tarfile.ReadError(f"{name} is larger than the archive")
     return tar.extractfile(member)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of the random numbers on the CPU and on ``device``."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
