@@ -103,8 +103,16 @@ def local_run(name: str | Path) -> Path:
 
     An address ends in "#sha256=" and the checksum of the file. What is unpacked or downloaded is
     kept in ~/.cache/vqa_repro, under its checksum. Raise UserError for a file that is not a
-    release, and for a checksum mismatch.
+    release, and for a checksum mismatch, also in an unpacked release.
     """
+    folder = _folder_of(name)
+    if is_release(folder):
+        _check_sums(folder, folder, "remove this folder, then copy or unpack the release again")
+    return folder
+
+
+def _folder_of(name: str | Path) -> Path:
+    """Return the folder that ``name`` stands for, unpacked or downloaded if need be."""
     text = re.sub(r"^(https?):/+", r"\1://", str(name))  # pathlib merges the slashes
     if re.match(r"https?://", text):
         match = ADDRESS.fullmatch(text)
@@ -203,14 +211,22 @@ def _extract(archive: Path, folder: Path) -> None:
             assert source is not None
             with (folder / name).open("wb") as file:
                 shutil.copyfileobj(source, file)
-    sums = folder / SUMS
-    if not sums.is_file():
+    if not is_release(folder):
         raise UserError(f"{archive}: not a release of a run: it has no {SUMS}")
-    lines = sums.read_text(encoding="utf-8", errors="replace")
+    _check_sums(folder, archive, "download it again")
+
+
+def is_release(folder: Path) -> bool:
+    return (folder / SUMS).is_file()
+
+
+def _check_sums(folder: Path, release: Path, fix: str) -> None:
+    """Raise UserError, naming ``release``, if ``folder`` differs from its SHA256SUMS."""
+    lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace")
     listed = {name: value for value, name in re.findall(r"(?m)^([0-9a-f]{64})  ([\w.]+)$", lines)}
     if missing := [name for name in REQUIRED if name not in listed]:
-        raise UserError(f"{archive}: not a release of a run: {SUMS} does not list {missing[0]}")
+        raise UserError(f"{release}: not a release of a run: {SUMS} does not list {missing[0]}")
     for name, checksum in listed.items():
         path = folder / name
-        if name not in NAMES or not path.is_file() or sha256_of(path) != checksum:
-            raise UserError(f"{archive}: {name} is missing or damaged; download it again")
+        if not path.is_file() or sha256_of(path) != checksum:
+            raise UserError(f"{release}: {name} is missing or damaged; {fix}")

@@ -95,6 +95,26 @@ def test_a_folder_is_a_release_too(finished: Path, tmp_path: Path, drawn_folder:
         main([str(finished), "--out", str(out)])
 
 
+@pytest.mark.parametrize("where", ["folder", "cache"])
+def test_a_damaged_unpacked_release_is_refused(
+    finished: Path, release: Path, tmp_path: Path, cache: Path, where: str
+) -> None:
+    folder = name = tmp_path / "folder"
+    if where == "folder":
+        assert main([str(finished), "--out", str(folder)]) == 0
+    else:
+        name, folder = release, local_run(release)
+    (folder / "notes.txt").write_text("mine")
+    assert local_run(name) == folder
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(UserError, match=r"model\.safetensors is missing or damaged; remove this"):
+        vqa_repro.load(name, device="cpu")
+
+
 def test_from_an_address_with_its_checksum_and_again_without_the_server(
     served: str, release: Path, cache: Path
 ) -> None:
