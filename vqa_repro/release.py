@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
 import tarfile
 import tempfile
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from vqa_repro import recipe as recipes
+from vqa_repro.data.registry import DATASETS
 from vqa_repro.install import locks
 from vqa_repro.install.download import RemoteFile, download
 from vqa_repro.install.errors import InstallError
 from vqa_repro.install.http_client import SourceFailed, TryAgain, check_url, open_url
 from vqa_repro.install.progress import say
+from vqa_repro.recipe import Data, Recipe
 from vqa_repro.utils.errors import UserError
-from vqa_repro.utils.files import reason, sha256_of, write_atomic
+from vqa_repro.utils.files import read_json, reason, sha256_of, write_atomic
 from vqa_repro.utils.paths import expand
 
 WEIGHTS, CARD, SUMS = "model.safetensors", "README.md", "SHA256SUMS"
@@ -31,12 +36,14 @@ OPTIONAL = ("environment.json", "metrics.json", "image_statistics.json")
 NAMES = {*REQUIRED, *OPTIONAL, CARD, SUMS}
 MAX_BYTES = 2**31  # of a release, unpacked; GitHub accepts no larger file
 STALL_S, LOCK_WAIT_S = 60.0, 1800.0
+BEFORE_NAME = re.compile(r"(?<![^\s(])~?/(?:[^/]*/)*")  # what an absolute path has before its name
 ADDRESS = re.compile(r"https?://\S+#sha256=([0-9a-f]{64})")
 
 
 def pack(run: Path, out: Path, card: str) -> str:
     """Write the finished run in ``run`` as a release; return its sha256, "" for a folder.
 
+    Of the author's paths, it has the last names alone.
     out: a new .tar file, or a new folder. card: the text of the model card. Raise UserError if the
     run is not finished, if float16 cannot hold its weights, or if ``out`` exists.
     """
@@ -46,6 +53,7 @@ def pack(run: Path, out: Path, card: str) -> str:
         raise UserError(f"--out {out}: exists already; name another file or folder")
     names = [name for name in (*REQUIRED, *OPTIONAL) if (run / name).is_file()]
     files = {name: (run / name).read_bytes() for name in names if name != WEIGHTS}
+    files.update(_without_paths(run))
     files[WEIGHTS] = half_precision(run / WEIGHTS)
     files[CARD] = card.encode()
     sums = (f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
@@ -63,6 +71,55 @@ def pack(run: Path, out: Path, card: str) -> str:
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {reason(error, out.parent)}") from None
     return ""
+
+
+def _without_paths(run: Path) -> dict[str, bytes]:
+    """Return the files of the run that name paths, with the last names of these alone."""
+    path = run / "recipe.json"
+    recipe = published(recipes.from_json(recipes.upgrade(read_json(path)), str(path)))
+    contents: dict[str, Any] = {"recipe.json": recipe.to_json()}
+    contents["metrics.json"] = {**read_json(run / "metrics.json"), "data": recipe.data.name}
+    if (path := run / "environment.json").is_file():
+        contents[path.name] = _names_alone(read_json(path))
+    return {
+        name: f"{json.dumps(content, indent=2)}\n".encode() for name, content in contents.items()
+    }
+
+
+def _names_alone(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _names_alone(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_names_alone(item) for item in value]
+    return BEFORE_NAME.sub("", value) if isinstance(value, str) else value
+
+
+def published(recipe: Recipe) -> Recipe:
+    """Return ``recipe`` as a release has it: with the last names of paths alone."""
+    training = replace(
+        recipe.training,
+        init_from=_last_name(recipe.training.init_from),
+        word_vectors=_last_name(recipe.training.word_vectors),
+        teachers=[_last_name(teacher) for teacher in recipe.training.teachers],
+    )
+    return replace(recipe, data=published_data(recipe.data), training=training)
+
+
+def published_data(data: Data) -> Data:
+    """Return ``data`` as a release has it; a path stays one, not the name of another thing."""
+    name, features = _last_name(data.name), _last_name(data.features)
+    if name != data.name and name in DATASETS:
+        name = f"./{name}"
+    if features != data.features:
+        features = f"./{features}"
+    return replace(data, name=name, features=features)
+
+
+def _last_name(path: str) -> str:
+    """Return the last name of ``path``; an address is kept."""
+    if re.match("https?:", path):
+        return path
+    return Path(path).name or path
 
 
 def half_precision(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -17,8 +18,10 @@ from fault_server import FaultServer
 from safetensors.torch import load_file
 
 import vqa_repro
+from vqa_repro import evaluate
 from vqa_repro.export import main
-from vqa_repro.release import NAMES, local_run
+from vqa_repro.recipe import Data
+from vqa_repro.release import NAMES, local_run, published_data
 from vqa_repro.utils.errors import UserError
 
 
@@ -180,6 +183,46 @@ def test_a_damaged_or_hostile_release_is_refused(
         local_run(hostile)
     assert set(tmp_path.iterdir()) - before <= {tmp_path / "cache"}
     assert not list(cache.iterdir())
+
+
+def test_a_release_has_the_names_of_folders_alone(
+    finished: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(finished, run)
+    recipe = json.loads((run / "recipe.json").read_text())
+    assert recipe["data"]["name"] == str(drawn_folder)
+    recipe["training"] |= {"teachers": ["/home/me/t-{fold}"], "init_from": "https://host/a/b.tar"}
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    environment = json.loads((run / "environment.json").read_text())
+    environment["without"] = ["3 images are damaged (see /home/me/my data/a.safetensors)"]
+    environment["python"]["venv"] = "/home/me/.venv"
+    (run / "environment.json").write_text(json.dumps(environment))
+    assert main([str(run), "--out", str(out)]) == 0
+    for file in set(out.iterdir()) - {out / "model.safetensors"}:
+        text = file.read_text()
+        assert str(drawn_folder.parent) not in text and "/home" not in text, file.name
+    released = json.loads((out / "recipe.json").read_text())
+    assert released["data"]["name"] == drawn_folder.name
+    assert released["training"]["teachers"] == ["t-{fold}"]
+    assert released["training"]["init_from"] == "https://host/a/b.tar"
+    assert json.loads((out / "metrics.json").read_text())["data"] == drawn_folder.name
+    assert "(see a.safetensors)" in (out / "environment.json").read_text()
+    assert json.loads((run / "metrics.json").read_text())["data"] == str(drawn_folder)
+    assert evaluate.main([str(out), "--data", str(drawn_folder), "--device", "cpu"]) == 0
+
+
+def test_a_released_folder_does_not_become_a_published_data_set() -> None:
+    data = Data(name="/home/me/daquar", features="/home/me/vgg19")
+    assert published_data(data).name == "./daquar" and published_data(data).features == "./vgg19"
+    same = Data(name="daquar", features="vgg19")
+    assert published_data(same) == same
+
+
+def test_the_card_leaves_the_licence_to_the_author(release: Path) -> None:
+    with tarfile.open(release) as tar:
+        file = tar.extractfile("README.md")
+        assert file is not None and "license:" not in file.read().decode()
 
 
 def test_an_unfinished_run_and_no_run_are_one_line(tmp_path: Path, cache: Path) -> None:
