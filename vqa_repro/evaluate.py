@@ -27,7 +27,7 @@ from vqa_repro.utils.arguments import (
     path_argument,
 )
 from vqa_repro.utils.errors import UserError, main_guard
-from vqa_repro.utils.files import check_writable, write_output
+from vqa_repro.utils.files import check_distinct, check_writable, write_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -184,6 +184,8 @@ def main(arguments: list[str] | None = None) -> int:
     for option, path in (("--out", args.out), ("--per-question", args.per_question)):
         if path:
             check_writable(path, option)
+    if args.out and args.per_question:
+        check_distinct(args.out, args.per_question, "--out and --per-question")
     with explain_out_of_memory():
         scored = _read_results(args) if args.results else _answer(args, folders)
         if scored is not None:

@@ -88,6 +88,10 @@ def test_bad_options_are_found_before_any_question_is_answered(
     for option in ("--out", "--per-question"):
         with pytest.raises(UserError, match=f"{option} {nowhere}: cannot be written"):
             score(run, root, option, nowhere)
+    (tmp_path / "link.json").symlink_to("file.json")
+    same = ["--out", tmp_path / "file.json", "--per-question", tmp_path / "link.json"]
+    with pytest.raises(UserError, match="--out and --per-question name the same file"):
+        score(run, root, *same)
     with pytest.raises(UserError, match="none"):
         score(run, root, "--wups", "--wordnet", nowhere.parent)
     annotations = other / "train_annotations.json"
