@@ -52,14 +52,14 @@ def answer_split(
 ) -> dict[int, str]:
     """Return the runs' answers to the questions of ``split``: question id -> answer.
 
-    Several runs answer together, by their mean probabilities. allowed: (num_answers,) bool, the
-    answers that may be given; None: all. Questions about images that the features skip as damaged
-    are not answered. data: the data set of ``split``, or its folder.
+    Several runs, with the same classes, answer together, by their mean probabilities. allowed:
+    (num_answers,) bool, the answers that may be given; None: all. Questions about images that the
+    features skip as damaged are not answered. data: the data set of ``split``, or
+    its folder.
     """
     from vqa_repro.data.questions import encode
     from vqa_repro.evaluation.ensemble import (
         Member,
-        check_classes,
         ensemble_outputs,
         group_by_features,
         load_ensemble,
@@ -69,7 +69,6 @@ def answer_split(
     from vqa_repro.features.loader import MappedLoader
     from vqa_repro.models.network import load_model
 
-    check_classes(runs)
     vocabulary, device = runs[0].vocabulary, runtime.device
     groups = group_by_features(runs)
     stores = [
@@ -215,11 +214,13 @@ def _answer(
     Return None if the true answers are hidden and the results cannot be scored here.
     """
     from vqa_repro.evaluation import vqa_accuracy
+    from vqa_repro.evaluation.ensemble import check_classes
     from vqa_repro.features.provider import Runtime
     from vqa_repro.run import open_run
     from vqa_repro.utils.device import choose_device
 
     runs = [open_run(folder) for folder in folders]
+    check_classes(runs)
     for run in runs:
         if note := run.note():
             print(note, file=sys.stderr)

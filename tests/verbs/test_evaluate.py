@@ -106,6 +106,22 @@ def test_bad_options_are_found_before_any_question_is_answered(
         score(run, root, *hidden, "--per-question", tmp_path / "each.json")
 
 
+def test_runs_with_other_answers_are_refused_before_a_split_is_asked_for(
+    run: Path, root: Path, tmp_path: Path
+) -> None:
+    fold, recipe = tmp_path / "fold", json.loads((run / "recipe.json").read_text())
+    shutil.copytree(run, fold)
+    recipe["data"]["fold"] = "1/2"
+    (fold / "recipe.json").write_text(json.dumps(recipe))
+    both = [str(run), str(fold), "--root", str(root), "--device", "cpu"]
+    with pytest.raises(UserError, match="name the split: --split val"):
+        evaluate.main(both)
+    vocabulary = (fold / "vocabulary.json").read_text()
+    (fold / "vocabulary.json").write_text(vocabulary.replace('"yes"', '"si"'))
+    with pytest.raises(UserError, match=r"fold: has other words or answers than .*run$"):
+        evaluate.main(both)
+
+
 def test_fields_of_a_question_are_copied_to_its_answer(
     run: Path, drawn_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
