@@ -73,6 +73,8 @@ def _record(line: str, where: str, folder: Path, image: Path | None) -> tuple[Pa
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("question"), str):
         raise UserError(f'{where}: not a JSON object with a "question"')
+    if not record["question"].strip():
+        raise UserError(f"{where}: the question is empty; write one, or remove the line")
     if isinstance(record.get("image"), str):
         return folder / record["image"], record
     if "image" in record or image is None:
@@ -87,7 +89,7 @@ def answer_file(predictor: Predictor, file: Path, image: Path | None) -> None:
     prediction ("answers", such as the true ones) are kept in an object "given".
     """
     encoded, features = None, None
-    for path, record in read_questions(file, image):
+    for path, record in list(read_questions(file, image)):  # all are checked before the first
         if path != encoded:  # questions about the same image in a row share its features
             encoded, features = path, predictor.extract(path)
         assert features is not None

@@ -137,6 +137,21 @@ def test_fields_of_a_question_are_copied_to_its_answer(
     assert all(set(answer) == {"answer", "probability"} for answer in first["answers"])
 
 
+@pytest.mark.parametrize("third", ['{"question": " "}', '{"query": "is it red?"}'])
+def test_a_bad_line_of_a_file_with_questions_is_named_before_any_answer(
+    run: Path,
+    drawn_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    third: str,
+) -> None:
+    file, image = tmp_path / "q.jsonl", drawn_folder / "images" / "1.png"
+    file.write_text('{"question": "is it red?"}\n\n' + third)
+    with pytest.raises(UserError, match=r"q\.jsonl, line 3: "):
+        predict.main([str(run), "--questions", str(file), "--image", str(image)])
+    assert capsys.readouterr().out == ""
+
+
 def test_hidden_answers_make_a_complete_results_file(
     run: Path, root: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
