@@ -142,6 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     import vqa_repro
     from vqa_repro.evaluation.titles import model_title
+    from vqa_repro.release import as_given
 
     predictor = vqa_repro.load(folder, device=args.device, weights=args.weights)
     if note := predictor.run.note():
@@ -158,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         for prediction in predictions:
             print(json.dumps(to_json(prediction)))
         return 0
-    print(f"{model_title(predictor.run.recipe)} ({folder})")
+    print(f"{model_title(predictor.run.recipe)} ({as_given(folder)})")
     for prediction in predictions:
         print(prediction.question)
         for text, probability in prediction.answers:

@@ -17,6 +17,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 from vqa_repro import recipe as recipes
 from vqa_repro.data.registry import DATASETS
@@ -37,7 +38,7 @@ NAMES = {*REQUIRED, *OPTIONAL, CARD, SUMS}
 MAX_BYTES = 2**31  # of a release, unpacked; GitHub accepts no larger file
 STALL_S, LOCK_WAIT_S = 60.0, 1800.0
 BEFORE_NAME = re.compile(r"(?<![^\s(])~?/(?:[^/]*/)*")  # what an absolute path has before its name
-ADDRESS = re.compile(r"https?://\S+#sha256=([0-9a-f]{64})")
+ADDRESS = re.compile(r"(https?://.+)#sha256=([0-9a-f]{64})")
 
 
 def pack(run: Path, out: Path, card: str) -> str:
@@ -170,19 +171,29 @@ def local_run(name: str | Path) -> Path:
 
 def _folder_of(name: str | Path) -> Path:
     """Return the folder that ``name`` stands for, unpacked or downloaded if need be."""
-    text = re.sub(r"^(https?):/+", r"\1://", str(name))  # pathlib merges the slashes
-    if re.match(r"https?://", text):
+    text = as_given(name)
+    if text.startswith("file://"):
+        path = Path(unquote(text.removeprefix("file://").partition("#")[0]))
+        raise UserError(f"{text}: an address of a file; give its path instead: {path}")
+    if text.startswith(("http://", "https://")):
         match = ADDRESS.fullmatch(text)
         if match is None:
             raise UserError(f"{text}: add #sha256=CHECKSUM, the 64 digits that the release states")
         cache = default_cache()
-        if (cache / match[1]).is_dir():
-            return cache / match[1]
-        return _unpacked(_downloaded(text.partition("#")[0], match[1], cache), match[1], cache)
+        url, checksum = match.groups()
+        if (cache / checksum).is_dir():
+            return cache / checksum
+        return _unpacked(_downloaded(url, checksum, cache), checksum, cache)
     path = expand(name)
     if path.is_file():
         return _unpacked(path, sha256_of(path), default_cache())
     return path
+
+
+def as_given(name: str | Path) -> str:
+    """Return ``name`` with the slashes of an address, which pathlib merges; its scheme in small."""
+    text = re.sub(r"(?i)^(https?):/+", lambda match: f"{match[1].lower()}://", str(name))
+    return re.sub(r"(?i)^file:/+", "file:///", text)
 
 
 def default_cache() -> Path:
@@ -201,7 +212,7 @@ def _downloaded(url: str, checksum: str, cache: Path) -> Path:
         with locks.hold(cache / f".{checksum}.lock", LOCK_WAIT_S, say):
             if not (path.is_file() and sha256_of(path) == checksum):
                 file = RemoteFile(path.name, _size_of(url), frozenset({checksum}))
-                download(file, url, path, STALL_S)
+                download(file, check_url(url), path, STALL_S)
     except SourceFailed as failure:
         if failure.wrong_bytes:
             raise UserError(f"{url}: checksum mismatch ({failure})") from None

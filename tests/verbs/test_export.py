@@ -18,7 +18,7 @@ from fault_server import FaultServer
 from safetensors.torch import load_file
 
 import vqa_repro
-from vqa_repro import evaluate
+from vqa_repro import evaluate, predict
 from vqa_repro.export import main
 from vqa_repro.recipe import Data
 from vqa_repro.release import NAMES, local_run, published_data
@@ -129,6 +129,44 @@ def test_from_an_address_with_its_checksum_and_again_without_the_server(
     (cache / f"{address[-64:]}.tar").unlink()  # to save space: the unpacked copy suffices
     assert local_run(gone).parent == cache
     assert not list(cache.glob(".*"))
+
+
+def test_an_address_with_a_space_and_a_scheme_in_capitals(
+    served: str,
+    release: Path,
+    drawn_folder: Path,
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    release.rename(release.with_name("my rel.tar"))
+    checksum = hashlib.sha256(release.with_name("my rel.tar").read_bytes()).hexdigest()
+    address = f"{served.removesuffix('release.tar')}my rel.tar#sha256={checksum}"
+    asked = ["--image", str(drawn_folder / "images" / "1.png"), "--question", "is it red?"]
+    assert predict.main([address.replace("http:", "HTTP:"), *asked]) == 0
+    assert f"({address})\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["http://127.0.0.1:9/a b?c d", "http://a b/c"])
+def test_an_address_with_a_space_in_the_wrong_place(cache: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be downloaded|not a usable"):
+        local_run(f"{name}#sha256={'0' * 64}")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("file:///tmp/my%20rel.tar#sha256=" + "0" * 64, "file:///tmp.* path instead: /tmp/my rel"),
+        ("nope.tar", r"^nope\.tar: .*no such file or folder \(\. contains here\)"),
+        ("runs/nope", r"^runs/nope: .*no such file or folder \(there is no folder runs\)"),
+    ],
+)
+def test_a_release_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").touch()
+    with pytest.raises(UserError, match=line):
+        vqa_repro.load(name, device="cpu")
 
 
 def test_a_download_that_was_cut_off_is_resumed(release: Path, cache: Path) -> None:
