@@ -35,6 +35,7 @@ WEIGHTS, CARD, SUMS = "model.safetensors", "README.md", "SHA256SUMS"
 REQUIRED = ("recipe.json", "vocabulary.json", "features.json", WEIGHTS)
 OPTIONAL = ("environment.json", "metrics.json", "image_statistics.json")
 NAMES = {*REQUIRED, *OPTIONAL, CARD, SUMS}
+OTHER_ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
 MAX_BYTES = 2**31  # of a release, unpacked; GitHub accepts no larger file
 STALL_S, LOCK_WAIT_S = 60.0, 1800.0
 BEFORE_NAME = re.compile(r"(?<![^\s(])~?/(?:[^/]*/)*")  # what an absolute path has before its name
@@ -48,6 +49,9 @@ def pack(run: Path, out: Path, card: str) -> str:
     out: a new .tar file, or a new folder. card: the text of the model card. Raise UserError if the
     run is not finished, if float16 cannot hold its weights, or if ``out`` exists.
     """
+    if out.suffix.lower() in OTHER_ARCHIVES:
+        name = out.stem.removesuffix(".tar")
+        raise UserError(f"--out {out}: a release is a folder or a .tar file; name it {name}.tar")
     if missing := [name for name in (*REQUIRED, "metrics.json") if not (run / name).is_file()]:
         raise UserError(f"{run}: {missing[0]} is missing: not a finished run (train --resume)")
     if out.exists():

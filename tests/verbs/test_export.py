@@ -118,6 +118,13 @@ def test_a_damaged_unpacked_release_is_refused(
         vqa_repro.load(name, device="cpu")
 
 
+@pytest.mark.parametrize("name", ["my.run.zip", "my.run.tar.gz", "my.run.TGZ"])
+def test_the_name_of_another_archive_is_refused(finished: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"name it my\.run\.tar$"):
+        main([str(finished), "--out", str(tmp_path / name)])
+    assert not list(tmp_path.iterdir())
+
+
 def test_from_an_address_with_its_checksum_and_again_without_the_server(
     served: str, release: Path, cache: Path
 ) -> None:
