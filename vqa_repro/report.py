@@ -90,11 +90,17 @@ def make_examples(folder: Path, root: Path, device_name: str, weights: Path | No
     from vqa_repro.evaluation.inference import answers_by_id, predict_all
     from vqa_repro.features.provider import Runtime, open_or_extract
     from vqa_repro.models.network import load_model
+    from vqa_repro.release import as_given, is_release
     from vqa_repro.run import open_run
     from vqa_repro.training.prepare import load_splits, prepare
     from vqa_repro.utils.device import choose_device
 
     run, device = open_run(folder), choose_device(device_name)
+    if is_release(run.folder):
+        raise UserError(
+            f"--examples {as_given(folder)}: a release, to which nothing is added; "
+            "name the run that it was made from"
+        )
     run.check_finished()
     runtime = Runtime(device, root=root, weights=weights)
     splits = load_splits(run.recipe, root)

@@ -211,6 +211,8 @@ def not_a_run(folder: Path) -> str:
     if not folder.exists():
         where = describe_missing(folder)
         return f"{folder}: not a run folder or release: no such file or folder ({where})"
+    if not folder.is_dir():
+        return f"{folder}: a file, not a run folder; if it is a release, unpack it into a folder"
     runs = sorted(path.parent for path in folder.glob("*/recipe.json"))
     hint = f"; name a run in it, such as {runs[0]}" if runs else ""
     return f"{folder}: not a run folder (it has no recipe.json){hint}"

@@ -13,12 +13,12 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from conftest import run_verb
+from conftest import options, run_verb
 from fault_server import FaultServer
 from safetensors.torch import load_file
 
 import vqa_repro
-from vqa_repro import evaluate, predict
+from vqa_repro import evaluate, predict, report, train
 from vqa_repro.export import main
 from vqa_repro.recipe import Data
 from vqa_repro.release import NAMES, local_run, published_data
@@ -123,6 +123,23 @@ def test_the_name_of_another_archive_is_refused(finished: Path, tmp_path: Path, 
     with pytest.raises(UserError, match=r"name it my\.run\.tar$"):
         main([str(finished), "--out", str(tmp_path / name)])
     assert not list(tmp_path.iterdir())
+
+
+def test_what_needs_the_run_itself_refuses_a_release(
+    release: Path, drawn_folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    folder = local_run(release)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in (release, folder):
+        with pytest.raises(UserError, match=f"--examples {name}: a release"):
+            report.main(["--examples", str(name), "--device", "cpu"])
+    with pytest.raises(UserError, match=r"release\.tar: a file, .* unpack it into a folder"):
+        report.main([str(release)])
+    assert report.main([str(folder), "--out", str(tmp_path / "report.html")]) == 0
+    for more in ([], ["--resume"]):
+        with pytest.raises(UserError, match="holds a release, whose training cannot be resumed"):
+            train.main([*options(drawn_folder, folder, 30), *more])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_from_an_address_with_its_checksum_and_again_without_the_server(
