@@ -65,7 +65,7 @@ def pack(run: Path, out: Path, card: str) -> str:
     files[SUMS] = "".join(sums).encode()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if out.suffix == ".tar":
+        if out.suffix.lower() == ".tar":
             return _write_tar(files, out)
         with tempfile.TemporaryDirectory(prefix=".release-", dir=out.parent) as scratch:
             folder = Path(scratch, "release")

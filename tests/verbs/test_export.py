@@ -84,7 +84,7 @@ def test_it_holds_half_the_weights_a_card_and_checksums(
 
 
 def test_the_same_run_gives_the_same_bytes(release: Path, finished: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.tar"
+    other = tmp_path / "other.TAR"
     assert main([str(finished), "--out", str(other)]) == 0
     assert other.read_bytes() == release.read_bytes()
 
