@@ -27,7 +27,7 @@ from vqa_repro.utils.arguments import (
     path_argument,
 )
 from vqa_repro.utils.errors import UserError, main_guard
-from vqa_repro.utils.files import check_writable, write_output
+from vqa_repro.utils.files import check_distinct, check_writable, write_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,14 +52,14 @@ def answer_split(
 ) -> dict[int, str]:
     """Return the runs' answers to the questions of ``split``: question id -> answer.
 
-    Several runs answer together, by their mean probabilities. allowed: (num_answers,) bool, the
-    answers that may be given; None: all. Questions about images that the features skip as damaged
-    are not answered. data: the data set of ``split``, or its folder.
+    Several runs, with the same classes, answer together, by their mean probabilities. allowed:
+    (num_answers,) bool, the answers that may be given; None: all. Questions about images that the
+    features skip as damaged are not answered. data: the data set of ``split``, or
+    its folder.
     """
     from vqa_repro.data.questions import encode
     from vqa_repro.evaluation.ensemble import (
         Member,
-        check_classes,
         ensemble_outputs,
         group_by_features,
         load_ensemble,
@@ -69,7 +69,6 @@ def answer_split(
     from vqa_repro.features.loader import MappedLoader
     from vqa_repro.models.network import load_model
 
-    check_classes(runs)
     vocabulary, device = runs[0].vocabulary, runtime.device
     groups = group_by_features(runs)
     stores = [
@@ -184,6 +183,8 @@ def main(arguments: list[str] | None = None) -> int:
     for option, path in (("--out", args.out), ("--per-question", args.per_question)):
         if path:
             check_writable(path, option)
+    if args.out and args.per_question:
+        check_distinct(args.out, args.per_question, "--out and --per-question")
     with explain_out_of_memory():
         scored = _read_results(args) if args.results else _answer(args, folders)
         if scored is not None:
@@ -213,11 +214,13 @@ def _answer(
     Return None if the true answers are hidden and the results cannot be scored here.
     """
     from vqa_repro.evaluation import vqa_accuracy
+    from vqa_repro.evaluation.ensemble import check_classes
     from vqa_repro.features.provider import Runtime
     from vqa_repro.run import open_run
     from vqa_repro.utils.device import choose_device
 
     runs = [open_run(folder) for folder in folders]
+    check_classes(runs)
     for run in runs:
         if note := run.note():
             print(note, file=sys.stderr)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,8 @@ def _record(line: str, where: str, folder: Path, image: Path | None) -> tuple[Pa
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("question"), str):
         raise UserError(f'{where}: not a JSON object with a "question"')
+    if not record["question"].strip():
+        raise UserError(f"{where}: the question is empty; write one, or remove the line")
     if isinstance(record.get("image"), str):
         return folder / record["image"], record
     if "image" in record or image is None:
@@ -87,7 +89,7 @@ def answer_file(predictor: Predictor, file: Path, image: Path | None) -> None:
     prediction ("answers", such as the true ones) are kept in an object "given".
     """
     encoded, features = None, None
-    for path, record in read_questions(file, image):
+    for path, record in list(read_questions(file, image)):  # all are checked before the first
         if path != encoded:  # questions about the same image in a row share its features
             encoded, features = path, predictor.extract(path)
         assert features is not None
@@ -110,7 +112,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=path_argument, help=argparse.SUPPRESS)
     parser.add_argument("--image", type=path_argument, help="an image file")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--question", help="a question about the image, in English")
+    what.add_argument(
+        "--question",
+        action="append",
+        help="a question about the image, in English; may be repeated",
+    )
     what.add_argument(
         "--questions", type=path_argument, metavar="FILE.jsonl", help="many questions, one per line"
     )
@@ -127,15 +133,16 @@ def main(arguments: list[str] | None = None) -> int:
     folder = args.run_folder or args.run
     if folder is None:
         parser.error("name a run folder")
-    if args.questions and args.attention:
+    if args.attention and (args.questions or len(args.question) > 1):
         parser.error("--attention draws the maps of one --question")
     if args.question is not None:
-        args.question.encode()  # main_guard reports what the locale could not decode
+        "".join(args.question).encode()  # main_guard reports what the locale could not decode
         if args.image is None:
             parser.error("--question needs --image")
 
     import vqa_repro
     from vqa_repro.evaluation.titles import model_title
+    from vqa_repro.release import as_given
 
     predictor = vqa_repro.load(folder, device=args.device, weights=args.weights)
     if note := predictor.run.note():
@@ -143,27 +150,36 @@ def main(arguments: list[str] | None = None) -> int:
     if args.questions:
         answer_file(predictor, args.questions, args.image)
         return 0
-    prediction = predictor.predict(args.image, args.question)
+    features = predictor.extract(args.image)
+    predictions = [predictor.answer(features, question) for question in args.question]
     if args.attention:
-        draw(prediction, args.image, args.attention)
-    if prediction.unknown_words:
-        words = ", ".join(prediction.unknown_words)
-        print(f"note: out-of-vocabulary words: {words}", file=sys.stderr)
-    if prediction.image_distance and prediction.image_distance > 1:
-        print(
-            f"note: the image is unlike the training images ({prediction.image_distance:.1f} times "
-            "as far from their mean as 99% of them): the probabilities say little about it",
-            file=sys.stderr,
-        )
+        draw(predictions[0], args.image, args.attention)
+    print_notes(predictions)
     if args.json:
-        print(json.dumps(to_json(prediction)))
+        for prediction in predictions:
+            print(json.dumps(to_json(prediction)))
         return 0
-    print(f"{model_title(predictor.run.recipe)} ({folder})\n{prediction.question}")
-    for text, probability in prediction.answers:
-        print(f"{probability:7.2%}  {text}")
+    print(f"{model_title(predictor.run.recipe)} ({as_given(folder)})")
+    for prediction in predictions:
+        print(prediction.question)
+        for text, probability in prediction.answers:
+            print(f"{probability:7.2%}  {text}")
     if args.attention:
         print(f"attention: {args.attention}")
     return 0
+
+
+def print_notes(predictions: Sequence[Prediction]) -> None:
+    """Print what makes the answers to questions about one image doubtful."""
+    if unknown := {word: None for p in predictions for word in p.unknown_words}:
+        print(f"note: out-of-vocabulary words: {', '.join(unknown)}", file=sys.stderr)
+    distance = predictions[0].image_distance
+    if distance and distance > 1:
+        print(
+            f"note: the image is unlike the training images ({distance:.1f} times "
+            "as far from their mean as 99% of them): the probabilities say little about it",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

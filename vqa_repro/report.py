@@ -26,7 +26,7 @@ from vqa_repro.utils.arguments import (
     path_argument,
 )
 from vqa_repro.utils.errors import UserError, main_guard
-from vqa_repro.utils.files import write_output
+from vqa_repro.utils.files import check_folder, write_output
 from vqa_repro.utils.messages import LANGUAGES
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 DESCRIPTION = ("recipe.json", "environment.json", "vocabulary.json", "features.json")
+FIGURES = ("png", "svg", "pdf")
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[list[RunSummary], list[str]]:
@@ -89,11 +90,17 @@ def make_examples(folder: Path, root: Path, device_name: str, weights: Path | No
     from vqa_repro.evaluation.inference import answers_by_id, predict_all
     from vqa_repro.features.provider import Runtime, open_or_extract
     from vqa_repro.models.network import load_model
+    from vqa_repro.release import as_given, is_release
     from vqa_repro.run import open_run
     from vqa_repro.training.prepare import load_splits, prepare
     from vqa_repro.utils.device import choose_device
 
     run, device = open_run(folder), choose_device(device_name)
+    if is_release(run.folder):
+        raise UserError(
+            f"--examples {as_given(folder)}: a release, to which nothing is added; "
+            "name the run that it was made from"
+        )
     run.check_finished()
     runtime = Runtime(device, root=root, weights=weights)
     splits = load_splits(run.recipe, root)
@@ -131,7 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="en",
         help="language of the figures, and the page's initial one",
     )
-    for kind in ("png", "svg", "pdf"):
+    for kind in FIGURES:
         what = "a 16:9 summary slide, curves, accuracies and attention"
         add(
             f"--{kind}",
@@ -207,6 +214,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError("--markdown: cannot be combined with --watch or figures")
         print_markdown(args.runs, args.out)
         return 0
+    for kind in FIGURES:
+        if folder := getattr(args, kind):
+            check_folder(folder, f"--{kind}")
     out = args.out or Path("report.html")
     runs, skipped = write(args.runs, out, args.language, args.watch)
     print_skipped(skipped)
@@ -214,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
     while args.watch and not all_finished(runs):
         time.sleep(args.watch)
         runs, _ = write(args.runs, out, args.language, args.watch)
-    for kind in ("png", "svg", "pdf"):
+    for kind in FIGURES:
         if folder := getattr(args, kind):
             from vqa_repro.reporting.slides import write_slides
 

@@ -38,7 +38,7 @@ from vqa_repro.recipe import Recipe
 from vqa_repro.release import local_run
 from vqa_repro.utils.errors import UserError, first_line
 from vqa_repro.utils.files import read_bounded, read_json, write_atomic, write_json
-from vqa_repro.utils.paths import why_not_created
+from vqa_repro.utils.paths import describe_missing, why_not_created
 from vqa_repro.utils.schema import convert
 from vqa_repro.utils.torch_utils import load_torch
 
@@ -207,7 +207,12 @@ def open_run(folder: Path) -> Run:
 
 
 def not_a_run(folder: Path) -> str:
-    """Return the error for a folder that is no run, and name a run in it if there is one."""
+    """Return the error for a path that is no run folder, and name a run in it if there is one."""
+    if not folder.exists():
+        where = describe_missing(folder)
+        return f"{folder}: not a run folder or release: no such file or folder ({where})"
+    if not folder.is_dir():
+        return f"{folder}: a file, not a run folder; if it is a release, unpack it into a folder"
     runs = sorted(path.parent for path in folder.glob("*/recipe.json"))
     hint = f"; name a run in it, such as {runs[0]}" if runs else ""
     return f"{folder}: not a run folder (it has no recipe.json){hint}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from vqa_repro import train
+from vqa_repro import export, train
 from vqa_repro.run import open_run
 from vqa_repro.utils.errors import UserError
 
@@ -89,3 +89,11 @@ def test_what_does_not_fit(drawn_folder: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
         start(drawn_folder, "none", "--set", "training.init_from=no-such-run")
     assert not any(Path(out).exists() for out in ("wide", "bag", "fold", "early", "none"))
+
+
+def test_a_release_is_compared_by_the_name_of_its_data(drawn_folder: Path) -> None:
+    fit(drawn_folder, "first")
+    assert export.main(["first", "--out", "released"]) == 0
+    with pytest.raises(UserError, match="init_from = released: may have trained on fold 1/2"):
+        start(drawn_folder, "fold", "--set", "training.init_from=released", "--folds", "1/2")
+    assert fit(drawn_folder, "student", "--set", 'training.teachers=["released"]').is_dir()

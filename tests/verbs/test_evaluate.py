@@ -88,6 +88,10 @@ def test_bad_options_are_found_before_any_question_is_answered(
     for option in ("--out", "--per-question"):
         with pytest.raises(UserError, match=f"{option} {nowhere}: cannot be written"):
             score(run, root, option, nowhere)
+    (tmp_path / "link.json").symlink_to("file.json")
+    same = ["--out", tmp_path / "file.json", "--per-question", tmp_path / "link.json"]
+    with pytest.raises(UserError, match="--out and --per-question name the same file"):
+        score(run, root, *same)
     with pytest.raises(UserError, match="none"):
         score(run, root, "--wups", "--wordnet", nowhere.parent)
     annotations = other / "train_annotations.json"
@@ -100,6 +104,22 @@ def test_bad_options_are_found_before_any_question_is_answered(
     hidden = ["--data", other, "--split", "test", "--out", tmp_path / "results.json"]
     with pytest.raises(UserError, match="hidden: no --wups, --per-question"):
         score(run, root, *hidden, "--per-question", tmp_path / "each.json")
+
+
+def test_runs_with_other_answers_are_refused_before_a_split_is_asked_for(
+    run: Path, root: Path, tmp_path: Path
+) -> None:
+    fold, recipe = tmp_path / "fold", json.loads((run / "recipe.json").read_text())
+    shutil.copytree(run, fold)
+    recipe["data"]["fold"] = "1/2"
+    (fold / "recipe.json").write_text(json.dumps(recipe))
+    both = [str(run), str(fold), "--root", str(root), "--device", "cpu"]
+    with pytest.raises(UserError, match="name the split: --split val"):
+        evaluate.main(both)
+    vocabulary = (fold / "vocabulary.json").read_text()
+    (fold / "vocabulary.json").write_text(vocabulary.replace('"yes"', '"si"'))
+    with pytest.raises(UserError, match=r"fold: has other words or answers than .*run$"):
+        evaluate.main(both)
 
 
 def test_fields_of_a_question_are_copied_to_its_answer(
@@ -115,6 +135,21 @@ def test_fields_of_a_question_are_copied_to_its_answer(
     assert (first["id"], first["path"], first["image"]) == (7, "a", image)
     assert first["given"] == {"answers": ["dog"]} and "given" not in second
     assert all(set(answer) == {"answer", "probability"} for answer in first["answers"])
+
+
+@pytest.mark.parametrize("third", ['{"question": " "}', '{"query": "is it red?"}'])
+def test_a_bad_line_of_a_file_with_questions_is_named_before_any_answer(
+    run: Path,
+    drawn_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    third: str,
+) -> None:
+    file, image = tmp_path / "q.jsonl", drawn_folder / "images" / "1.png"
+    file.write_text('{"question": "is it red?"}\n\n' + third)
+    with pytest.raises(UserError, match=r"q\.jsonl, line 3: "):
+        predict.main([str(run), "--questions", str(file), "--image", str(image)])
+    assert capsys.readouterr().out == ""
 
 
 def test_hidden_answers_make_a_complete_results_file(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -12,13 +13,15 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from conftest import run_verb
+from conftest import options, run_verb
 from fault_server import FaultServer
 from safetensors.torch import load_file
 
 import vqa_repro
+from vqa_repro import evaluate, predict, report, train
 from vqa_repro.export import main
-from vqa_repro.release import NAMES, local_run
+from vqa_repro.recipe import Data
+from vqa_repro.release import NAMES, local_run, published_data
 from vqa_repro.utils.errors import UserError
 
 
@@ -81,7 +84,7 @@ def test_it_holds_half_the_weights_a_card_and_checksums(
 
 
 def test_the_same_run_gives_the_same_bytes(release: Path, finished: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.tar"
+    other = tmp_path / "other.TAR"
     assert main([str(finished), "--out", str(other)]) == 0
     assert other.read_bytes() == release.read_bytes()
 
@@ -95,6 +98,50 @@ def test_a_folder_is_a_release_too(finished: Path, tmp_path: Path, drawn_folder:
         main([str(finished), "--out", str(out)])
 
 
+@pytest.mark.parametrize("where", ["folder", "cache"])
+def test_a_damaged_unpacked_release_is_refused(
+    finished: Path, release: Path, tmp_path: Path, cache: Path, where: str
+) -> None:
+    folder = name = tmp_path / "folder"
+    if where == "folder":
+        assert main([str(finished), "--out", str(folder)]) == 0
+    else:
+        name, folder = release, local_run(release)
+    (folder / "notes.txt").write_text("mine")
+    assert local_run(name) == folder
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(UserError, match=r"model\.safetensors is missing or damaged; remove this"):
+        vqa_repro.load(name, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["my.run.zip", "my.run.tar.gz", "my.run.TGZ"])
+def test_the_name_of_another_archive_is_refused(finished: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"name it my\.run\.tar$"):
+        main([str(finished), "--out", str(tmp_path / name)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_needs_the_run_itself_refuses_a_release(
+    release: Path, drawn_folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    folder = local_run(release)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in (release, folder):
+        with pytest.raises(UserError, match=f"--examples {name}: a release"):
+            report.main(["--examples", str(name), "--device", "cpu"])
+    with pytest.raises(UserError, match=r"release\.tar: a file, .* unpack it into a folder"):
+        report.main([str(release)])
+    assert report.main([str(folder), "--out", str(tmp_path / "report.html")]) == 0
+    for more in ([], ["--resume"]):
+        with pytest.raises(UserError, match="holds a release, whose training cannot be resumed"):
+            train.main([*options(drawn_folder, folder, 30), *more])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_from_an_address_with_its_checksum_and_again_without_the_server(
     served: str, release: Path, cache: Path
 ) -> None:
@@ -106,6 +153,44 @@ def test_from_an_address_with_its_checksum_and_again_without_the_server(
     (cache / f"{address[-64:]}.tar").unlink()  # to save space: the unpacked copy suffices
     assert local_run(gone).parent == cache
     assert not list(cache.glob(".*"))
+
+
+def test_an_address_with_a_space_and_a_scheme_in_capitals(
+    served: str,
+    release: Path,
+    drawn_folder: Path,
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    release.rename(release.with_name("my rel.tar"))
+    checksum = hashlib.sha256(release.with_name("my rel.tar").read_bytes()).hexdigest()
+    address = f"{served.removesuffix('release.tar')}my rel.tar#sha256={checksum}"
+    asked = ["--image", str(drawn_folder / "images" / "1.png"), "--question", "is it red?"]
+    assert predict.main([address.replace("http:", "HTTP:"), *asked]) == 0
+    assert f"({address})\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["http://127.0.0.1:9/a b?c d", "http://a b/c"])
+def test_an_address_with_a_space_in_the_wrong_place(cache: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be downloaded|not a usable"):
+        local_run(f"{name}#sha256={'0' * 64}")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("file:///tmp/my%20rel.tar#sha256=" + "0" * 64, "file:///tmp.* path instead: /tmp/my rel"),
+        ("nope.tar", r"^nope\.tar: .*no such file or folder \(\. contains here\)"),
+        ("runs/nope", r"^runs/nope: .*no such file or folder \(there is no folder runs\)"),
+    ],
+)
+def test_a_release_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").touch()
+    with pytest.raises(UserError, match=line):
+        vqa_repro.load(name, device="cpu")
 
 
 def test_a_download_that_was_cut_off_is_resumed(release: Path, cache: Path) -> None:
@@ -160,6 +245,46 @@ def test_a_damaged_or_hostile_release_is_refused(
         local_run(hostile)
     assert set(tmp_path.iterdir()) - before <= {tmp_path / "cache"}
     assert not list(cache.iterdir())
+
+
+def test_a_release_has_the_names_of_folders_alone(
+    finished: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(finished, run)
+    recipe = json.loads((run / "recipe.json").read_text())
+    assert recipe["data"]["name"] == str(drawn_folder)
+    recipe["training"] |= {"teachers": ["/home/me/t-{fold}"], "init_from": "https://host/a/b.tar"}
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    environment = json.loads((run / "environment.json").read_text())
+    environment["without"] = ["3 images are damaged (see /home/me/my data/a.safetensors)"]
+    environment["python"]["venv"] = "/home/me/.venv"
+    (run / "environment.json").write_text(json.dumps(environment))
+    assert main([str(run), "--out", str(out)]) == 0
+    for file in set(out.iterdir()) - {out / "model.safetensors"}:
+        text = file.read_text()
+        assert str(drawn_folder.parent) not in text and "/home" not in text, file.name
+    released = json.loads((out / "recipe.json").read_text())
+    assert released["data"]["name"] == drawn_folder.name
+    assert released["training"]["teachers"] == ["t-{fold}"]
+    assert released["training"]["init_from"] == "https://host/a/b.tar"
+    assert json.loads((out / "metrics.json").read_text())["data"] == drawn_folder.name
+    assert "(see a.safetensors)" in (out / "environment.json").read_text()
+    assert json.loads((run / "metrics.json").read_text())["data"] == str(drawn_folder)
+    assert evaluate.main([str(out), "--data", str(drawn_folder), "--device", "cpu"]) == 0
+
+
+def test_a_released_folder_does_not_become_a_published_data_set() -> None:
+    data = Data(name="/home/me/daquar", features="/home/me/vgg19")
+    assert published_data(data).name == "./daquar" and published_data(data).features == "./vgg19"
+    same = Data(name="daquar", features="vgg19")
+    assert published_data(same) == same
+
+
+def test_the_card_leaves_the_licence_to_the_author(release: Path) -> None:
+    with tarfile.open(release) as tar:
+        file = tar.extractfile("README.md")
+        assert file is not None and "license:" not in file.read().decode()
 
 
 def test_an_unfinished_run_and_no_run_are_one_line(tmp_path: Path, cache: Path) -> None:

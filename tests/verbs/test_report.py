@@ -423,6 +423,18 @@ def test_figures_for_slides(tmp_path: Path) -> None:
             assert image.width > 500
 
 
+@pytest.mark.parametrize("kind", ("png", "svg", "pdf"))
+@pytest.mark.parametrize("name", ["a file", "a file/below/it"])
+def test_a_file_in_place_of_the_folder_of_figures_is_found_first(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    run, out = finished(tmp_path, 0, 45.0), tmp_path / "r.html"
+    (tmp_path / "a file").touch()
+    with pytest.raises(UserError, match=f"--{kind} .*{name}: .*ot a directory"):
+        report.main([str(run), f"--{kind}", str(tmp_path / name), "--out", str(out)])
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(("kind", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_figures_for_papers(tmp_path: Path, kind: str, start: bytes) -> None:
     run = finished(tmp_path, 0, 45.0)

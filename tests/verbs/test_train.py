@@ -221,6 +221,24 @@ def test_predict(
         assert image.width > 500
 
 
+def test_predict_answers_each_question_in_order(
+    finished: Path, drawn_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, both = drawn_folder / "images" / "3.png", ("--question", "what color is it?")
+    alone = []
+    for question in ("is it red?", both[1]):
+        assert ask(finished, picture, question, "--json") == 0
+        alone.append(capsys.readouterr().out)
+    assert ask(finished, picture, "is it red?", *both, "--json") == 0
+    assert capsys.readouterr().out == "".join(alone)
+    assert ask(finished, picture, "is it red?", *both) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "is it red?" and both[1] in lines[2:]
+    with pytest.raises(SystemExit, match="2"):
+        ask(finished, picture, "is it red?", *both, "--attention", "look.png")
+    assert "one --question" in capsys.readouterr().err
+
+
 def damaged(finished: Path, tmp_path: Path, name: str, data: bytes | None) -> Path:
     run = tmp_path / "damaged"
     shutil.copytree(finished, run)

@@ -8,6 +8,7 @@ from typing import Any
 
 from vqa_repro.evaluation.baselines import question_only
 from vqa_repro.evaluation.titles import model_title
+from vqa_repro.release import published
 from vqa_repro.run import Run
 
 # What the publishers state about the questions; the images of COCO are under Flickr's terms.
@@ -22,11 +23,10 @@ LICENCES = {
 
 
 def _metadata(run: Run, accuracy: float | None) -> list[str]:
-    """Return the lines that model hubs read."""
+    """Return the lines that model hubs read; the licence of the weights is for the user to add."""
     name = json.dumps(Path(run.recipe.data.name).name)  # of a folder, not the way to it
     lines = [
         "---",
-        "license: mit",
         "library_name: vqa_repro",
         "pipeline_tag: visual-question-answering",
     ]
@@ -93,7 +93,7 @@ def model_card(run: Run, metrics: dict[str, Any]) -> str:
         "## Configuration",
         "",
         "```json",
-        json.dumps(recipe.to_json(), indent=1, ensure_ascii=False),
+        json.dumps(published(recipe).to_json(), indent=1, ensure_ascii=False),
         "```",
         "",
         "## Licences of the data",

@@ -10,6 +10,7 @@ from torch import Tensor
 from vqa_repro.data.vocabulary import Vocabulary
 from vqa_repro.models.network import VQAModel, build, load_model
 from vqa_repro.recipe import Training
+from vqa_repro.release import is_release, published_data
 from vqa_repro.run import Run, open_run
 from vqa_repro.training.word_vectors import check_word_vectors, copy_word_vectors
 from vqa_repro.utils.errors import UserError
@@ -46,6 +47,8 @@ def _copy_run(network: VQAModel, run: Run) -> str:
     path = Path(run.recipe.training.init_from)
     other = open_run(path)
     data, other_data = run.recipe.data, other.recipe.data
+    if is_release(other.folder):
+        data, other_data = published_data(data), published_data(other_data)
     if data.fold and other_data.name == data.name and other_data.fold != data.fold:
         raise UserError(
             f"training.init_from = {path}: may have trained on fold {data.fold} of {data.name}; "

@@ -13,6 +13,7 @@ from vqa_repro.diagnostics.facts import environment
 from vqa_repro.features.provider import Runtime
 from vqa_repro.install import locks
 from vqa_repro.recipe import Recipe, Training
+from vqa_repro.release import is_release
 from vqa_repro.run import Run, create_run, open_run, record_resumed
 from vqa_repro.training.prepare import PreparedData
 from vqa_repro.utils.device import describe, has_bfloat16
@@ -33,6 +34,11 @@ def choose_run(recipe: Recipe, out: Path | None, resume: bool) -> tuple[Path, Ru
                 if run.recipe.options() == recipe.options():
                     return folder, run
         return next(folder for folder in default_folders(recipe) if not folder.exists()), None
+    if is_release(out):
+        raise UserError(
+            f"--out {out}: holds a release, whose training cannot be resumed; name another folder "
+            "(the option training.init_from starts from its weights)"
+        )
     if is_run(out):
         if not resume:
             raise UserError(f"--out {out}: holds a run; --resume continues it, or name another")

@@ -21,6 +21,7 @@ from vqa_repro.evaluation.wups import WordNet
 from vqa_repro.features.loader import FeatureLoader, MappedLoader
 from vqa_repro.features.provider import Runtime
 from vqa_repro.recipe import Data, Recipe
+from vqa_repro.release import is_release, published_data
 from vqa_repro.run import Run, open_run
 from vqa_repro.training.prepare import PreparedData
 from vqa_repro.utils.errors import UserError
@@ -141,7 +142,10 @@ def open_teachers(recipe: Recipe) -> list[Run]:
     teachers = [open_run(Path(t.replace("{fold}", number))) for t in recipe.training.teachers]
     for teacher in teachers:
         teacher.check_finished("training.teachers")
-        if _without_features(teacher.recipe.data) != _without_features(recipe.data):
+        data, its = recipe.data, teacher.recipe.data
+        if is_release(teacher.folder):
+            data, its = published_data(data), published_data(its)
+        if _without_features(its) != _without_features(data):
             raise UserError(
                 f"{teacher.folder}: its [data] is not that of this training, so it saw other "
                 "questions; a teacher must have the same data, folds and validation share"
@@ -159,7 +163,7 @@ def taught_answers(run: Run, data: PreparedData, runtime: Runtime) -> Tensor:
     members = []
     for group in group_by_features(teachers):
         same = group[0].features["made_by"] == run.features["made_by"]
-        loader = data.loader if same else _loader_of(group[0], data, runtime)
+        loader = data.loader if same else _loader_of(group[0], run.recipe.data.name, data, runtime)
         temperature = run.recipe.training.temperature
         members.append(Member(load_ensemble(group, runtime.device, None, temperature), loader))
     fix = "--feature-placement pinned and fewer training.teacher_images take less"
@@ -175,12 +179,13 @@ def _without_features(data: Data) -> Data:
     return replace(data, features="", feature_scale="auto", picture_size=8)
 
 
-def _loader_of(teacher: Run, data: PreparedData, runtime: Runtime) -> FeatureLoader:
-    """Return a loader of the teacher's features, in the rows of ``data.loader``.
+def _loader_of(teacher: Run, name: str, data: PreparedData, runtime: Runtime) -> FeatureLoader:
+    """Return a loader of the teacher's features of the data ``name``, in the rows of ``data``.
 
     Raise UserError if they lack an image to train on.
     """
-    store = open_features_of(teacher, teacher.recipe.data, [data.train_split], runtime)
+    its = replace(teacher.recipe.data, name=name)
+    store = open_features_of(teacher, its, [data.train_split], runtime)
     index, world = data.store.rows_in(store), runtime.world
     missing = int((index[torch.unique(data.train.row).cpu()] < 0).sum())
     if missing:

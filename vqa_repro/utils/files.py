@@ -96,6 +96,25 @@ def check_writable(path: Path, option: str) -> None:
         raise UserError(f"{option} {path}: cannot be written: {why}; name another file") from None
 
 
+def check_folder(folder: Path, option: str) -> None:
+    """Raise UserError if no file can be written into ``folder``, which may not exist yet."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        why = reason(error, nearest)
+        raise UserError(
+            f"{option} {folder}: cannot be written: {nearest}: {why}; name another folder"
+        ) from None
+
+
+def check_distinct(one: Path, other: Path, options: str) -> None:
+    """Raise UserError if writing ``other`` would replace ``one``."""
+    if os.path.realpath(one) == os.path.realpath(other) and not _is_device(one):
+        raise UserError(f"{options} name the same file, {one}; name two files")
+
+
 def _descriptor(path: Path) -> int | None:
     """Return the descriptor, at least 1, that has open what ``path`` leads to; None if none has."""
     try:
