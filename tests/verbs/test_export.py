@@ -108,6 +108,7 @@ def test_a_damaged_unpacked_release_is_refused(
     else:
         name, folder = release, local_run(release)
     (folder / "notes.txt").write_text("mine")
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
     assert local_run(name) == folder
     with (folder / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
