@@ -1,5 +1,6 @@
 """import vqa_repro: using a trained run in Python."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,22 @@ def test_attention_is_over_regions_and_over_the_words_as_read(
     for name, weights in prediction.attention.items():
         assert len(weights) == (5 if name.endswith("/question") else 16)
         assert weights.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_question_mark_that_training_questions_lack_is_not_an_unknown_word(
+    finished_hiecoatt: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_hiecoatt, run)
+    file = run / "vocabulary.json"
+    file.write_text(file.read_text().replace('"?"', '"never"'))
+    model = vqa_repro.load(run, device="cpu")
+    picture = drawn_folder / "images" / "2.png"
+    asked, without = (model.predict(picture, f"what color is it{end}") for end in (" ?", ""))
+    assert asked.answers == without.answers and asked.question == "what color is it ?"
+    assert asked.words == ["what", "color", "is", "it"] and asked.unknown_words == []
+    assert model.predict(picture, "what? is it?").unknown_words == ["?"]
+    assert model.predict(picture, "?").unknown_words == ["?"]
 
 
 def test_an_image_is_encoded_once_for_many_questions(finished: Path, drawn_folder: Path) -> None:

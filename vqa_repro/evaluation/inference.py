@@ -198,12 +198,18 @@ class Predictor:
 
     @explain_out_of_memory()
     def answer(self, row: Tensor, question: str) -> Prediction:
-        """Answer ``question`` about the image whose features are ``row`` (1, ...)."""
+        """Answer ``question`` about the image whose features are ``row`` (1, ...).
+
+        A model whose training questions have no question mark does not see this one's, either.
+        """
         if not question.strip():
             raise UserError("the question is empty; try, for example, 'what is it?'")
         vocabulary = self.run.vocabulary
-        tokens = torch.tensor([vocabulary.encode(question)], device=self.device)
-        words = tokenize(question)[: tokens.shape[1]] or [question.strip()]
+        asked = question
+        if vocabulary.unknown_words("?"):
+            asked = question.rstrip("? ") or question
+        tokens = torch.tensor([vocabulary.encode(asked)], device=self.device)
+        words = tokenize(asked)[: tokens.shape[1]] or [question.strip()]
         lengths = torch.tensor([tokens.shape[1]], device=self.device)
         with torch.inference_mode():
             logits, attention = self.network(row, tokens, lengths)
@@ -213,7 +219,7 @@ class Predictor:
             for c, p in zip(classes.tolist(), values.tolist(), strict=True)
         ]
         maps = {name: weights[0].float().cpu().numpy() for name, weights in attention.items()}
-        unknown = vocabulary.unknown_words(question)
+        unknown = vocabulary.unknown_words(asked)
         return Prediction(question, answers, maps, words, unknown, self.distance(row))
 
     def distance(self, row: Tensor) -> float | None:

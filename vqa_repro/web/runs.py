@@ -15,7 +15,7 @@ from torch import Tensor
 from werkzeug.exceptions import Gone
 
 from vqa_repro.data.images import ImageSource
-from vqa_repro.data.vocabulary import tokenize
+from vqa_repro.data.vocabulary import MAX_QUESTION_LENGTH, tokenize
 from vqa_repro.evaluation.examples import read as read_examples
 from vqa_repro.evaluation.inference import Predictor
 from vqa_repro.evaluation.titles import data_title, model_title
@@ -69,7 +69,7 @@ class Runs:
                 p.answer(row, question) for p, row in zip(self.predictors, features, strict=True)
             ]
         return [
-            {**prediction.to_json(), "unread_words": tokenize(question)[len(prediction.words) :]}
+            {**prediction.to_json(), "unread_words": tokenize(question)[MAX_QUESTION_LENGTH:]}
             for prediction in predictions
         ]
 
