@@ -10,9 +10,10 @@ would have taken. Only the main process prints and writes.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
@@ -215,6 +216,9 @@ def _explain_lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        # Of torchrun, which ends the others after one, before they have reported why.
+        with suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise UserError(
             "another process has ended or cannot be reached; its own message tells "
             f"why ({str(error).splitlines()[0][:100]})"
