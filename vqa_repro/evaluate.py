@@ -54,8 +54,7 @@ def answer_split(
 
     Several runs, with the same classes, answer together, by their mean probabilities. allowed:
     (num_answers,) bool, the answers that may be given; None: all. Questions about images that the
-    features skip as damaged are not answered. data: the data set of ``split``, or
-    its folder.
+    features skip as damaged are not answered. data: the data set of ``split``, or its folder.
     """
     from vqa_repro.data.questions import encode
     from vqa_repro.evaluation.ensemble import (

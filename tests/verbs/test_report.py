@@ -520,6 +520,7 @@ def test_titles_follow_the_model_and_not_the_changed_recipe() -> None:
 def test_a_run_is_the_papers_procedure_only_unchanged() -> None:
     names = ("san-2-lstm-vqa-v2", "hiecoatt-parallel-coco-qa", "easy-vqa", "deeper-lstm-daquar")
     assert [procedure(load_recipe(n, {})) for n in names] == ["paper", "paper", "ours", ""]
+    assert procedure(load_recipe(names[0], {"training.learning_rate": 0.1})) == "ours"
     for change in [
         {"training.learning_rate": 0.1},
         {"training.order": "grouped"},

@@ -312,6 +312,8 @@ def test_weights_of_another_model_are_refused(
         (["--set", "training.teachers=[1]"], "training.teachers[0]: Expected `str`"),
         (["--set", "model.name=3"], "[model] needs a name"),
         (["--set", "model.layer=3"], "san has no option 'layer'"),
+        (["--set", "model.hidden=abc"], "hidden = 'abc': expected a whole number"),
+        (["--set", "model.fidelity=x"], "choose paper or released"),
         (["--set", "model.name=mcan"], "choose san, hiecoatt"),
         (["--set", "model.question=gru"], "choose lstm or cnn"),
         (["--set", "epochs=3"], "section.key"),
@@ -341,28 +343,8 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(
     assert line in str(error.value) and "\n" not in str(error.value)
     assert ".toml" not in str(error.value), "a file of the package is not to blame"
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("option", "line"),
-    [
-        ("model.hiden=5", "san has no option 'hiden'"),
-        ("model.hidden=abc", "hidden = 'abc': expected a whole number"),
-        ("model.name=nope", "choose san, hiecoatt"),
-        ("model.fidelity=x", "choose paper or released"),
-    ],
-)
-def test_a_wrong_model_is_refused_before_features_are_extracted(
-    option: str,
-    line: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    drawn_folder: Path,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=line):
-        train.main([*options(drawn_folder, tmp_path / "run", 1), "--set", option])
-    assert not any(tmp_path.iterdir())
+    if "--out" not in arguments:  # which is tried when there is something to write
+        assert not any(tmp_path.iterdir()), "features can take hours"
 
 
 def test_a_folder_with_other_files_is_not_trained_into(
