@@ -342,9 +342,7 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(
         train.main(given)
     assert line in str(error.value) and "\n" not in str(error.value)
     assert ".toml" not in str(error.value), "a file of the package is not to blame"
-    assert not (tmp_path / "runs").exists()
-    if "--out" not in arguments:  # which is tried when there is something to write
-        assert not any(tmp_path.iterdir()), "features can take hours"
+    assert not any(tmp_path.iterdir()), "features can take hours"
 
 
 def test_a_folder_with_other_files_is_not_trained_into(

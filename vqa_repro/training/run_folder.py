@@ -18,13 +18,17 @@ from vqa_repro.run import Run, create_run, open_run, record_resumed
 from vqa_repro.training.prepare import PreparedData
 from vqa_repro.utils.device import describe, has_bfloat16
 from vqa_repro.utils.errors import UserError
+from vqa_repro.utils.files import check_folder
 
 RUNS = Path("runs")
 LOCK = ".lock"  # in the run folder
 
 
 def choose_run(recipe: Recipe, out: Path | None, resume: bool) -> tuple[Path, Run | None]:
-    """Return the folder to train in, and the run in it that is to be resumed."""
+    """Return the folder to train in, and the run in it that is to be resumed.
+
+    Raise UserError if no run can be resumed or created there.
+    """
     if out is None:
         if resume:
             there = set(os.listdir(RUNS)) if RUNS.is_dir() else set()
@@ -33,7 +37,9 @@ def choose_run(recipe: Recipe, out: Path | None, resume: bool) -> tuple[Path, Ru
                 run = open_run(folder)
                 if run.recipe.options() == recipe.options():
                     return folder, run
-        return next(folder for folder in default_folders(recipe) if not folder.exists()), None
+        folder = next(folder for folder in default_folders(recipe) if not folder.exists())
+        check_folder(folder, "--out")
+        return folder, None
     if is_release(out):
         raise UserError(
             f"--out {out}: holds a release, whose training cannot be resumed; name another folder "
@@ -55,6 +61,7 @@ def choose_run(recipe: Recipe, out: Path | None, resume: bool) -> tuple[Path, Ru
         return out, run
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists already and is not a run; name another folder")
+    check_folder(out, "--out")  # now: features can take hours
     return out, None
 
 
