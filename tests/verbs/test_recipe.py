@@ -69,7 +69,9 @@ def test_the_authors_training_procedure_on_daquar(
     recipe = load_recipe(f"san-{layers}-{question}-{data}-paper", {})
     training = recipe.training
     assert recipe.published == own.published and recipe.data.feature_scale == "none"
-    assert recipe.model == {**own.model, "init": "code", "input_dropout": 0.0}
+    code = {"init": "code", "dropout": 0.5, "input_dropout": 0.0}
+    assert recipe.model == {**own.model, **code}
+    assert (training.regions, training.ema) == (1.0, 0.0), "these are ours"
     assert (training.optimizer, training.momentum, training.epochs) == ("sgd", 0.9, epochs)
     assert (training.schedule, training.keep) == ("constant", "last")
     assert (training.clip, training.clip_per, training.embedding_rate) == (0.1, "tensor", 80)

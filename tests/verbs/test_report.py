@@ -302,14 +302,14 @@ def test_per_type_accuracies_are_next_to_the_published_ones(tmp_path: Path) -> N
 def test_an_unfinished_run_shows_its_progress(tmp_path: Path) -> None:
     fresh = unfinished(tmp_path, 0)
     (fresh / "log.jsonl").unlink()
-    assert "not finished: epoch 0 of 20" in made(fresh) and "Nothing is logged yet" in made(fresh)
+    assert "not finished: epoch 0 of 40" in made(fresh) and "Nothing is logged yet" in made(fresh)
     log(fresh, 0)
     assert made(fresh).count('id="loss-group-0"') == 1, "the first steps are a curve"
     log(fresh, 3)
     with (fresh / "log.jsonl").open("a") as file:
         file.write('{"type": "epoch", "st')  # being written
     html = made(fresh, finished(tmp_path, 0, 45.0))
-    assert "not finished: epoch 3 of 20" in html and "validation accuracy 33.0%" in html
+    assert "not finished: epoch 3 of 40" in html and "validation accuracy 33.0%" in html
     assert "<strong>45.0</strong>" in html and "99.0</strong>" not in html
 
 
@@ -325,7 +325,7 @@ def test_watch_ends_with_the_last_run(tmp_path: Path) -> None:
                 break
             time.sleep(0.1)
         assert '<meta http-equiv="refresh" content="1">' in out.read_text()
-        assert "epoch 2 of 20" in out.read_text()
+        assert "epoch 2 of 40" in out.read_text()
         metrics = {"data": "daquar-reduced", "split": "test", "questions": 290, "overall": 41.5}
         write_json(run / "metrics.json", {**metrics, "seconds": 1.0, "epochs": 20})
         watcher.communicate(timeout=LIMIT)
@@ -538,10 +538,10 @@ def test_a_run_is_the_papers_procedure_only_unchanged() -> None:
 
 def test_runs_of_equal_name_are_distinguished_by_their_options(tmp_path: Path) -> None:
     one = RunSummary.load(finished(tmp_path, 0, 45.0))
-    recipe = load_recipe("san-2-lstm-daquar-reduced-regions", {})
+    recipe = load_recipe("san-2-lstm-daquar-reduced", {"training.regions": 0.5})
     other = replace(one, run=replace(one.run, recipe=recipe))
     first, second = comparison.group_runs([one, other])
-    assert first.title != second.title and "training.regions=0.25" in second.title
+    assert first.title != second.title and "training.regions=0.5" in second.title
     html = page.page([one, other], "en", None)
     assert "Differences in configuration" in html and ">training.regions</th>" in html
 
