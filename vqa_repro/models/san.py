@@ -38,8 +38,8 @@ class SAN(nn.Module):
     authors' code, where they are off.
     input_dropout: of word vectors and of region vectors before W_I, with one mask for all
     questions about an image in a batch; neither in the paper nor in the code.
-    init: initial values; "own", "code" (``init_as_code``) or "auto": code if released and for CNN
-    questions, whose convolutions by PyTorch's values start near the bound of their tanh; else own.
+    init: initial values; "own", "code" (``init_as_code``) or "auto": code if released or with
+    CNN questions, whose maximum over time by PyTorch's values starts near tanh's bound; else own.
     """
 
     def __init__(
