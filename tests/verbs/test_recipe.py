@@ -69,6 +69,7 @@ def test_the_authors_training_procedure_on_daquar(
     recipe = load_recipe(f"san-{layers}-{question}-{data}-paper", {})
     training = recipe.training
     assert recipe.published == own.published and recipe.data.feature_scale == "none"
+    assert own.model.get("init", "auto") == {"lstm": "auto", "cnn": "code"}[question]
     code = {"init": "code", "dropout": 0.5, "input_dropout": 0.0}
     assert recipe.model == {**own.model, **code}
     assert (training.regions, training.ema) == (1.0, 0.0), "these are ours"

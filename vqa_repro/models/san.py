@@ -38,8 +38,7 @@ class SAN(nn.Module):
     authors' code, where they are off.
     input_dropout: of word vectors and of region vectors before W_I, with one mask for all
     questions about an image in a batch; neither in the paper nor in the code.
-    init: initial values; "own", "code" (``init_as_code``) or "auto": code if released or with
-    CNN questions, whose maximum over time by PyTorch's values starts near tanh's bound; else own.
+    init: initial values; "own", "code" (``init_as_code``) or "auto": code if released, else own.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class SAN(nn.Module):
         if word_dropout and input_dropout:
             raise ValueError("input_dropout drops word vectors already: set word_dropout = 0")
         self.released = released = fidelity == "released"
-        code_init = init == "code" or (init == "auto" and (released or question == "cnn"))
+        code_init = init == "code" or (init == "auto" and released)
         d = hidden if question == "lstm" else sum(filters)
         words, p = (vocab_size, embedding), word_dropout or input_dropout
         if question == "cnn":

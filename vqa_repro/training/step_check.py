@@ -46,9 +46,6 @@ class Case:
         self.training = replace(recipe.training, answers="label", regions=1.0)
         self._options = dict(recipe.model)
         self._model = MODELS[self._options.pop("name")]
-        if "init" in inspect.signature(self._model).parameters:
-            # From the code's small values, gradients of the attention are mostly rounding.
-            self._options["init"] = "own"
         if small:
             self._options |= {name: narrow(value) for name, value in self._sizes().items()}
 
